@@ -1,0 +1,110 @@
+"""The nouns: split trees, lookup tables, and the op that holds both. Read this file first.
+
+`y = amm(x, op)` is three steps over them, each with a file of its own:
+
+    x [..., D] --encode--> codes [..., C] u8 --aggregate--> sums [..., M] i32 --rescale--> y [..., M]
+
+D = features, C = codebooks, M = outputs. All three are frozen dataclasses registered as pytrees: arrays are
+leaves (a changed array does not retrace), the other fields are static metadata (a changed one does).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import jax
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int32, UInt8
+
+LEVELS = 4
+"""Depth of a split tree."""
+NODES = 2**LEVELS - 1
+"""Inner nodes of a split tree: one threshold each."""
+LEAVES = 2**LEVELS
+"""Codes of a codebook, and entries of a lookup table."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SplitTrees:
+    """One balanced tree of depth 4 per codebook (Blalock & Guttag 2021, section 4.1).
+
+    Attributes:
+      indices: the feature compared at each level, in `[0, num_features)`.
+      thresholds: one per inner node, in heap order: node `j` of level `l` stands at `2**l - 1 + j`.
+      num_features: D of the rows that the trees were learned from; None: not checked.
+    """
+
+    indices: Int32[Array, "codebooks 4"]
+    thresholds: Float[Array, "codebooks 15"]
+    num_features: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+    @property
+    def num_codebooks(self) -> int:
+        return self.indices.shape[-2]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LookupTables:
+    """8-bit tables: `y[m] = scale[m] * sum_c values[m, c, code_c] + offset[m]`.
+
+    Attributes:
+      values: for each output and codebook, the 16 entries that a code chooses from.
+      scale: the width of one step of `values`, per output.
+      offset: what is added to every row, per output: bias, mean and the tables' minima.
+    """
+
+    values: UInt8[Array, "outputs codebooks 16"]
+    scale: Float[Array, " outputs"]
+    offset: Float[Array, " outputs"]
+
+    @property
+    def num_outputs(self) -> int:
+        return self.values.shape[-3]
+
+    @property
+    def num_codebooks(self) -> int:
+        return self.values.shape[-2]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MaddnessOp:
+    """Everything that `amm` needs besides `x`: approximates `x @ w + b`.
+
+    Attributes:
+      trees: hash a row of D features to C codes.
+      tables: turn C codes into M outputs.
+      weights: the exact `w`, kept only where gradients with respect to `x` are wanted (`fit(..., keep_weights=True)`).
+    """
+
+    trees: SplitTrees
+    tables: LookupTables
+    weights: Float[Array, "features outputs"] | None = None
+
+    @property
+    def num_features(self) -> int | None:
+        return self.trees.num_features
+
+    @property
+    def num_outputs(self) -> int:
+        return self.tables.num_outputs
+
+    @property
+    def num_codebooks(self) -> int:
+        return self.tables.num_codebooks
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes of all arrays."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
+
+    def __repr__(self) -> str:
+        kept = ", weights kept" if self.weights is not None else ""
+        return (
+            f"MaddnessOp({self.num_features} -> {self.num_outputs}, {self.num_codebooks} codebooks, "
+            f"{self.nbytes} bytes{kept})"
+        )

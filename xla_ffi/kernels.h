@@ -1,0 +1,25 @@
+// What a tier provides. A tier is one instruction-set variant of all kernels, in a file of its own.
+#ifndef JAX_MADDNESS_KERNELS_H_
+#define JAX_MADDNESS_KERNELS_H_
+
+#include "layout.h"
+
+namespace jax_maddness {
+
+// Kernels are pure functions of their arguments: no allocation, no exception, no global state. `scratch` is 64-byte
+// aligned, not shared between threads, and at least scratch_bytes(features, codebooks) long. Zero rows, outputs and
+// features are allowed wherever the arrays are consistent; codebooks >= 1.
+struct Tier {
+  const char* name;  // of the instruction set, as JAX_MADDNESS_TIER spells it
+  bool (*supported)();
+
+  size_t (*scratch_bytes)(int64_t features, int64_t codebooks);
+  void (*encode)(const Rows& x, const Trees& trees, uint8_t* codes, void* scratch) noexcept;
+  void (*aggregate)(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t* sums, int64_t stride,
+                    void* scratch) noexcept;
+  void (*amm)(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* scratch) noexcept;
+};
+
+}  // namespace jax_maddness
+
+#endif  // JAX_MADDNESS_KERNELS_H_

@@ -1,0 +1,64 @@
+// Every array that a kernel sees: shape, order, type, range. Read this file first.
+//
+//   name        shape                      type           range, order
+//   x           [rows][features]           f32|bf16|f16   row-major, dense
+//   indices     [codebooks][4]             i32            the feature compared at level l; 0 <= index < features
+//   thresholds  [codebooks][15]            f32            heap order: node j of level l stands at 2^l - 1 + j
+//   codes       [rows][codebooks]          u8             0..15
+//   tables      [outputs][codebooks][16]   u8             the 16 entries of a codebook are contiguous, and so are
+//                                                         the codebooks of an output: 64 bytes are four codebooks
+//   sums        [rows][outputs]            i32            sums[n][m] = sum over c of tables[m][c][codes[n][c]]
+//   scale       [outputs]                  f32
+//   offset      [outputs]                  f32
+//   y           [rows][outputs]            as x           y[n][m] = scale[m] * sums[n][m] + offset[m], in f32
+//
+// A row walks each codebook's tree from node 0 (Blalock & Guttag 2021, Algorithm 1): at level l it goes right when
+// x[indices[l]] > threshold of the node it stands on, as IEEE-754 f32 compares: ties and NaN go left, -0 equals +0, and
+// denormals count (XLA runs its threads with denormals flushed, so a kernel that compares must clear DAZ and FTZ).
+//
+// The handler (handlers.cc) has checked every size and index before a kernel runs. Pointers may be unaligned beyond
+// their element type; nothing past the last element may be read or written.
+#ifndef JAX_MADDNESS_LAYOUT_H_
+#define JAX_MADDNESS_LAYOUT_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace jax_maddness {
+
+constexpr int64_t kLevels = 4;   // of a split tree
+constexpr int64_t kNodes = 15;   // inner nodes of a tree
+constexpr int64_t kLeaves = 16;  // codes of a codebook
+
+enum class FloatType : uint8_t { kF32, kBF16, kF16 };
+
+struct Rows {
+  const void* data;
+  FloatType type;
+  int64_t count;
+  int64_t features;  // also the distance between rows, in elements
+};
+
+struct Trees {
+  const int32_t* indices;
+  const float* thresholds;
+  int64_t codebooks;
+};
+
+struct Tables {
+  const uint8_t* values;
+  const float* scale;   // null for `aggregate`, which does not rescale
+  const float* offset;  // null for `aggregate`
+  int64_t outputs;
+  int64_t codebooks;
+};
+
+struct Output {
+  void* data;
+  FloatType type;
+  int64_t stride;  // distance between rows, in elements: >= outputs, so that a task may own some of the columns
+};
+
+}  // namespace jax_maddness
+
+#endif  // JAX_MADDNESS_LAYOUT_H_
