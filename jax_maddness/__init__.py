@@ -1,0 +1,30 @@
+"""Matrix products on CPUs that cost less by not multiplying: MADDNESS for JAX.
+
+    op = jax_maddness.fit(x_train, w, bias=b, num_codebooks=32)   # learn
+    y = jax.jit(jax_maddness.amm)(x, op)                          # y approximates x @ w + b
+"""
+
+from jax_maddness.core.aggregate import aggregate
+from jax_maddness.core.amm import amm
+from jax_maddness.core.encode import encode
+from jax_maddness.core.ffi import active_tier, supported_tiers
+from jax_maddness.core.serialize import load, save
+from jax_maddness.core.types import LookupTables, MaddnessOp, SplitTrees
+from jax_maddness.learn.fit import FitConfig, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FitConfig",
+    "LookupTables",
+    "MaddnessOp",
+    "SplitTrees",
+    "active_tier",
+    "aggregate",
+    "amm",
+    "encode",
+    "fit",
+    "load",
+    "save",
+    "supported_tiers",
+]

@@ -103,8 +103,11 @@ class MaddnessOp:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
 
     def __repr__(self) -> str:
+        if not hasattr(self.tables, "values") or getattr(self.tables.values, "ndim", 0) < 3:
+            return f"MaddnessOp(trees={self.trees!r}, tables={self.tables!r}, weights={self.weights!r})"
+        stacked = "".join(f"{n} x " for n in self.tables.values.shape[:-3])
         kept = ", weights kept" if self.weights is not None else ""
         return (
-            f"MaddnessOp({self.num_features} -> {self.num_outputs}, {self.num_codebooks} codebooks, "
-            f"{self.nbytes} bytes{kept})"
+            f"MaddnessOp({stacked}{self.num_features or '?'} -> {self.num_outputs}, "
+            f"{self.num_codebooks} codebooks, {self.nbytes:,} bytes{kept})"
         )

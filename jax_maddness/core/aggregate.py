@@ -1,0 +1,52 @@
+"""codes, tables -> sums: look up and add."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+
+from jax_maddness.core import checks
+from jax_maddness.core.stack import Stacked
+from jax_maddness.core.types import LEAVES, LookupTables
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Int32, UInt8
+
+
+def aggregate(codes: UInt8[Array, "... codebooks"], tables: LookupTables) -> Int32[Array, "... outputs"]:
+    """Sums the table entries that the codes select: `sums[..., m] = sum_c values[m, c, codes[..., c]]`.
+
+    The sums are exact 32-bit integers, never averages (Blalock & Guttag 2021, section 4.4, averages instead). Only
+    the low four bits of a code count.
+
+    Args:
+      codes: one code per codebook, as `encode` returns them; any leading dimensions.
+      tables: the entries; `scale` and `offset` play no part here.
+
+    Raises:
+      TypeError: `codes` is not uint8.
+      ValueError: `codes` and `tables` differ in the number of codebooks.
+
+    Example:
+      >>> values = jnp.arange(32, dtype=jnp.uint8).reshape(1, 2, 16)  # one output, two codebooks
+      >>> tables = LookupTables(values, scale=jnp.ones(1), offset=jnp.zeros(1))
+      >>> aggregate(jnp.array([[3, 0], [0, 15]], jnp.uint8), tables).tolist()
+      [[19], [31]]
+    """
+    codes = checks.codes(codes, tables)
+    return _aggregate(codes[None], tables.values[None])[0]
+
+
+def definition(
+    codes: UInt8[Array, "ops ... codebooks"], values: UInt8[Array, "ops outputs codebooks 16"]
+) -> Int32[Array, "ops ... outputs"]:
+    """`aggregate` for a batch of ops, in pure JAX: the answer that every tier must give.
+
+    One-hot codes times tables, as an integer product: a matrix unit's natural work, and it partitions like any dot.
+    """
+    one_hot = ((codes[..., None] & (LEAVES - 1)) == jnp.arange(LEAVES, dtype=jnp.uint8)).astype(jnp.uint8)
+    return jnp.einsum("b...ck,bmck->b...m", one_hot, values, preferred_element_type=jnp.int32)
+
+
+_aggregate = Stacked(definition, "jax_maddness_aggregate", "b {rows} c, b m c k -> b {rows} m")

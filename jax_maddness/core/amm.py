@@ -1,0 +1,108 @@
+"""amm(x, op): encode, aggregate, rescale; and what is differentiated."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from jax_maddness.core import aggregate, checks, encode
+from jax_maddness.core.stack import Stacked
+from jax_maddness.core.types import MaddnessOp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int32, UInt8
+
+
+def amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... outputs"]:
+    """Approximates `x @ w + b` by look-ups: `scale * aggregate(encode(x)) + offset`.
+
+    Codes and sums are the same on every backend and tier; the last step is computed in float32 and rounded to the
+    dtype of `x`. Composes with jit, vmap (over `x`, `op` or both), grad, scan, checkpoint, sharding and export.
+
+    What is differentiated: codes are piecewise constant in `x`, so the true derivative is zero. The derivative with
+    respect to `x` and `op.weights` is that of the exact product `x @ op.weights` instead (straight-through), which
+    needs `fit(..., keep_weights=True)`. With respect to `op.tables.scale` and `op.tables.offset` it is the true one;
+    with respect to the thresholds it is zero. Forward and reverse mode both work.
+
+    Args:
+      x: rows of float32, bfloat16 or float16; any leading dimensions, also none, also empty ones.
+      op: what `fit` learned.
+
+    Returns:
+      An array of the same dtype as `x`.
+
+    Raises:
+      TypeError: `x` is of another dtype.
+      ValueError: `x` does not have the features that `op` was learned from, or its derivative is asked for and
+        `op` does not keep `w`.
+    """
+    x = checks.rows(x, op.trees)
+    checks.op(op)
+    return _amm(x, op)
+
+
+@jax.custom_jvp
+def _amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... outputs"]:
+    trees, tables = op.trees, op.tables
+    arrays = (
+        x,
+        trees.indices.astype(jnp.int32),
+        trees.thresholds.astype(jnp.float32),
+        tables.values,
+        tables.scale.astype(jnp.float32),
+        tables.offset.astype(jnp.float32),
+    )
+    return _stacked(*(a[None] for a in arrays))[0]
+
+
+def _jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (x, op), (dx, dop) = primals, tangents
+    y = _amm(x, op)
+    terms = []
+    if not (_is_zero(dx) and _is_zero(dop.weights)):
+        if op.weights is None:
+            raise ValueError(
+                "The derivative of `amm` with respect to `x` is that of the exact product, and `op` does not keep "
+                "`w`. Call `fit(..., keep_weights=True)`, or `jax.lax.stop_gradient(x)` if it is not wanted."
+            )
+        terms += [_dot(dx, op.weights), _dot(x, dop.weights)]
+    if not _is_zero(dop.tables.scale):
+        terms.append(aggregate.aggregate(encode.encode(x, op.trees), op.tables) * dop.tables.scale)
+    if not _is_zero(dop.tables.offset):
+        terms.append(jnp.broadcast_to(dop.tables.offset, y.shape))
+    dy = sum((t for t in terms if t is not None), jnp.zeros((), jnp.float32))
+    return y, jnp.broadcast_to(dy, y.shape).astype(y.dtype)
+
+
+_amm.defjvp(_jvp, symbolic_zeros=True)
+
+
+def _is_zero(tangent: object) -> bool:
+    return tangent is None or isinstance(tangent, SymbolicZero)
+
+
+def _dot(x, w):
+    """`x @ w` in float32, or None where either is a zero tangent."""
+    return None if _is_zero(x) or _is_zero(w) else jnp.matmul(x, w, preferred_element_type=jnp.float32)
+
+
+def definition(
+    x: Float[Array, "ops ... features"],
+    indices: Int32[Array, "ops codebooks 4"],
+    thresholds: Float[Array, "ops codebooks 15"],
+    values: UInt8[Array, "ops outputs codebooks 16"],
+    scale: Float[Array, "ops outputs"],
+    offset: Float[Array, "ops outputs"],
+) -> Float[Array, "ops ... outputs"]:
+    """`amm` for a batch of ops, in pure JAX: the answer that every tier must give, up to the last f32 rounding."""
+    sums = aggregate.definition(encode.definition(x, indices, thresholds), values)
+    lead = (slice(None), *[None] * (x.ndim - 2))
+    return (scale[lead] * sums.astype(jnp.float32) + offset[lead]).astype(x.dtype)
+
+
+_stacked = Stacked(
+    definition, "jax_maddness_amm", "b {rows} d, b c l, b c t, b m c k, b m, b m -> b {rows} m"
+)

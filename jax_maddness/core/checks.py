@@ -1,0 +1,99 @@
+"""What `encode`, `aggregate` and `amm` accept, and what they say about the rest, while tracing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from jax_maddness.core.types import LEAVES, LEVELS, NODES, LookupTables, MaddnessOp, SplitTrees
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+ROW_DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+
+
+def rows(x: Array, split_trees: SplitTrees) -> Array:
+    """`x` as an array whose last dimension is the features of `split_trees`."""
+    x = _as_array(x, "x")
+    if x.dtype not in ROW_DTYPES:
+        raise TypeError(f"`x` is {x.dtype}; expected float32, bfloat16 or float16. Cast it: `x.astype(jnp.float32)`.")
+    trees(split_trees)
+    if x.ndim < 1 or x.shape[-1] < 1:
+        raise ValueError(f"`x` has shape {x.shape}; expected [..., features] with at least one feature.")
+    if split_trees.num_features is not None and x.shape[-1] != split_trees.num_features:
+        raise ValueError(
+            f"`x` has {x.shape[-1]} features, but `op` was learned from data with {split_trees.num_features}. "
+            "Pass the same features in the same order, or call `fit` again."
+        )
+    return x
+
+
+def codes(array: Array, tables: LookupTables) -> Array:
+    """`array` as codes for `tables`."""
+    array = _as_array(array, "codes")
+    if array.dtype != jnp.uint8:
+        raise TypeError(f"`codes` is {array.dtype}; expected uint8, as `encode` returns them.")
+    _tables(tables)
+    if array.ndim < 1 or array.shape[-1] != tables.num_codebooks:
+        raise ValueError(
+            f"`codes` has shape {array.shape}; expected [..., {tables.num_codebooks}], one code for each of the "
+            "codebooks of `tables`. Encode with the trees that were learned together with these tables."
+        )
+    return array
+
+
+def trees(split_trees: SplitTrees) -> None:
+    """Raises unless the arrays of `split_trees` agree with each other."""
+    _kind(split_trees, SplitTrees, "trees")
+    codebooks = split_trees.num_codebooks
+    _shape("trees.indices", split_trees.indices, (codebooks, LEVELS), jnp.integer)
+    _shape("trees.thresholds", split_trees.thresholds, (codebooks, NODES), jnp.floating)
+    if codebooks < 1:
+        raise ValueError("`trees` has no codebook; expected at least one.")
+
+
+def op(maddness_op: MaddnessOp) -> None:
+    """Raises unless the arrays of `maddness_op` agree with each other."""
+    _kind(maddness_op, MaddnessOp, "op")
+    _tables(maddness_op.tables)
+    if maddness_op.trees.num_codebooks != maddness_op.tables.num_codebooks:
+        raise ValueError(
+            f"`op.trees` has {maddness_op.trees.num_codebooks} codebooks, `op.tables` has "
+            f"{maddness_op.tables.num_codebooks}. Build an op from trees and tables that were learned together. "
+            "For an op whose arrays are stacked, use `jax.vmap` over it."
+        )
+    weights = maddness_op.weights
+    if weights is not None:
+        features = maddness_op.num_features or weights.shape[-2]
+        _shape("op.weights", weights, (features, maddness_op.num_outputs), jnp.floating)
+
+
+def _tables(tables: LookupTables) -> None:
+    _kind(tables, LookupTables, "tables")
+    outputs, codebooks = tables.values.shape[-3:-1] if tables.values.ndim >= 3 else (0, 0)
+    _shape("tables.values", tables.values, (outputs, codebooks, LEAVES), jnp.uint8)
+    _shape("tables.scale", tables.scale, (outputs,), jnp.floating)
+    _shape("tables.offset", tables.offset, (outputs,), jnp.floating)
+
+
+def _as_array(x: Array, name: str) -> Array:
+    if not hasattr(x, "dtype") or not hasattr(x, "shape"):
+        raise TypeError(f"`{name}` is {type(x).__name__}; expected an array. Use `jnp.asarray({name})`.")
+    return jnp.asarray(x)
+
+
+def _kind(value: object, expected: type, name: str) -> None:
+    if not isinstance(value, expected):
+        hint = " `amm` takes the rows first: amm(x, op)." if hasattr(value, "dtype") else ""
+        raise TypeError(f"`{name}` is {type(value).__name__}; expected {expected.__name__}, as `fit` returns it.{hint}")
+
+
+def _shape(name: str, array: jax.Array, shape: tuple[int, ...], dtype: type) -> None:
+    if array.shape != shape or not jnp.issubdtype(array.dtype, dtype):
+        raise ValueError(
+            f"`{name}` is {array.dtype}{list(array.shape)}; expected {jnp.dtype(dtype).name if dtype is jnp.uint8 else dtype.__name__}"
+            f"{list(shape)}. If the op is stacked, use `jax.vmap` over it."
+        )

@@ -1,0 +1,181 @@
+"""save / load: an op as one stable, versioned file.
+
+The file is a zip archive of plain members, stored without compression, as NumPy's `.npz` is:
+
+    header.json                    format, version, static fields, for each array dtype, shape and SHA-256, and the
+                                   SHA-256 of the header itself (as JSON with sorted keys, without that entry)
+    trees.indices.npy, ...         each array in NumPy's `.npy` format
+
+Why: every language has a zip and a JSON reader, `numpy.load(path)` opens the arrays without this package, and
+nothing in it can execute (no pickle). bfloat16, which `.npy` does not know, is stored as its bits in uint16 with the
+true dtype in the header. The digests find damage; they are no signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pathlib
+import zipfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_maddness.core import checks
+from jax_maddness.core.types import LookupTables, MaddnessOp, SplitTrees
+
+FORMAT = "jax_maddness.op"
+VERSION = 1
+_HEADER = "header.json"
+_FIELDS = ("trees.indices", "trees.thresholds", "tables.values", "tables.scale", "tables.offset", "weights")
+_DTYPES = ("uint8", "int32", "float32", "float16", "bfloat16")
+_MAX_HEADER_BYTES = 1 << 20
+
+
+def save(path: str | os.PathLike[str], op: MaddnessOp) -> None:
+    """Writes `op` to the file `path`, whole or not at all: an existing file is replaced only by a complete one.
+
+    Raises:
+      TypeError, ValueError: `op` is not a single, consistent op (a stacked one is not; save its elements).
+    """
+    checks.trees(getattr(op, "trees", None))
+    checks.op(op)
+    arrays = {name: np.asarray(jax.device_get(a)) for name in _FIELDS if (a := _get(op, name)) is not None}
+    for name, array in arrays.items():
+        if array.dtype.name not in _DTYPES:
+            raise TypeError(f"`op.{name}` is {array.dtype}; a file holds {', '.join(_DTYPES)}. Cast it first.")
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "num_features": op.num_features,
+        "arrays": {name: _describe(array) for name, array in arrays.items()},
+    }
+    header["sha256"] = _digest_header(header)
+    path = pathlib.Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+            _write(archive, _HEADER, json.dumps(header, indent=1).encode())
+            for name, array in arrays.items():
+                _write(archive, f"{name}.npy", _npy(array))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str]) -> MaddnessOp:
+    """Reads an op that `save` wrote.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is truncated, damaged, not an op, or of a newer version; the message says which.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _read(archive)
+    except FileNotFoundError:
+        raise
+    except (zipfile.BadZipFile, EOFError, KeyError, TypeError, OSError, ValueError, NotImplementedError, RuntimeError,
+            OverflowError, RecursionError) as error:
+        raise ValueError(f"{os.fspath(path)!r} cannot be loaded as an op: {error}") from error
+
+
+def _read(archive: zipfile.ZipFile) -> MaddnessOp:
+    header = _header(archive)
+    described = header.get("arrays")
+    if not isinstance(described, dict) or not set(_FIELDS) - {"weights"} <= set(described) <= set(_FIELDS):
+        raise ValueError(f"it lists the arrays {described!r:.200}; expected {', '.join(_FIELDS)}.")
+    members = {_HEADER, *(f"{name}.npy" for name in described)}
+    if sorted(archive.namelist()) != sorted(members):
+        raise ValueError(f"it has the members {archive.namelist()!r:.200}; expected {sorted(members)}.")
+    arrays = {name: _array(archive, name, described[name]) for name in described}
+    num_features = header.get("num_features")
+    if num_features is not None and (type(num_features) is not int or num_features < 1):
+        raise ValueError(f"num_features is {num_features!r}; expected a positive integer or null.")
+    return _assemble(arrays, num_features)
+
+
+def _assemble(arrays: dict[str, np.ndarray], num_features: int | None) -> MaddnessOp:
+    """The op, if its arrays agree with each other."""
+    indices = arrays["trees.indices"]
+    limit = num_features or np.iinfo(np.int32).max
+    if indices.size and not (indices.dtype == np.int32 and 0 <= indices.min() and indices.max() < limit):
+        raise ValueError(f"a split index lies outside [0, {limit}).")
+    data = {name: jnp.asarray(array) for name, array in arrays.items()}
+    op = MaddnessOp(
+        SplitTrees(data["trees.indices"], data["trees.thresholds"], num_features),
+        LookupTables(data["tables.values"], data["tables.scale"], data["tables.offset"]),
+        data.get("weights"),
+    )
+    checks.trees(op.trees)
+    checks.op(op)
+    return op
+
+
+def _header(archive: zipfile.ZipFile) -> dict[str, Any]:
+    if archive.getinfo(_HEADER).file_size > _MAX_HEADER_BYTES:
+        raise ValueError(f"its {_HEADER} is larger than {_MAX_HEADER_BYTES} bytes.")
+    header = json.loads(archive.read(_HEADER))
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ValueError(f"its {_HEADER} does not say {FORMAT!r}.")
+    version = header.get("version")
+    if type(version) is not int or version < 1:
+        raise ValueError(f"its version is {version!r}; expected a positive integer.")
+    if version > VERSION:
+        raise ValueError(f"it has format version {version}, this jax_maddness reads up to {VERSION}. Upgrade it.")
+    if header.get("sha256") != _digest_header(header):
+        raise ValueError(f"its {_HEADER} does not have the digest that it states: it was changed.")
+    return header
+
+
+def _digest_header(header: dict[str, Any]) -> str:
+    rest = {key: value for key, value in header.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _array(archive: zipfile.ZipFile, name: str, described: dict[str, Any]) -> np.ndarray:
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{info.filename} is compressed; expected it stored.")
+    stored = np.lib.format.read_array(io.BytesIO(archive.read(info)), allow_pickle=False)
+    if described.get("dtype") not in _DTYPES:
+        raise ValueError(f"{name} has dtype {described.get('dtype')!r}; expected one of {', '.join(_DTYPES)}.")
+    dtype = jnp.dtype(described["dtype"])
+    if stored.dtype != _stored_dtype(dtype):
+        raise ValueError(f"{name} is stored as {stored.dtype}; expected {_stored_dtype(dtype)} for {dtype}.")
+    array = stored.view(dtype)
+    if _describe(array) != described:
+        raise ValueError(f"{name} does not have the shape and digest that its header states: it was changed.")
+    return array
+
+
+def _describe(array: np.ndarray) -> dict[str, Any]:
+    digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "sha256": digest}
+
+
+def _stored_dtype(dtype: np.dtype) -> np.dtype:
+    return np.dtype(np.uint16) if dtype == jnp.bfloat16 else dtype
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    np.lib.format.write_array(buffer, array.view(_stored_dtype(array.dtype)), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _write(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    """A member with a fixed date, so that equal ops make equal files."""
+    archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
+
+
+def _get(op: MaddnessOp, name: str) -> Any:
+    value: Any = op
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value

@@ -1,0 +1,85 @@
+"""How one definition runs everywhere: the transformations around an FFI call, outermost first.
+
+    custom_vmap > custom_partitioning > platform_dependent(cpu=FFI call, default=definition)
+
+- custom_vmap: a batch of rows is folded into the rows, a batch of ops into the ops; tables are never expanded.
+- custom_partitioning: rows and outputs may be sharded, everything else is replicated; no collective is needed.
+- platform_dependent: the C++ kernels on CPU, the pure JAX definition on TPU, GPU and in their exports.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jax_maddness.core import ffi
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+
+class Stacked:
+    """`definition` with the FFI target `target` behind it on CPU.
+
+    The first argument has rows, `[ops, ..., last]`; the others have the shapes that `rule` names. `rule` is an
+    einsum-like string with `{rows}` for the row dimensions; a factor of the result is what may be sharded.
+    """
+
+    def __init__(self, definition: Callable[..., Array], target: str, rule: str):
+        self._definition = definition
+        self._target = target
+        self._rule = rule
+        self._vmapped = custom_vmap(self._dispatch)
+        self._vmapped.def_vmap(self._batch)
+
+    def __call__(self, *args: Array) -> Array:
+        return self._vmapped(*args)
+
+    def _batch(self, axis_size: int, in_batched: list[bool], rows: Array, *rest: Array) -> tuple[Array, bool]:
+        rows_batched, *rest_batched = in_batched
+        if not any(rest_batched):
+            return jnp.moveaxis(self(jnp.moveaxis(rows, 0, 1), *rest), 1, 0), True
+        args = [
+            a if batched else jnp.broadcast_to(a, (axis_size, *a.shape))
+            for a, batched in zip((rows, *rest), (rows_batched, *rest_batched), strict=True)
+        ]
+        num_ops = rows.shape[int(rows_batched)]
+        result = self(*(a.reshape(axis_size * num_ops, *a.shape[2:]) for a in args))
+        return result.reshape(axis_size, num_ops, *result.shape[1:]), True
+
+    def _dispatch(self, *args: Array) -> Array:
+        if not ffi.enabled():
+            return self._definition(*args)
+        return self._partitioned(args[0].ndim - 2)(*args)
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019 -- instances live as long as the module
+    def _partitioned(self, num_row_dims: int) -> Callable[..., Array]:
+        rule = self._rule.format(rows=" ".join(f"r{i}" for i in range(num_row_dims)))
+        call = custom_partitioning(self._on_platform)
+        call.def_partition(partition=functools.partial(self._partition, rule), sharding_rule=rule)
+        return call
+
+    def _on_platform(self, *args: Array) -> Array:
+        return lax.platform_dependent(*args, cpu=self._ffi_call, default=self._definition)
+
+    def _ffi_call(self, *args: Array) -> Array:
+        return ffi.call(self._target, jax.eval_shape(self._definition, *args), *args)
+
+    def _partition(self, rule: str, mesh, arg_shapes, result_shape):
+        """Shards of the result need no other shard: keep the result's factors, replicate all others."""
+        operands, result = rule.split("->")
+        factors = result.split()
+        spec = tuple(result_shape.sharding.spec)
+        axes = dict(zip(factors, spec + (None,) * (len(factors) - len(spec)), strict=True))
+        arg_specs = [[axes.get(f) for f in operand.split()] for operand in operands.split(",")]
+        arg_shardings = tuple(NamedSharding(mesh, PartitionSpec(*s)) for s in arg_specs)
+        result_sharding = NamedSharding(mesh, PartitionSpec(*(axes[f] for f in factors)))
+        return mesh, self._on_platform, result_sharding, arg_shardings

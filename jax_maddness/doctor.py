@@ -1,0 +1,98 @@
+"""Says whether this installation is well: versions, tiers, FFI version check, threads, a self-test."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jax_maddness
+from jax_maddness import testing
+from jax_maddness.core import aggregate, amm, encode, ffi
+from jax_maddness.core.types import LookupTables, MaddnessOp, SplitTrees
+
+
+def report() -> tuple[list[tuple[str, str]], list[str]]:
+    """What there is, as pairs of a topic and a finding; and what is wrong with it, empty where all is well."""
+    facts = [
+        ("jax_maddness", jax_maddness.__version__),
+        ("jax, jaxlib", f"{jax.__version__}, {jax.lib.__version__}"),
+        ("python, numpy", f"{platform.python_version()}, {np.__version__}"),
+        ("machine", f"{platform.machine()}, {_cpu_name()}, {_threads()} threads"),
+        ("devices", ", ".join(str(d) for d in jax.devices())),
+        ("backend", f"{ffi.backend()} (JAX_MADDNESS_BACKEND)"),
+    ]
+    built, running = ffi.api_versions()
+    facts.append(("XLA FFI", f"extension built for {_dotted(built)}, running jaxlib has {_dotted(running)}"))
+    if (why := ffi.why_unavailable()) is not None:
+        return facts, [f"the kernels cannot be used, everything runs in pure JAX: {why}"]
+    facts.append(("tiers", f"built {', '.join(ffi.tiers())}; this CPU runs {', '.join(ffi.supported_tiers())}"))
+    try:
+        facts.append(("active tier", str(ffi.active_tier())))
+    except ValueError as error:
+        return facts, [str(error)]
+    wrong = list(_self_test())
+    facts.append(("self-test", "failed" if wrong else "every tier agrees with pure JAX"))
+    return facts, wrong
+
+
+def main() -> int:
+    """Prints the report; returns the exit status: 0 where all is well."""
+    facts, wrong = report()
+    for topic, finding in facts:
+        print(f"{topic:>14}  {finding}")
+    print("All is well." if not wrong else "Not well: " + "; ".join(wrong))
+    return 1 if wrong else 0
+
+
+def _self_test() -> Iterator[str]:
+    """Complaints about tiers that disagree with the definitions."""
+    op, x = _example()
+    trees = (op.trees.indices[None], op.trees.thresholds[None])
+    tables = (op.tables.values[None], op.tables.scale[None], op.tables.offset[None])
+    codes = encode.definition(x[None], *trees)[0]
+    sums = aggregate.definition(codes[None], tables[0])[0]
+    y = amm.definition(x[None], *trees, *tables)[0]
+    for tier in ffi.supported_tiers():
+        with testing.force_tier(tier):
+            if not np.array_equal(encode.encode(x, op.trees), codes):
+                yield f"tier {tier}: codes differ from pure JAX"
+            if not np.array_equal(aggregate.aggregate(codes, op.tables), sums):
+                yield f"tier {tier}: sums differ from pure JAX"
+            if not np.allclose(amm.amm(x, op), y, rtol=1e-5, atol=1e-3):
+                yield f"tier {tier}: outputs differ from pure JAX"
+
+
+def _example() -> tuple[MaddnessOp, jax.Array]:
+    """An op and rows of awkward sizes, with ties, NaN, infinities and denormals among the features."""
+    rows, features, outputs, codebooks = 77, 37, 19, 5
+    rng = np.random.default_rng(0)
+    special = np.array([0.0, -0.0, 1.0, np.nan, np.inf, -np.inf, 1e-40, -1e-40], np.float32)
+    x = rng.standard_normal((rows, features), np.float32)
+    x = np.where(rng.random(x.shape) < 0.3, rng.choice(special, x.shape), x)
+    thresholds = rng.choice(np.array([0.0, 1.0, -1e-40, 0.3], np.float32), (codebooks, 15))
+    indices = rng.integers(0, features, (codebooks, 4), np.int32)
+    values = rng.integers(0, 256, (outputs, codebooks, 16), np.uint8)
+    trees = SplitTrees(jnp.asarray(indices), jnp.asarray(thresholds), features)
+    tables = LookupTables(jnp.asarray(values), jnp.full(outputs, 0.5), jnp.arange(outputs, dtype=jnp.float32))
+    return MaddnessOp(trees, tables), jnp.asarray(x)
+
+
+def _dotted(version: tuple[int, int] | None) -> str:
+    return "none" if version is None else ".".join(map(str, version))
+
+
+def _threads() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown CPU"
