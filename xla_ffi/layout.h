@@ -4,13 +4,16 @@
 //   x           [rows][features]           f32|bf16|f16   row-major, dense
 //   indices     [codebooks][4]             i32            the feature compared at level l; 0 <= index < features
 //   thresholds  [codebooks][15]            f32            heap order: node j of level l stands at 2^l - 1 + j
-//   codes       [rows][codebooks]          u8             0..15
+//   codes       [rows][codebooks]          u8             0..15; kernels that read codes look at the low 4 bits only
 //   tables      [outputs][codebooks][16]   u8             the 16 entries of a codebook are contiguous, and so are
 //                                                         the codebooks of an output: 64 bytes are four codebooks
 //   sums        [rows][outputs]            i32            sums[n][m] = sum over c of tables[m][c][codes[n][c]]
 //   scale       [outputs]                  f32
 //   offset      [outputs]                  f32
-//   y           [rows][outputs]            as x           y[n][m] = scale[m] * sums[n][m] + offset[m], in f32
+//   y           [rows][outputs]            as x           y[n][m] = fma(scale[m], f32(sums[n][m]), offset[m])
+//
+// The last line is one fused multiply-add in f32: what XLA makes of the expression on a CPU that has one. f32(sum)
+// rounds to nearest even, and so does the step from f32 to bf16 or f16. Rows of bf16 and f16 are widened exactly.
 //
 // A row walks each codebook's tree from node 0 (Blalock & Guttag 2021, Algorithm 1): at level l it goes right when
 // x[indices[l]] > threshold of the node it stands on, as IEEE-754 f32 compares: ties and NaN go left, -0 equals +0, and

@@ -1,0 +1,278 @@
+#include "handlers.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <exception>
+#include <new>
+
+#include "dispatch.h"
+#include "parallel.h"
+#include "validate.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace jax_maddness {
+namespace {
+
+// How a call is split. A task is a range of one op's rows, and of its outputs where rows are few. Rows split between
+// blocks of 64, outputs between cache lines of y: no kernel gains from less, and no two tasks write the same line.
+constexpr int64_t kBlockRows = 64;
+constexpr int64_t kBlockOutputs = 64;
+constexpr int64_t kTasksPerWorker = 4;       // so that a slow core does not hold up the rest
+constexpr double kCyclesPerWorker = 50'000;  // below about 20 us a helper does not pay for waking it
+constexpr double kCyclesPerEncoding = 4;
+constexpr double kLookupsPerCycle = 24;
+constexpr double kCyclesPerOutput = 0.5;
+
+struct Problem {
+  int64_t ops, rows, codebooks, outputs;  // `outputs` is 0 for encode
+  bool encodes;
+
+  double cycles() const {
+    const double n = static_cast<double>(ops) * static_cast<double>(rows);
+    const auto c = static_cast<double>(codebooks), m = static_cast<double>(outputs);
+    return n * (c * (encodes ? kCyclesPerEncoding : 1) + m * (c / kLookupsPerCycle + kCyclesPerOutput));
+  }
+};
+
+struct Range {
+  int64_t begin, count;
+};
+
+struct Task {
+  int64_t op;
+  Range rows, outputs;
+};
+
+int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+// Part `i` of `parts` of [0, size), in whole blocks, the sizes of any two parts being at most one block apart.
+Range part(int64_t i, int64_t parts, int64_t size, int64_t block) {
+  const int64_t blocks = divide_up(size, block), each = blocks / parts, more = blocks % parts;
+  const auto edge = [&](int64_t j) { return std::min(size, (j * each + std::min(j, more)) * block); };
+  return {edge(i), edge(i + 1) - edge(i)};
+}
+
+struct Split {
+  int64_t workers = 1, row_parts = 1, output_parts = 1;
+
+  Split(const Problem& problem, const ffi::ThreadPool& pool) {
+    const double useful = problem.cycles() / kCyclesPerWorker;
+    if (useful < 2) return;
+    workers = static_cast<int64_t>(std::min(useful, static_cast<double>(std::max<int64_t>(1, pool.num_threads()))));
+    if (workers == 1) return;
+    const int64_t wanted = divide_up(workers * kTasksPerWorker, problem.ops);
+    row_parts = std::clamp<int64_t>(wanted, 1, divide_up(problem.rows, kBlockRows));
+    // Every part of the outputs encodes the rows again: a part has to be worth it.
+    if (row_parts * problem.ops >= 2 * workers) return;
+    output_parts = std::clamp<int64_t>(divide_up(2 * workers, row_parts * problem.ops), 1,
+                                       std::max<int64_t>(1, divide_up(problem.outputs, kBlockOutputs)));
+  }
+
+  Task task(int64_t i, const Problem& problem) const {
+    const int64_t op = i / (row_parts * output_parts), rest = i % (row_parts * output_parts);
+    return {op, part(rest / output_parts, row_parts, problem.rows, kBlockRows),
+            part(rest % output_parts, output_parts, problem.outputs, kBlockOutputs)};
+  }
+};
+
+// One per calling thread, kept between calls: XLA has no scratch memory on CPU. The caller owns that of its helpers
+// too, so that nothing can fail in a pool's thread.
+class Scratch {
+ public:
+  ~Scratch() { std::free(data_); }
+
+  char* at_least(size_t bytes) {
+    if (bytes <= bytes_) return data_;
+    std::free(data_);
+    bytes_ = 0;
+    data_ = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+    if (data_ == nullptr) throw std::bad_alloc();
+    bytes_ = bytes;
+    return data_;
+  }
+
+ private:
+  char* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+template <typename Kernel>
+void split_and_run(const Tier& tier, const Problem& problem, int64_t features, ffi::ThreadPool& pool,
+                   const Kernel& kernel) {
+  if (problem.ops == 0 || problem.rows == 0) return;
+  const Split split(problem, pool);
+  const size_t bytes = (tier.scratch_bytes(features, problem.codebooks) + 63) / 64 * 64;
+  thread_local Scratch scratch;
+  char* const memory = scratch.at_least(bytes * static_cast<size_t>(split.workers));
+  parallel_for(pool, problem.ops * split.row_parts * split.output_parts, split.workers,
+               [&](int64_t i, int64_t worker) noexcept {
+                 kernel(split.task(i, problem), memory + bytes * static_cast<size_t>(worker));
+               });
+}
+
+// Turns what a handler throws into an error of XLA's: nothing may leave a handler.
+template <typename Body>
+ffi::Error guarded(const Body& body) {
+  try {
+    std::string error;
+    const Tier* tier = active_tier(&error);
+    if (tier == nullptr) return ffi::Error::InvalidArgument(error);
+    body(*tier);
+    return ffi::Error::Success();
+  } catch (const InvalidArgument& e) {
+    return ffi::Error::InvalidArgument(std::string("jax_maddness: ") + e.what());
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jax_maddness: out of memory for scratch.");
+  } catch (const std::exception& e) {
+    return ffi::Error::Internal(std::string("jax_maddness: ") + e.what());
+  }
+}
+
+template <typename T>
+T* data(const Named& array) {
+  return static_cast<T*>(array.buffer.untyped_data());
+}
+
+int64_t width(FloatType type) { return type == FloatType::kF32 ? 4 : 2; }
+
+// Everything about x and its trees; `codebooks` is what it finds.
+void check_trees(const Named& x, const Named& indices, const Named& thresholds, Problem* problem) {
+  problem->rows = count_rows(x);
+  problem->ops = x.dim(0);
+  check_type(indices, ffi::DataType::S32, "int32");
+  check_type(thresholds, ffi::DataType::F32, "float32");
+  if (indices.rank() != 3) throw InvalidArgument(describe(indices) + " must have three dimensions.");
+  problem->codebooks = indices.dim(1);
+  check_shape(indices, {problem->ops, problem->codebooks, kLevels});
+  check_shape(thresholds, {problem->ops, problem->codebooks, kNodes});
+  if (problem->codebooks < 1) throw InvalidArgument(describe(indices) + " must have at least one codebook.");
+  if (x.last() < 1) throw InvalidArgument(describe(x) + " must have at least one feature.");
+  check_indices(indices, x.last());
+}
+
+void check_values(const Named& values, Problem* problem) {
+  check_type(values, ffi::DataType::U8, "uint8");
+  if (values.rank() != 4) throw InvalidArgument(describe(values) + " must have four dimensions.");
+  problem->outputs = values.dim(1);
+  check_shape(values, {problem->ops, problem->outputs, problem->codebooks, kLeaves});
+}
+
+Rows rows_of(const Named& x, FloatType type, const Problem& problem, const Task& task) {
+  const int64_t features = x.last();
+  const int64_t first = (task.op * problem.rows + task.rows.begin) * features;
+  return {data<const char>(x) + first * width(type), type, task.rows.count, features};
+}
+
+Trees trees_of(const Named& indices, const Named& thresholds, const Problem& problem, const Task& task) {
+  const int64_t first = task.op * problem.codebooks;
+  return {data<const int32_t>(indices) + first * kLevels, data<const float>(thresholds) + first * kNodes,
+          problem.codebooks};
+}
+
+Tables tables_of(const Named& values, const Problem& problem, const Task& task) {
+  const int64_t first = task.op * problem.outputs + task.outputs.begin;
+  return {data<const uint8_t>(values) + first * problem.codebooks * kLeaves, nullptr, nullptr, task.outputs.count,
+          problem.codebooks};
+}
+
+ffi::Error encode(ffi::ThreadPool pool, ffi::AnyBuffer x_, ffi::AnyBuffer indices_, ffi::AnyBuffer thresholds_,
+                  ffi::Result<ffi::AnyBuffer> codes_) {
+  return guarded([&](const Tier& tier) {
+    const Named x{"x", x_}, indices{"indices", indices_}, thresholds{"thresholds", thresholds_},
+        codes{"codes", *codes_};
+    Problem problem{0, 0, 0, 0, true};
+    const FloatType type = check_float_type(x);
+    check_trees(x, indices, thresholds, &problem);
+    check_type(codes, ffi::DataType::U8, "uint8");
+    check_rows(codes, x, problem.codebooks);
+    split_and_run(tier, problem, x.last(), pool, [&](const Task& task, void* scratch) noexcept {
+      const int64_t first = (task.op * problem.rows + task.rows.begin) * problem.codebooks;
+      tier.encode(rows_of(x, type, problem, task), trees_of(indices, thresholds, problem, task),
+                  data<uint8_t>(codes) + first, scratch);
+    });
+  });
+}
+
+ffi::Error aggregate(ffi::ThreadPool pool, ffi::AnyBuffer codes_, ffi::AnyBuffer values_,
+                     ffi::Result<ffi::AnyBuffer> sums_) {
+  return guarded([&](const Tier& tier) {
+    const Named codes{"codes", codes_}, values{"values", values_}, sums{"sums", *sums_};
+    check_type(codes, ffi::DataType::U8, "uint8");
+    Problem problem{0, count_rows(codes), codes.last(), 0, false};
+    problem.ops = codes.dim(0);
+    if (problem.codebooks < 1) throw InvalidArgument(describe(codes) + " must have at least one codebook.");
+    check_values(values, &problem);
+    check_type(sums, ffi::DataType::S32, "int32");
+    check_rows(sums, codes, problem.outputs);
+    if (problem.outputs == 0) return;
+    split_and_run(tier, problem, 0, pool, [&](const Task& task, void* scratch) noexcept {
+      const int64_t first = task.op * problem.rows + task.rows.begin;
+      tier.aggregate(data<const uint8_t>(codes) + first * problem.codebooks, task.rows.count,
+                     tables_of(values, problem, task),
+                     data<int32_t>(sums) + first * problem.outputs + task.outputs.begin, problem.outputs, scratch);
+    });
+  });
+}
+
+ffi::Error amm(ffi::ThreadPool pool, ffi::AnyBuffer x_, ffi::AnyBuffer indices_, ffi::AnyBuffer thresholds_,
+               ffi::AnyBuffer values_, ffi::AnyBuffer scale_, ffi::AnyBuffer offset_, ffi::Result<ffi::AnyBuffer> y_) {
+  return guarded([&](const Tier& tier) {
+    const Named x{"x", x_}, indices{"indices", indices_}, thresholds{"thresholds", thresholds_};
+    const Named values{"values", values_}, scale{"scale", scale_}, offset{"offset", offset_}, y{"y", *y_};
+    Problem problem{0, 0, 0, 0, true};
+    const FloatType type = check_float_type(x);
+    check_trees(x, indices, thresholds, &problem);
+    check_values(values, &problem);
+    for (const Named& vector : {scale, offset}) {
+      check_type(vector, ffi::DataType::F32, "float32");
+      check_shape(vector, {problem.ops, problem.outputs});
+    }
+    if (y.buffer.element_type() != x.buffer.element_type()) throw InvalidArgument("y must have the type of x.");
+    check_rows(y, x, problem.outputs);
+    if (problem.outputs == 0) return;
+    split_and_run(tier, problem, x.last(), pool, [&](const Task& task, void* scratch) noexcept {
+      Tables tables = tables_of(values, problem, task);
+      tables.scale = data<const float>(scale) + task.op * problem.outputs + task.outputs.begin;
+      tables.offset = data<const float>(offset) + task.op * problem.outputs + task.outputs.begin;
+      const int64_t first = (task.op * problem.rows + task.rows.begin) * problem.outputs + task.outputs.begin;
+      const Output out{data<char>(y) + first * width(type), type, problem.outputs};
+      tier.amm(rows_of(x, type, problem, task), trees_of(indices, thresholds, problem, task), tables, out, scratch);
+    });
+  });
+}
+
+using ffi::AnyBuffer;
+
+XLA_FFI_DEFINE_HANDLER(bound_encode, encode,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                           .Arg<AnyBuffer>()    // x
+                           .Arg<AnyBuffer>()    // indices
+                           .Arg<AnyBuffer>()    // thresholds
+                           .Ret<AnyBuffer>());  // codes
+
+XLA_FFI_DEFINE_HANDLER(bound_aggregate, aggregate,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                           .Arg<AnyBuffer>()    // codes
+                           .Arg<AnyBuffer>()    // values
+                           .Ret<AnyBuffer>());  // sums
+
+XLA_FFI_DEFINE_HANDLER(bound_amm, amm,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                           .Arg<AnyBuffer>()    // x
+                           .Arg<AnyBuffer>()    // indices
+                           .Arg<AnyBuffer>()    // thresholds
+                           .Arg<AnyBuffer>()    // values
+                           .Arg<AnyBuffer>()    // scale
+                           .Arg<AnyBuffer>()    // offset
+                           .Ret<AnyBuffer>());  // y
+
+}  // namespace
+
+XLA_FFI_Error* encode_handler(XLA_FFI_CallFrame* frame) { return bound_encode(frame); }
+XLA_FFI_Error* aggregate_handler(XLA_FFI_CallFrame* frame) { return bound_aggregate(frame); }
+XLA_FFI_Error* amm_handler(XLA_FFI_CallFrame* frame) { return bound_amm(frame); }
+
+}  // namespace jax_maddness

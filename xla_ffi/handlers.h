@@ -1,0 +1,23 @@
+// The XLA FFI handlers; module.cc hands them to Python under these names.
+//
+//   jax_maddness_encode     x [B, ..., D], indices i32 [B, C, 4], thresholds f32 [B, C, 15] -> codes u8 [B, ..., C]
+//   jax_maddness_aggregate  codes u8 [B, ..., C], values u8 [B, M, C, 16]                   -> sums i32 [B, ..., M]
+//   jax_maddness_amm        x, indices, thresholds, values, scale f32 [B, M], offset f32 [B, M]
+//                                                                                           -> y [B, ..., M] as x
+//
+// x is f32, bf16 or f16. B counts ops, each with rows of its own: usually 1. The dimensions between are rows.
+// Any number of them may be zero, except D and C.
+#ifndef JAX_MADDNESS_HANDLERS_H_
+#define JAX_MADDNESS_HANDLERS_H_
+
+#include "xla/ffi/api/c_api.h"
+
+namespace jax_maddness {
+
+XLA_FFI_Error* encode_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* aggregate_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* amm_handler(XLA_FFI_CallFrame* frame);
+
+}  // namespace jax_maddness
+
+#endif  // JAX_MADDNESS_HANDLERS_H_
