@@ -21,24 +21,16 @@ from jax import export
 from jax_maddness.core import ffi
 
 
-@contextlib.contextmanager
-def force_backend(backend: str) -> Iterator[None]:
+def force_backend(backend: str) -> contextlib.AbstractContextManager:
     """Runs `jax` (the pure JAX definition), `ffi` (the kernels, or an error) or `auto` inside the context.
 
-    The choice is made while tracing, so JAX's caches are cleared on entry and exit: everything compiles again.
-    Not for concurrent threads: the choice holds for the whole process.
+    The choice is made while tracing, and is part of the key of `jax.jit`'s cache: a function that was compiled
+    outside is traced again, and both versions stay. It holds for the calling thread.
 
     Raises:
       ValueError: `backend` is none of the three.
     """
-    before = ffi.forced_backend()
-    ffi.force_backend(backend)
-    jax.clear_caches()
-    try:
-        yield
-    finally:
-        ffi.force_backend(before)
-        jax.clear_caches()
+    return ffi.force_backend(backend)
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ def aggregate(codes: UInt8[Array, "... codebooks"], tables: LookupTables) -> Int
       [[19], [31]]
     """
     codes = checks.codes(codes, tables)
-    return _aggregate(codes[None], tables.values[None])[0]
+    return _aggregate(codes, tables.values)
 
 
 def definition(

@@ -39,15 +39,15 @@ def amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... ou
       ValueError: `x` does not have the features that `op` was learned from, or its derivative is asked for and
         `op` does not keep `w`.
     """
-    x = checks.rows(x, op.trees)
     checks.op(op)
+    x = checks.rows(x, op.trees)
     return _amm(x, op)
 
 
 @jax.custom_jvp
 def _amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... outputs"]:
     trees, tables = op.trees, op.tables
-    arrays = (
+    return _stacked(
         x,
         trees.indices.astype(jnp.int32),
         trees.thresholds.astype(jnp.float32),
@@ -55,7 +55,6 @@ def _amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... o
         tables.scale.astype(jnp.float32),
         tables.offset.astype(jnp.float32),
     )
-    return _stacked(*(a[None] for a in arrays))[0]
 
 
 def _jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:

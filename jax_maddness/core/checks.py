@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 
 from jax_maddness.core.types import LEAVES, LEVELS, NODES, LookupTables, MaddnessOp, SplitTrees
@@ -58,6 +57,7 @@ def trees(split_trees: SplitTrees) -> None:
 def op(maddness_op: MaddnessOp) -> None:
     """Raises unless the arrays of `maddness_op` agree with each other."""
     _kind(maddness_op, MaddnessOp, "op")
+    trees(maddness_op.trees)
     _tables(maddness_op.tables)
     if maddness_op.trees.num_codebooks != maddness_op.tables.num_codebooks:
         raise ValueError(
@@ -87,13 +87,13 @@ def _as_array(x: Array, name: str) -> Array:
 
 def _kind(value: object, expected: type, name: str) -> None:
     if not isinstance(value, expected):
-        hint = " `amm` takes the rows first: amm(x, op)." if hasattr(value, "dtype") else ""
+        hint = " The rows come first: amm(x, op)." if hasattr(value, "dtype") else ""
         raise TypeError(f"`{name}` is {type(value).__name__}; expected {expected.__name__}, as `fit` returns it.{hint}")
 
 
-def _shape(name: str, array: jax.Array, shape: tuple[int, ...], dtype: type) -> None:
-    if array.shape != shape or not jnp.issubdtype(array.dtype, dtype):
+def _shape(name: str, array: Array, shape: tuple[int, ...], kind: type) -> None:
+    if array.shape != shape or not jnp.issubdtype(array.dtype, kind):
         raise ValueError(
-            f"`{name}` is {array.dtype}{list(array.shape)}; expected {jnp.dtype(dtype).name if dtype is jnp.uint8 else dtype.__name__}"
-            f"{list(shape)}. If the op is stacked, use `jax.vmap` over it."
+            f"`{name}` is {array.dtype}{list(array.shape)}; expected {kind.__name__}{list(shape)}. "
+            "If the op is stacked, use `jax.vmap` over it."
         )

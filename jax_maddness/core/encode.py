@@ -43,8 +43,7 @@ def encode(x: Float[Array, "... features"], trees: SplitTrees) -> UInt8[Array, "
       [[0], [15]]
     """
     x = checks.rows(x, trees)
-    arrays = lax.stop_gradient((x, trees.indices.astype(jnp.int32), trees.thresholds.astype(jnp.float32)))
-    return _encode(*(a[None] for a in arrays))[0]
+    return _encode(*lax.stop_gradient((x, trees.indices.astype(jnp.int32), trees.thresholds.astype(jnp.float32))))
 
 
 def definition(

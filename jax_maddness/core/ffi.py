@@ -8,6 +8,7 @@ Environment:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import pathlib
@@ -25,7 +26,9 @@ BACKENDS = ("auto", "ffi", "jax")
 TARGETS = ("jax_maddness_encode", "jax_maddness_aggregate", "jax_maddness_amm")
 """The custom calls' names, as StableHLO shows them."""
 
-_forced_backend: str | None = None
+_context = jax.make_user_context(default_value=None)
+"""What `force_backend` chose. Part of the key of JAX's caches: another backend means another trace."""
+
 _forced_tier: str | None = None
 
 
@@ -48,23 +51,17 @@ def enabled() -> bool:
 
 def backend() -> str:
     """The backend chosen by the user: `auto`, `ffi` or `jax`."""
-    choice = _forced_backend or os.environ.get("JAX_MADDNESS_BACKEND") or "auto"
+    choice = _context.value or os.environ.get("JAX_MADDNESS_BACKEND") or "auto"
     if choice not in BACKENDS:
         raise ValueError(f"JAX_MADDNESS_BACKEND is {choice!r}; expected one of {', '.join(BACKENDS)}.")
     return choice
 
 
-def force_backend(choice: str | None) -> None:
-    """Overrides the environment until called with None. What is compiled already stays as it is."""
-    global _forced_backend
-    if choice is not None and choice not in BACKENDS:
-        raise ValueError(f"`backend` is {choice!r}; expected one of {', '.join(BACKENDS)}, or None.")
-    _forced_backend = choice
-
-
-def forced_backend() -> str | None:
-    """What `force_backend` was last called with."""
-    return _forced_backend
+def force_backend(choice: str) -> contextlib.AbstractContextManager:
+    """A context in which calls are traced for `choice` instead of what the environment says; per thread."""
+    if choice not in BACKENDS:
+        raise ValueError(f"`backend` is {choice!r}; expected one of {', '.join(BACKENDS)}.")
+    return _context(choice)
 
 
 def call(target: str, result: jax.ShapeDtypeStruct, *args: Array) -> Array:

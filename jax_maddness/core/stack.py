@@ -39,20 +39,23 @@ class Stacked:
         self._rule = rule
         self._vmapped = custom_vmap(self._dispatch)
         self._vmapped.def_vmap(self._batch)
+        # Compiled as one function where nobody has called jit; a part of the caller's where somebody has.
+        self._one_op = jax.jit(lambda *args: self._vmapped(*(a[None] for a in args))[0], inline=True)
 
     def __call__(self, *args: Array) -> Array:
-        return self._vmapped(*args)
+        """The result for one op: every argument and the result without the leading dimension `ops`."""
+        return self._one_op(*args)
 
     def _batch(self, axis_size: int, in_batched: list[bool], rows: Array, *rest: Array) -> tuple[Array, bool]:
         rows_batched, *rest_batched = in_batched
         if not any(rest_batched):
-            return jnp.moveaxis(self(jnp.moveaxis(rows, 0, 1), *rest), 1, 0), True
+            return jnp.moveaxis(self._vmapped(jnp.moveaxis(rows, 0, 1), *rest), 1, 0), True
         args = [
             a if batched else jnp.broadcast_to(a, (axis_size, *a.shape))
             for a, batched in zip((rows, *rest), (rows_batched, *rest_batched), strict=True)
         ]
         num_ops = rows.shape[int(rows_batched)]
-        result = self(*(a.reshape(axis_size * num_ops, *a.shape[2:]) for a in args))
+        result = self._vmapped(*(a.reshape(axis_size * num_ops, *a.shape[2:]) for a in args))
         return result.reshape(axis_size, num_ops, *result.shape[1:]), True
 
     def _dispatch(self, *args: Array) -> Array:

@@ -1,0 +1,118 @@
+"""What `fit` accepts, and what it says about the rest."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+    from jax_maddness.learn.fit import FitConfig
+
+
+def config(value: FitConfig, methods: tuple[str, ...]) -> None:
+    """Raises unless the fields of `value` make sense."""
+    if value.method not in methods:
+        known = ", ".join(repr(m) for m in methods)
+        raise ValueError(f"`method` is {value.method!r}; expected one of: {known}.")
+    if not (np.isfinite(value.ridge) and value.ridge > 0):
+        raise ValueError(f"`ridge` is {value.ridge}; expected a positive number. The paper's is 1.")
+    if value.num_candidates < 1:
+        raise ValueError(f"`num_candidates` is {value.num_candidates}; expected at least 1. The paper's is 4.")
+
+
+def kind(value: object, expected: type, name: str) -> None:
+    """Raises unless `value` is an instance of `expected`."""
+    if not isinstance(value, expected):
+        raise TypeError(f"`{name}` is {type(value).__name__}; expected a {expected.__name__}.")
+
+
+def codebooks(num_codebooks: int, num_features: int) -> int:
+    """`num_codebooks` as an int between 1 and `num_features`."""
+    try:
+        number = operator.index(num_codebooks)
+    except TypeError:
+        raise TypeError(f"`num_codebooks` is {num_codebooks!r}; expected an integer.") from None
+    if number < 1:
+        raise ValueError(f"`num_codebooks` is {number}; expected at least 1.")
+    if number > num_features:
+        raise ValueError(
+            f"`num_codebooks` is {number}, but `x_train` has {num_features} features, and every codebook needs one of "
+            f"its own. Use at most {num_features} codebooks."
+        )
+    return number
+
+
+def arrays(x_train: Any, w: Any, bias: Any) -> tuple[Float[Array, "rows features"], Array, Array]:
+    """`x_train` with its leading dimensions flattened, `w` and `bias` (zeros for None), in float32."""
+    x, w = _real(x_train, "x_train"), _real(w, "w")
+    if x.ndim < 2:
+        raise ValueError(
+            f"`x_train` has shape {x.shape}; expected [..., features] with at least two dimensions. "
+            "Pass many rows: an op is learned from samples of `x`."
+        )
+    if w.ndim != 2 or 0 in w.shape:
+        raise ValueError(f"`w` has shape {w.shape}; expected [features, outputs], neither of them 0.")
+    if x.shape[-1] != w.shape[0]:
+        raise ValueError(
+            f"`x_train` has {x.shape[-1]} features, but `w` has {w.shape[0]} rows. Pass `w` as [features, outputs]: "
+            "the op approximates `x @ w`."
+        )
+    x = x.reshape(-1, x.shape[-1])
+    if len(x) == 0:
+        raise ValueError(f"`x_train` has shape {np.shape(x_train)}, so no rows. Pass at least one, better thousands.")
+    bias = jnp.zeros(w.shape[1], jnp.float32) if bias is None else _real(bias, "bias")
+    if bias.shape != w.shape[1:]:
+        raise ValueError(f"`bias` has shape {bias.shape}; expected {w.shape[1:]}, one number per column of `w`.")
+    for array, name in ((x, "x_train"), (w, "w"), (bias, "bias")):
+        _finite(array, name)
+    return x, w, bias
+
+
+def in_range(scale: np.ndarray, offset: np.ndarray) -> tuple[Array, Array]:
+    """`scale` and `offset`, computed in float64, as float32."""
+    largest = max(np.abs(scale).max(), np.abs(offset).max())
+    if not largest <= np.finfo(np.float32).max:
+        raise ValueError(
+            f"`x_train @ w + bias` reaches {largest:.2g}, more than float32 holds. Scale `x_train` or `w` down."
+        )
+    return jnp.asarray(scale, jnp.float32), jnp.asarray(offset, jnp.float32)
+
+
+def _real(value: Any, name: str) -> Array:
+    """`value` as a float32 array."""
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"`{name}` is traced: `fit` looks at values, so it cannot run inside of jax.jit, jax.vmap or jax.grad. Call "
+            "it before, and pass the op it returns as an argument."
+        )
+    if not hasattr(value, "dtype"):
+        value = np.asarray(value)
+    if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+        if jnp.issubdtype(value.dtype, jnp.complexfloating):
+            hint = "Learn its real and imaginary parts separately."
+        else:
+            hint = f"Cast it: `{name}.astype(np.float32)`."
+        raise TypeError(f"`{name}` is {value.dtype}; expected real numbers. {hint}")
+    with np.errstate(over="ignore"):  # float64 beyond float32's range becomes infinite, and is reported as such
+        return jnp.asarray(value if isinstance(value, jax.Array) else np.asarray(value, np.float32), jnp.float32)
+
+
+def _finite(array: Array, name: str) -> None:
+    if bool(_all_finite(array)):
+        return
+    bad = np.argwhere(~np.isfinite(np.asarray(array)))
+    raise ValueError(
+        f"`{name}` has {len(bad)} NaN or infinite values (as float32), the first at {tuple(bad[0].tolist())}. "
+        "Remove or replace them."
+    )
+
+
+@jax.jit
+def _all_finite(array: Array) -> Array:
+    return jnp.isfinite(array).all()

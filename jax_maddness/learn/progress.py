@@ -1,0 +1,30 @@
+"""Progress of long fits, on stderr."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from tqdm.auto import tqdm
+
+_DELAY = 2.0  # seconds: shorter fits stay silent
+
+
+class Progress:
+    """Counts the steps of a fit: silent for the first seconds if `show` is None, always or never if True or False."""
+
+    def __init__(self, total: int, show: bool | None):
+        self._bar = tqdm(total=total, disable=show is False, delay=_DELAY if show is None else 0, leave=show is True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.close()
+
+    def stage(self, name: str) -> None:
+        """Names what the next steps do."""
+        self._bar.set_description(f"fit: {name}", refresh=False)
+
+    def step(self) -> None:
+        """One step is done."""
+        self._bar.update()

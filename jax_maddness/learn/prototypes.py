@@ -1,0 +1,138 @@
+"""x_train, codes -> prototypes: what each code stands for, by ridge regression (section 4.2, equation 8).
+
+With `G` [rows, 16 C] the one-hot codes of the training rows, the prototypes `P` [16 C, D] minimise
+
+    |x - G P - 1 i|^2 + ridge * |P - P_0|^2
+
+where `P_0` are the trees' own bucket means (zero outside of the codebook's features) and `i` is an intercept that
+costs nothing. The paper prints `P_0 = 0`, its code regresses what the bucket means leave, as here: that shrinks
+toward something sensible where rows are few.
+
+Only `G^T G` and `G^T x` are needed: `Statistics`, which add up over blocks of rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jax_maddness.core.types import LEAVES
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int32, UInt8
+
+_dot = functools.partial(jnp.matmul, precision="highest")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """All that the regression needs to know of the training rows; those of two sets of rows add up.
+
+    Attributes:
+      gram: `G^T G`, how often two codes occur together: exact.
+      sums: `G^T x`, the sum of the rows with each code.
+    """
+
+    gram: Int32[Array, "codes codes"]
+    sums: Float[Array, "codes features"]
+
+    @classmethod
+    def zeros(cls, num_codebooks: int, num_features: int) -> Statistics:
+        size = num_codebooks * LEAVES
+        return cls(gram=jnp.zeros((size, size), jnp.int32), sums=jnp.zeros((size, num_features), jnp.float32))
+
+    @property
+    def counts(self) -> Int32[Array, " codes"]:
+        """Rows with each code."""
+        return jnp.diagonal(self.gram)
+
+    def add(
+        self,
+        x: Float[Array, "rows features"],
+        codes: UInt8[Array, "rows codebooks"],
+        counted: Bool[Array, " rows"],
+    ) -> Statistics:
+        """Adds the rows of `x` that are `counted`. A block has fewer than 2^24 rows, so that f32 counts exactly."""
+        one_hot = jax.nn.one_hot(codes, LEAVES) * counted[:, None, None]
+        one_hot = one_hot.reshape(len(codes), -1)
+        return Statistics(
+            gram=self.gram + _dot(one_hot.T, one_hot).astype(jnp.int32),
+            sums=self.sums + _dot(one_hot.T, x),
+        )
+
+
+def bucket_means(statistics: Statistics, own: Bool[Array, "codebooks features"]) -> Float[Array, "codes features"]:
+    """The mean of each bucket in the codebook's own features, 0 elsewhere and for codes without rows."""
+    means = statistics.sums / jnp.maximum(statistics.counts, 1)[:, None]
+    return jnp.where(jnp.repeat(own, LEAVES, axis=0), means, 0.0)
+
+
+def ridge_regression(
+    gram: Int32[Array, "codes codes"],
+    sums: Float[Array, "codes columns"],
+    rows: int | Int32[Array, ""],
+    ridge: float | Float[Array, ""],
+) -> tuple[Float[Array, "codes columns"], Float[Array, " columns"]]:
+    """Minimises `|r - G W - 1 i|^2 + ridge |W|^2` over `W` and `i`, given `G^T G` and `G^T r` of `r` with mean 0.
+
+    Eliminating the intercept centres the system: `(G^T G - g g^T / rows + ridge) W = G^T r`, `i = -(g / rows) W` with
+    `g` the counts. Two steps make f32 enough:
+    - Every codebook's all-ones vector is an eigenvector with eigenvalue `ridge`, to which `G^T r` is orthogonal. Raising
+      that eigenvalue by `rows / 16` changes nothing in `W`, and removes the smallest eigenvalues.
+    - The diagonal is scaled to one, and one step of iterative refinement follows the Cholesky solve.
+
+    Returns:
+      `W` and `i`: NaN where the system is too ill-conditioned for f32 (many duplicated codebooks on millions of rows).
+    """
+    counts = jnp.diagonal(gram).astype(jnp.float32)
+    size = len(counts)
+    system = gram.astype(jnp.float32) - counts[:, None] * (counts / rows) + ridge * jnp.eye(size)
+    same_codebook = jnp.arange(size)[:, None] // LEAVES == jnp.arange(size) // LEAVES
+    system += same_codebook * (rows / LEAVES**2)
+    scale = lax.rsqrt(jnp.diagonal(system))
+    scaled = system * scale[:, None] * scale
+    factor = jax.scipy.linalg.cho_factor(scaled, lower=True)
+
+    def solve(right):
+        return scale[:, None] * jax.scipy.linalg.cho_solve(factor, scale[:, None] * right)
+
+    solution = solve(sums)
+    solution += solve(sums - _dot(system, solution))
+    return solution, -_dot(counts / rows, solution)
+
+
+@jax.jit
+def fit_prototypes(
+    statistics: Statistics,
+    own: Bool[Array, "codebooks features"],
+    w: Float[Array, "features outputs"],
+    rows: Int32[Array, ""],
+    ridge: Float[Array, ""],
+) -> tuple[Float[Array, "codebooks 16 outputs"], Float[Array, " outputs"]]:
+    """Float tables: `prototypes @ w`, and `intercept @ w`.
+
+    Regression is linear in its targets, so prototypes for `x` times `w` are the prototypes for `x @ w`: with fewer
+    outputs than features the product comes first, and the system is solved for fewer right-hand sides.
+
+    Args:
+      statistics: of the training rows, centred by column: only differences from the mean should be left to f32.
+      own: which features a codebook's tree was grown on.
+      w: the weights.
+      rows: how many rows `statistics` counted.
+      ridge: weight of the penalty, in rows.
+    """
+    means = bucket_means(statistics, own)
+    sums = statistics.sums - _dot(statistics.gram.astype(jnp.float32), means)
+    if w.shape[1] < w.shape[0]:
+        corrections, intercept = ridge_regression(statistics.gram, _dot(sums, w), rows, ridge)
+        tables = _dot(means, w) + corrections
+    else:
+        corrections, intercept = ridge_regression(statistics.gram, sums, rows, ridge)
+        tables, intercept = _dot(means + corrections, w), _dot(intercept, w)
+    return tables.reshape(len(own), LEAVES, w.shape[1]), intercept
