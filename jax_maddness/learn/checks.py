@@ -88,8 +88,8 @@ def _real(value: Any, name: str) -> Array:
     """`value` as a float32 array."""
     if isinstance(value, jax.core.Tracer):
         raise TypeError(
-            f"`{name}` is traced: `fit` looks at values, so it cannot run inside of jax.jit, jax.vmap or jax.grad. Call "
-            "it before, and pass the op it returns as an argument."
+            f"`{name}` is traced: `fit` looks at values, so it cannot run inside of jax.jit, jax.vmap or jax.grad. "
+            "Call it before, and pass the op it returns as an argument."
         )
     if not hasattr(value, "dtype"):
         value = np.asarray(value)

@@ -45,7 +45,7 @@ class FitConfig:
     ridge: float = 1.0
     num_candidates: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.config(self, METHODS)
 
 
@@ -120,7 +120,9 @@ def _chunks(groups: np.ndarray, rows: int) -> list[np.ndarray]:
     return list(padded.reshape(count, size, -1))
 
 
-def _trees(x: Array, factor: Array, chunks: list[np.ndarray], num_codebooks: int, config: FitConfig, bar: Progress):
+def _trees(
+    x: Array, factor: np.float32, chunks: list[np.ndarray], num_codebooks: int, config: FitConfig, bar: Progress
+) -> SplitTrees:
     """Split trees, grown chunk by chunk."""
     grown = []
     for chunk in chunks:
@@ -130,7 +132,9 @@ def _trees(x: Array, factor: Array, chunks: list[np.ndarray], num_codebooks: int
     return SplitTrees(indices, thresholds, x.shape[1])
 
 
-def _statistics(x: Array, factor: Array, trees: SplitTrees, blocks: int, bar: Progress) -> tuple[Array, Statistics]:
+def _statistics(
+    x: Array, factor: np.float32, trees: SplitTrees, blocks: int, bar: Progress
+) -> tuple[Array, Statistics]:
     """The mean row, and the regression's statistics of the rows about it, block by block; both of `x * factor`."""
     mean = _mean(x, factor)
     statistics = Statistics.zeros(trees.num_codebooks, x.shape[1])
@@ -146,8 +150,10 @@ def _mean(x: Array, factor: Array) -> Array:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _add_block(statistics: Statistics, x: Array, factor: Array, mean: Array, trees: SplitTrees, block: int):
-    """Adds rows `[_ROWS * block, _ROWS * (block + 1))` of `x`; the last block starts earlier, and counts its own only."""
+def _add_block(
+    statistics: Statistics, x: Array, factor: Array, mean: Array, trees: SplitTrees, block: int
+) -> Statistics:
+    """Adds rows `[_ROWS * block, _ROWS * (block + 1))` of `x`; the last block starts earlier, counts only these."""
     size = min(_ROWS, len(x))
     start = jnp.minimum(block * _ROWS, len(x) - size)
     rows = lax.dynamic_slice_in_dim(x, start, size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from tqdm.auto import tqdm
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 _DELAY = 2.0  # seconds: shorter fits stay silent
 

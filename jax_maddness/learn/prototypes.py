@@ -83,7 +83,7 @@ def ridge_regression(
 
     Eliminating the intercept centres the system: `(G^T G - g g^T / rows + ridge) W = G^T r`, `i = -(g / rows) W` with
     `g` the counts. Two steps make f32 enough:
-    - Every codebook's all-ones vector is an eigenvector with eigenvalue `ridge`, to which `G^T r` is orthogonal. Raising
+    - Each codebook's all-ones vector is an eigenvector with eigenvalue `ridge`, to which `G^T r` is orthogonal. Raising
       that eigenvalue by `rows / 16` changes nothing in `W`, and removes the smallest eigenvalues.
     - The diagonal is scaled to one, and one step of iterative refinement follows the Cholesky solve.
 
@@ -99,7 +99,7 @@ def ridge_regression(
     scaled = system * scale[:, None] * scale
     factor = jax.scipy.linalg.cho_factor(scaled, lower=True)
 
-    def solve(right):
+    def solve(right: Array) -> Array:
         return scale[:, None] * jax.scipy.linalg.cho_solve(factor, scale[:, None] * right)
 
     solution = solve(sums)

@@ -26,7 +26,7 @@ from jax import lax
 from jax_maddness.core.types import LEVELS
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int32, UInt32
+    from jaxtyping import Array, Float, Int32, UInt32
 
 _BUCKETS = 2 ** (LEVELS - 1)  # buckets of the last level that is split; earlier levels leave some of them empty
 _BUCKET_BITS = LEVELS - 1
@@ -83,7 +83,9 @@ def grow_trees(
     return indices.T, jnp.concatenate(heap, axis=1)
 
 
-def _grow_level(x, groups, num_candidates, state, _):
+def _grow_level(
+    x: Array, groups: Array, num_candidates: int, state: tuple[Array, Array], _: None
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """One level of all trees: (residuals, buckets) -> (..., (features [codebooks], thresholds [codebooks, 8]))."""
     residuals, buckets = state
     residuals = _centre(residuals, buckets)
@@ -111,7 +113,7 @@ def _by_bucket(gains: Float[Array, "... rows"], buckets: Int32[Array, "... rows"
     return jnp.where(buckets[..., None, :] == jnp.arange(_BUCKETS)[:, None], gains[..., None, :], -jnp.inf)
 
 
-def _centre(residuals: Float[Array, "codebooks rows width"], buckets: Int32[Array, "codebooks rows"]):
+def _centre(residuals: Float[Array, "codebooks rows width"], buckets: Int32[Array, "codebooks rows"]) -> Array:
     """Subtracts from every row the mean of its bucket."""
     members = jax.nn.one_hot(buckets, _BUCKETS)
     counts = members.sum(1)[..., None]
@@ -135,7 +137,7 @@ def _from_sort_keys(keys: UInt32[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _threshold_between(left: UInt32[Array, "..."], right: UInt32[Array, "..."]) -> Float[Array, "..."]:
-    """A float `t` with `left <= t < right`, given as sort keys: their midpoint, or `left` where rounding leaves none."""
+    """A float `t` with `left <= t < right`, of sort keys: their midpoint, or `left` if rounding spoils it."""
     midpoint = 0.5 * _from_sort_keys(left) + 0.5 * _from_sort_keys(right)
     key = sort_keys(midpoint)
     return _from_sort_keys(jnp.where((left <= key) & (key < right), key, left))
@@ -145,7 +147,7 @@ def bucket_order(keys: UInt32[Array, "... rows"], buckets: Int32[Array, "... row
     """Row numbers sorted by bucket (< 8), then key, then row number.
 
     XLA's CPU sort takes 50 ns per element for one array of integers, but 250 to 450 ns for several arrays. So: a radix
-    sort from the least digit up, each pass one sort of `digit << bits | position`; with 5,000 rows two passes of 19 bits.
+    sort from the least digit up, each pass one sort of `digit << bits | position`; 5,000 rows take two, of 19 bits.
     """
     rows = keys.shape[-1]
     position_bits = max(1, (rows - 1).bit_length())
@@ -159,7 +161,7 @@ def bucket_order(keys: UInt32[Array, "... rows"], buckets: Int32[Array, "... row
     return order.astype(jnp.int32)
 
 
-def _digit(keys, buckets, shift: int, width: int):
+def _digit(keys: Array, buckets: Array, shift: int, width: int) -> Array:
     """Bits [shift, shift + width) of the number `buckets << 32 | keys`."""
     low = keys >> np.uint32(shift) if shift < 32 else jnp.zeros_like(keys)
     high = buckets << np.uint32(32 - shift) if 0 < shift < 32 else buckets >> np.uint32(max(shift - 32, 0))
@@ -188,7 +190,7 @@ def _split_gains(
     return jnp.where(splits, _running_norms(residuals, order) * weight, -jnp.inf)
 
 
-def _running_norms(residuals, order):
+def _running_norms(residuals: Array, order: Array) -> Float[Array, "codebooks candidates rows"]:
     """|sum of residuals[c, order[c, k, :i + 1]]|^2 for every i: blocks of rows, summed by a triangular product."""
     codebooks, rows, width = residuals.shape
     candidates, blocks = order.shape[1], -(-rows // _BLOCK)
@@ -196,7 +198,7 @@ def _running_norms(residuals, order):
     padded = padded.reshape(codebooks, candidates, blocks, _BLOCK).transpose(2, 0, 1, 3)
     triangle = jnp.tril(jnp.ones((_BLOCK, _BLOCK), jnp.float32))
 
-    def step(before, block):
+    def step(before: Array, block: Array) -> tuple[Array, Array]:
         taken = jax.vmap(lambda r, i: r.at[i].get(mode="promise_in_bounds"))(residuals, block)
         sums = jnp.einsum("ij,ckjd->ckid", triangle, taken, precision="highest") + before[:, :, None]
         return sums[:, :, -1], (sums * sums).sum(-1)
