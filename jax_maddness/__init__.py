@@ -10,12 +10,12 @@ from jax_maddness.core.encode import encode
 from jax_maddness.core.ffi import active_tier, supported_tiers
 from jax_maddness.core.serialize import load, save
 from jax_maddness.core.types import LookupTables, MaddnessOp, SplitTrees
-#from jax_maddness.learn.fit import FitConfig, fit
+from jax_maddness.learn.fit import FitConfig, fit
 
 __version__ = "0.1.0"
 
 __all__ = [
-#    "FitConfig",
+    "FitConfig",
     "LookupTables",
     "MaddnessOp",
     "SplitTrees",
@@ -23,7 +23,7 @@ __all__ = [
     "aggregate",
     "amm",
     "encode",
-#    "fit",
+    "fit",
     "load",
     "save",
     "supported_tiers",

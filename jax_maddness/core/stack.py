@@ -61,6 +61,8 @@ class Stacked:
     def _dispatch(self, *args: Array) -> Array:
         if not ffi.enabled():
             return self._definition(*args)
+        if jax.sharding.get_abstract_mesh().manual_axes:
+            return self._on_platform(*args)  # inside shard_map: these are the shards already
         return self._partitioned(args[0].ndim - 2)(*args)
 
     @functools.lru_cache(maxsize=None)  # noqa: B019 -- instances live as long as the module
@@ -74,13 +76,18 @@ class Stacked:
         return lax.platform_dependent(*args, cpu=self._ffi_call, default=self._definition)
 
     def _ffi_call(self, *args: Array) -> Array:
-        return ffi.call(self._target, jax.eval_shape(self._definition, *args), *args)
+        result = jax.eval_shape(self._definition, *args)
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.manual_axes and result.sharding is None:
+            # eval_shape says which manual axes the result varies over, but leaves out of which mesh.
+            result = result.update(sharding=NamedSharding(mesh, PartitionSpec()))
+        return ffi.call(self._target, result, *args)
 
     def _partition(self, rule: str, mesh, arg_shapes, result_shape):
         """Shards of the result need no other shard: keep the result's factors, replicate all others."""
         operands, result = rule.split("->")
         factors = result.split()
-        spec = tuple(result_shape.sharding.spec)
+        spec = tuple(getattr(result_shape.sharding, "spec", ()))  # none: a single device inside a mesh context
         axes = dict(zip(factors, spec + (None,) * (len(factors) - len(spec)), strict=True))
         arg_specs = [[axes.get(f) for f in operand.split()] for operand in operands.split(",")]
         arg_shardings = tuple(NamedSharding(mesh, PartitionSpec(*s)) for s in arg_specs)

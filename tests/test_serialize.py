@@ -1,0 +1,192 @@
+"""save / load: one stable file; whatever happens to it, a clear error or the same op."""
+
+import io
+import json
+import pathlib
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_op, random_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_maddness import LookupTables, MaddnessOp, SplitTrees, amm, load, save
+from jax_maddness.core import serialize
+
+GOLDEN = pathlib.Path(__file__).parent / "data" / "golden_v1.maddness"
+
+
+def golden_op():
+    """The op in the golden file, which `python tests/test_serialize.py` wrote once. Never change either."""
+    indices = (jnp.arange(12, dtype=jnp.int32) * 7 % 10).reshape(3, 4)
+    thresholds = (jnp.arange(45, dtype=jnp.float32) * 0.25 - 5).reshape(3, 15).at[0, 0].set(jnp.inf).at[1, 3].set(-0.0)
+    values = (jnp.arange(192) * 37 % 256).astype(jnp.uint8).reshape(4, 3, 16)
+    tables = LookupTables(values, jnp.array([0.5, 1e-3, 3e38, 1e-45]), jnp.array([0.0, -1.5, 7.0, 1e-40]))
+    weights = (jnp.arange(40, dtype=jnp.float32) / 7).reshape(10, 4).astype(jnp.bfloat16)
+    return MaddnessOp(SplitTrees(indices, thresholds, 10), tables, weights)
+
+
+def assert_equal_ops(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def op(rng):
+    return random_op(rng, 7, 3, 5, weights=True)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "layer.maddness"
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.float32, jnp.bfloat16, jnp.float16])
+def test_round_trip(path, op, dtype):
+    op = MaddnessOp(op.trees, op.tables, None if dtype is None else op.weights.astype(dtype))
+    save(path, op)
+    assert_equal_ops(load(path), op)
+    save(path, load(path))
+    assert_equal_ops(load(str(path)), op)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_the_golden_file_still_loads_and_is_still_written(path):
+    assert_equal_ops(load(GOLDEN), golden_op())
+    save(path, golden_op())
+    assert path.read_bytes() == GOLDEN.read_bytes()
+
+
+def test_a_loaded_op_computes_the_same(path, rng, op):
+    save(path, op)
+    x = random_rows(rng, 9, 7)
+    np.testing.assert_array_equal(amm(x, load(path)), amm(x, op))
+
+
+def test_readable_with_numpy_alone(path, op):
+    save(path, op)
+    with np.load(path, allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["tables.values"], op.tables.values)
+        assert json.loads(arrays["header.json"])["format"] == "jax_maddness.op"
+
+
+def test_a_missing_file_is_a_missing_file(path):
+    with pytest.raises(FileNotFoundError):
+        load(path)
+
+
+def test_a_failed_save_leaves_the_old_file(path, op):
+    save(path, op)
+    before = path.read_bytes()
+    stacked = jax.tree.map(lambda a: jnp.stack([a, a]), op)
+    with pytest.raises(ValueError, match="vmap"):
+        save(path, stacked)
+    with pytest.raises(TypeError, match="`trees` is NoneType"):
+        save(path, None)
+    assert path.read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def damaged_path(tmp_path_factory):
+    return tmp_path_factory.mktemp("damaged") / "layer.maddness"
+
+
+@settings(max_examples=100, deadline=None)
+@given(position=st.integers(0, GOLDEN.stat().st_size - 1), change=st.integers(0, 255))
+def test_property_every_truncation_and_changed_byte_is_noticed(damaged_path, position, change):
+    whole = GOLDEN.read_bytes()
+    truncated = whole[:position]
+    changed = whole[:position] + bytes([whole[position] ^ change]) + whole[position + 1 :]
+    for damaged in (truncated, changed):
+        damaged_path.write_bytes(damaged)
+        try:
+            op = load(damaged_path)
+        except ValueError as error:
+            assert "cannot be loaded as an op" in str(error)
+        else:
+            assert_equal_ops(op, golden_op())  # the byte was one that nobody reads, such as a date
+
+
+def rewritten(path, **changes):
+    """The file with changed members, consistent as a zip archive."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members.update({name: data for name, data in changes.items() if data is not None})
+    for name in [name for name, data in changes.items() if data is None]:
+        del members[name]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+def changed_header(path, **changes):
+    with zipfile.ZipFile(path) as archive:
+        header = json.loads(archive.read("header.json")) | changes
+    header["sha256"] = serialize._digest_header(header)
+    rewritten(path, **{"header.json": json.dumps(header).encode()})
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 2}, "format version 2, this jax_maddness reads up to 1. Upgrade"),
+        ({"version": "1"}, "its version is '1'"),
+        ({"format": "other"}, "does not say 'jax_maddness.op'"),
+        ({"num_features": 3}, r"a split index lies outside \[0, 3\)"),
+        ({"num_features": -1}, "num_features is -1"),
+        ({"num_features": 11}, "op.weights"),
+        ({"arrays": {}}, "it lists the arrays"),
+        ({"arrays": None}, "it lists the arrays"),
+    ],
+)
+def test_a_header_that_does_not_fit_is_refused(path, changes, message):
+    path.write_bytes(GOLDEN.read_bytes())
+    changed_header(path, **changes)
+    with pytest.raises(ValueError, match=message):
+        load(path)
+
+
+def test_changed_members_are_refused(path):
+    for name, data, message in [
+        ("tables.scale.npy", npy(np.zeros(4, np.float32)), "it was changed"),
+        ("tables.scale.npy", npy(np.array([None])), "pickle"),
+        ("tables.scale.npy", npy(np.zeros(4)), "stored as float64"),
+        ("tables.scale.npy", b"", "cannot be loaded"),
+        ("tables.scale.npy", None, "it has the members"),
+        ("more.npy", npy(np.zeros(4)), "it has the members"),
+        ("header.json", b"{", "cannot be loaded"),
+        ("header.json", b"[" * 100_000, "cannot be loaded"),
+        ("header.json", b" " * (1 << 21), "larger than"),
+        ("header.json", None, "cannot be loaded"),
+    ]:
+        path.write_bytes(GOLDEN.read_bytes())
+        rewritten(path, **{name: data})
+        with pytest.raises(ValueError, match=message):
+            load(path)
+
+
+def test_arrays_that_do_not_fit_together_are_refused(path):
+    path.write_bytes(GOLDEN.read_bytes())
+    scale = np.zeros(9, np.float32)
+    with zipfile.ZipFile(path) as archive:
+        arrays = json.loads(archive.read("header.json"))["arrays"]
+    rewritten(path, **{"tables.scale.npy": npy(scale)})
+    changed_header(path, arrays=arrays | {"tables.scale": serialize._describe(scale)})
+    with pytest.raises(ValueError, match=r"tables.scale"):
+        load(path)
+
+
+if __name__ == "__main__":
+    GOLDEN.parent.mkdir(exist_ok=True)
+    save(GOLDEN, golden_op())

@@ -1,0 +1,103 @@
+"""Fallbacks: what TPU and GPU would run, how a backend or a tier is forced, exports."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_op, random_rows
+from jax import export
+
+import jax_maddness
+from jax_maddness import aggregate, amm, encode, testing
+from jax_maddness.core import ffi
+
+needs_kernels = pytest.mark.skipif(not ffi.supported_tiers(), reason="the extension is not installed")
+
+
+@pytest.fixture
+def op(rng):
+    return random_op(rng, 8, 3, 5, weights=True)
+
+
+@pytest.fixture
+def x(rng):
+    return jnp.asarray(random_rows(rng, 12, 8))
+
+
+FUNCTIONS = {
+    "amm": lambda x, op: amm(x, op),
+    "encode": lambda x, op: encode(x, op.trees),
+    "aggregate": lambda x, op: aggregate(jnp.zeros((*x.shape[:-1], 3), jnp.uint8), op.tables),
+    "gradient": lambda x, op: jax.grad(lambda x: amm(x, op).sum())(x),
+}
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda", "rocm"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_lowers_without_a_custom_call_under_jit_and_vmap(name, platform, op, x):
+    f = FUNCTIONS[name]
+    for function, rows in ((f, x), (jax.jit(f), x), (jax.vmap(f, (0, None)), x.reshape(3, 4, 8))):
+        testing.assert_portable(function, rows, op, platforms=[platform])
+        module = export.export(jax.jit(function), platforms=[platform])(rows, op).mlir_module()
+        assert not testing.custom_calls(module)
+    ops = jax.tree.map(lambda a: jnp.stack([a, a]), op)
+    testing.assert_portable(jax.vmap(f, (None, 0)), x, ops, platforms=[platform])
+
+
+@needs_kernels
+def test_on_cpu_the_kernels_are_called(op, x):
+    with pytest.raises(AssertionError, match="lowered for cpu, the function calls jax_maddness_amm"):
+        testing.assert_portable(amm, x, op, platforms=["cpu"])
+    with testing.force_backend("jax"):
+        testing.assert_portable(amm, x, op, platforms=["cpu"])
+
+
+@needs_kernels
+def test_an_export_for_several_platforms_is_serialised_and_runs(op, x):
+    safe = [export.DisabledSafetyCheck.custom_call("jax_maddness_amm")]
+    exported = export.export(jax.jit(amm), platforms=["cpu", "tpu"], disabled_checks=safe)(x, op)
+    flat = jax.tree.leaves(op)
+    structure = jax.tree.structure(op)
+    portable = export.export(
+        jax.jit(lambda x, *flat: amm(x, jax.tree.unflatten(structure, flat))),
+        platforms=["cpu", "tpu"],
+        disabled_checks=safe,
+    )(x, *flat)
+    again = export.deserialize(portable.serialize())
+    np.testing.assert_allclose(jax.jit(again.call)(x, *flat), amm(x, op), rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(exported.call)(x, op), amm(x, op), rtol=1e-6)
+
+
+def test_a_symbolic_number_of_rows_exports(op, x):
+    rows = export.symbolic_shape("n, 8")
+    exported = export.export(jax.jit(lambda x: amm(x, op)), platforms=["tpu"])(jax.ShapeDtypeStruct(rows, jnp.float32))
+    assert "?x5" in exported.mlir_module()
+
+
+def test_force_tier_restores_what_was_forced(op, x):
+    for tier in jax_maddness.supported_tiers():
+        before = jax_maddness.active_tier()
+        with testing.force_tier(tier):
+            assert jax_maddness.active_tier() == tier
+            for inner in jax_maddness.supported_tiers():
+                with testing.force_tier(inner):
+                    assert jax_maddness.active_tier() == inner
+                assert jax_maddness.active_tier() == tier
+        assert jax_maddness.active_tier() == before
+
+
+@needs_kernels
+def test_unknown_tier_and_backend_name_the_choices():
+    with pytest.raises(ValueError, match="scalar"), testing.force_tier("mmx"):
+        pass
+    with pytest.raises(ValueError, match="expected one of auto, ffi, jax"), testing.force_backend("cuda"):
+        pass
+
+
+def test_force_backend_holds_for_one_thread_and_nests(op, x):
+    with testing.force_backend("jax"):
+        assert ffi.backend() == "jax"
+        with testing.force_backend("auto"):
+            assert ffi.backend() == "auto"
+        assert ffi.backend() == "jax"
+    assert ffi.backend() == "auto"
