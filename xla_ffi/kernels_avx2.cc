@@ -23,14 +23,29 @@
 namespace jax_maddness {
 namespace {
 
-constexpr int64_t kBlock = 64;   // rows of a packed block: two registers of codes
-constexpr int64_t kTile = 16;    // outputs of a tile
-constexpr int64_t kChunk = 256;  // codebooks whose sum fits in 16 bits
+constexpr int64_t kBlock = 64;    // rows of a packed block: two registers of codes
+constexpr int64_t kFewRows = 16;  // rows of the only block when there are no more: two codebooks share a register
+constexpr int64_t kTile = 16;     // outputs of a tile
+constexpr int64_t kChunk = 256;   // codebooks whose sum fits in 16 bits
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 INLINE __m128i load_128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 INLINE __m256i load_256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 INLINE void store_128(void* p, __m128i v) { _mm_storeu_si128(static_cast<__m128i*>(p), v); }
 INLINE void store_256(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+
+// Codes in the order that look-ups want: [blocks][codebooks][width rows].
+struct Packed {
+  uint8_t* codes;
+  int64_t codebooks, width;
+
+  Packed(void* codes, int64_t rows, int64_t codebooks)
+      : codes(static_cast<uint8_t*>(codes)), codebooks(codebooks), width(rows <= kFewRows ? kFewRows : kBlock) {}
+  INLINE uint8_t* at(int64_t n, int64_t c) const {
+    return codes + n / width * width * codebooks + c * width + n % width;
+  }
+};
 
 #include "avx2_aggregate.inc"
 #include "avx2_encode.inc"
@@ -39,11 +54,27 @@ INLINE void store_256(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m2
 // codes.
 int64_t rows_at_once(int64_t codebooks) { return codebooks <= 2048 ? 4 * kBlock : kBlock; }
 
-// Rows of codes to the packed order, low 4 bits only.
-void pack(const uint8_t* codes, int64_t rows, int64_t codebooks, uint8_t* packed) {
-  for (int64_t n = 0; n < rows; ++n) {
-    uint8_t* column = packed + n / kBlock * kBlock * codebooks + n % kBlock;
-    for (int64_t c = 0; c < codebooks; ++c) column[c * kBlock] = codes[n * codebooks + c] & 15;
+// 16 rows of 16 codes, low 4 bits only: four rounds of interleaving a half with the other turn them.
+INLINE void pack_square(const uint8_t* codes, int64_t codebooks, const Packed& packed, int64_t n, int64_t c) {
+  __m128i a[16], b[16];
+  for (int i = 0; i < 16; ++i) a[i] = _mm_and_si128(load_128(codes + (n + i) * codebooks + c), _mm_set1_epi8(15));
+  for (int round = 0; round < 4; ++round) {
+    for (int i = 0; i < 8; ++i) {
+      b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
+      b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
+    }
+    std::memcpy(a, b, sizeof a);
+  }
+  for (int i = 0; i < 16; ++i) store_128(packed.at(n, c + i), a[i]);
+}
+
+void pack(const uint8_t* codes, int64_t rows, const Packed& packed) {
+  const int64_t codebooks = packed.codebooks, squares = codebooks < 16 ? 0 : rows / 16 * 16;
+  for (int64_t n = 0; n < squares; n += 16) {
+    for (int64_t c = 0; c < codebooks; c += 16) pack_square(codes, codebooks, packed, n, smaller(c, codebooks - 16));
+  }
+  for (int64_t n = squares; n < rows; ++n) {
+    for (int64_t c = 0; c < codebooks; ++c) *packed.at(n, c) = codes[n * codebooks + c] & 15;
   }
 }
 
@@ -63,11 +94,12 @@ void encode(const Rows& x, const Trees& trees, uint8_t* codes, void* /*scratch*/
 void aggregate(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t* sums, int64_t stride,
                void* scratch) noexcept {
   auto& work = *static_cast<Workspace*>(scratch);
-  auto* packed = static_cast<uint8_t*>(scratch) + sizeof(Workspace);
+  auto* memory = static_cast<uint8_t*>(scratch) + sizeof(Workspace);
   const int64_t step = rows_at_once(tables.codebooks);
   for (int64_t n = 0; n < rows; n += step) {
-    const int64_t count = rows - n < step ? rows - n : step;
-    pack(codes + n * tables.codebooks, count, tables.codebooks, packed);
+    const int64_t count = smaller(rows - n, step);
+    const Packed packed(memory, count, tables.codebooks);
+    pack(codes + n * tables.codebooks, count, packed);
     aggregate_blocks<SumSink>(packed, count, tables, reinterpret_cast<char*>(sums + n * stride), stride, work);
   }
 }
@@ -76,13 +108,14 @@ template <FloatType kType>
 void amm_as(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* scratch) {
   using Sink = RescaledSink<kType>;
   auto& work = *static_cast<Workspace*>(scratch);
-  auto* packed = static_cast<uint8_t*>(scratch) + sizeof(Workspace);
+  auto* memory = static_cast<uint8_t*>(scratch) + sizeof(Workspace);
   const int64_t step = rows_at_once(trees.codebooks);
   for (int64_t n = 0; n < x.count; n += step) {
     Rows rows = x;
     rows.data = static_cast<const char*>(x.data) + n * x.features * Sink::kWidth;
-    rows.count = x.count - n < step ? x.count - n : step;
-    encode_rows<kType>(rows, trees, Packed{packed, trees.codebooks});
+    rows.count = smaller(x.count - n, step);
+    const PackedCodes packed{{memory, rows.count, trees.codebooks}};
+    encode_rows<kType>(rows, trees, packed);
     char* out = static_cast<char*>(y.data) + n * y.stride * Sink::kWidth;
     aggregate_blocks<Sink>(packed, rows.count, tables, out, y.stride, work);
   }
