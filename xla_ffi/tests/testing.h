@@ -13,14 +13,14 @@
 #include "dispatch.h"
 
 // Ends the test with the line and a message in printf's manner.
-#define CHECK(condition, ...)                                              \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
+#define CHECK(condition, ...)                                                \
+  do {                                                                       \
+    if (!(condition)) {                                                      \
       std::fprintf(stderr, "%s:%d: %s\n  ", __FILE__, __LINE__, #condition); \
-      std::fprintf(stderr, __VA_ARGS__);                                   \
-      std::fprintf(stderr, "\n");                                          \
-      std::exit(1);                                                        \
-    }                                                                      \
+      std::fprintf(stderr, __VA_ARGS__);                                     \
+      std::fprintf(stderr, "\n");                                            \
+      std::exit(1);                                                          \
+    }                                                                        \
   } while (false)
 
 namespace jax_maddness::testing {

@@ -1,0 +1,109 @@
+// The choice of the tier, and the splitting of tasks, on threads and pools of its own.
+#include <atomic>
+#include <fstream>
+#include <sstream>
+#include <thread>
+
+#include "../parallel.h"
+#include "testing.h"
+
+namespace jax_maddness::testing {
+namespace {
+
+std::string default_tier() {
+  std::string error;
+  const Tier* tier = active_tier(&error);
+  CHECK(tier != nullptr, "%s", error.c_str());
+  return tier->name;
+}
+
+// /proc/cpuinfo is the judge: a tier is supported exactly where the kernel lists its instructions.
+void test_default_is_the_best_of_this_cpu() {
+  std::ifstream file("/proc/cpuinfo");
+  std::stringstream text;
+  text << file.rdbuf();
+  const std::string cpu = text.str();
+  const auto has = [&](const std::string& flag) { return cpu.find(" " + flag + " ") != std::string::npos; };
+  const bool avx2 = has("avx2") && has("fma") && has("f16c");
+  for (const Tier* tier : all_tiers()) {
+    const std::string name = tier->name;
+    if (name == "avx2") CHECK(tier->supported() == avx2, "avx2 supported: %d", tier->supported());
+    if (name == "scalar") CHECK(tier->supported(), "the scalar tier runs everywhere");
+  }
+  CHECK(default_tier() == supported_tiers().front()->name, "default: %s", default_tier().c_str());
+}
+
+void test_set_tier() {
+  for (const Tier* tier : supported_tiers()) {
+    CHECK(set_tier(tier->name).empty(), "%s", tier->name);
+    CHECK(default_tier() == tier->name, "%s", tier->name);
+  }
+  CHECK(set_tier("scalar").empty(), "scalar");
+  for (const char* wrong : {"", "AVX2", "avx3", "scalar "}) {
+    const std::string error = set_tier(wrong);
+    CHECK(error.find(supported_tier_names()) != std::string::npos, "'%s': '%s'", wrong, error.c_str());
+    CHECK(default_tier() == "scalar", "a refused tier changed the active one");
+  }
+  CHECK(set_tier(nullptr).empty(), "default");
+  CHECK(default_tier() == supported_tiers().front()->name, "default");
+}
+
+// Starts every task on a thread of its own, late, or never: as a pool of one does whose only thread is the caller.
+struct Pool {
+  enum Kind { kPrompt, kLate, kNever } kind;
+  std::vector<std::thread> threads;
+
+  template <typename F>
+  void Schedule(F&& f) {
+    if (kind == kNever) return;
+    threads.emplace_back([late = kind == kLate, f = std::forward<F>(f)]() mutable {
+      if (late) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      f();
+    });
+  }
+  ~Pool() {
+    for (std::thread& thread : threads) thread.join();
+  }
+};
+
+void test_parallel_for() {
+  for (const auto kind : {Pool::kPrompt, Pool::kLate, Pool::kNever}) {
+    for (const int64_t tasks : {0, 1, 2, 7, 1000}) {
+      for (const int64_t workers : {1, 2, 5}) {
+        Pool pool{kind, {}};
+        std::vector<std::atomic<int>> runs(static_cast<size_t>(tasks)), busy(static_cast<size_t>(workers));
+        parallel_for(pool, tasks, workers, [&](int64_t task, int64_t worker) {
+          CHECK(worker >= 0 && worker < workers, "worker %ld of %ld", long(worker), long(workers));
+          CHECK(busy[worker].exchange(1) == 0, "two threads are worker %ld", long(worker));
+          ++runs[task];
+          busy[worker] = 0;
+        });
+        for (int64_t task = 0; task < tasks; ++task)
+          CHECK(runs[task] == 1, "task %ld ran %d times", long(task), int(runs[task]));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace jax_maddness::testing
+
+int main(int argc, char** argv) {
+  using namespace jax_maddness::testing;
+  if (argc == 2 && std::strcmp(argv[1], "wrong-environment") == 0) {
+    std::string error;
+    CHECK(jax_maddness::active_tier(&error) == nullptr, "an unknown JAX_MADDNESS_TIER fell back silently");
+    CHECK(error.find("JAX_MADDNESS_TIER") != std::string::npos, "%s", error.c_str());
+    CHECK(jax_maddness::set_tier("scalar").empty() && jax_maddness::active_tier(&error) != nullptr,
+          "set_tier overrides");
+    return 0;
+  }
+  if (argc == 2 && std::strcmp(argv[1], "scalar-environment") == 0) {
+    CHECK(default_tier() == "scalar", "JAX_MADDNESS_TIER=scalar gives %s", default_tier().c_str());
+    return 0;
+  }
+  test_default_is_the_best_of_this_cpu();
+  test_set_tier();
+  test_parallel_for();
+  std::printf("dispatch: %s\n", default_tier().c_str());
+}
