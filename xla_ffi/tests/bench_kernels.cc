@@ -23,7 +23,8 @@ double time_of_cycle() {
   const auto start = Clock::now();
   for (int i = 0; i < 500; ++i) {
 #if defined(__x86_64__)
-    asm volatile("add $1, %0\nadd $1, %0\nadd $1, %0\nadd $1, %0\nadd $1, %0\nadd $1, %0\nadd $1, %0\nadd $1, %0" : "+r"(x));
+    asm volatile("add $1, %0\nadd $1, %0\nadd $1, %0\nadd $1, %0\nadd $1, %0\nadd $1, %0\nadd $1, %0\nadd $1, %0"
+                 : "+r"(x));
 #elif defined(__aarch64__)
     asm volatile(
         "add %0, %0, #1\nadd %0, %0, #1\nadd %0, %0, #1\nadd %0, %0, #1\n"
@@ -57,8 +58,20 @@ struct Arrays {
   AlignedBytes scratch;
 
   Arrays(const Tier& tier, int64_t n, int64_t d, int64_t c, int64_t m)
-      : rows(n), features(d), codebooks(c), outputs(m), x(n * d), thresholds(c * kNodes), scale(m), offset(m), y(n * m),
-        indices(c * kLevels), sums(n * m), codes(n * c), values(m * c * kLeaves), scratch(tier.scratch_bytes(d, c)) {
+      : rows(n),
+        features(d),
+        codebooks(c),
+        outputs(m),
+        x(n * d),
+        thresholds(c * kNodes),
+        scale(m),
+        offset(m),
+        y(n * m),
+        indices(c * kLevels),
+        sums(n * m),
+        codes(n * c),
+        values(m * c * kLeaves),
+        scratch(tier.scratch_bytes(d, c)) {
     Random random(1);
     for (auto& v : x) v = random.normal();
     for (auto& v : thresholds) v = random.normal();
@@ -79,11 +92,17 @@ struct Arrays {
 void bench_encode(const Tier& tier) {
   std::printf("%-8s encode, cycles/encoding\n%10s%10s%10s%10s%10s%10s\n", tier.name, "rows", "D", "C", "f32", "bf16",
               "f16");
-  for (const auto& [rows, d, c] : {std::array<int64_t, 3>{128, 512, 64}, {64, 1024, 64}, {32, 2048, 64}, {64, 64, 4}, {8, 512, 64}, {8, 512, 512}}) {
+  for (const auto& [rows, d, c] : {std::array<int64_t, 3>{128, 512, 64},
+                                   {64, 1024, 64},
+                                   {32, 2048, 64},
+                                   {64, 64, 4},
+                                   {8, 512, 64},
+                                   {8, 512, 512}}) {
     Arrays a(tier, rows, d, c, 1);
     std::printf("%10ld%10ld%10ld", long(rows), long(d), long(c));
     for (const FloatType type : {FloatType::kF32, FloatType::kBF16, FloatType::kF16}) {
-      const double cycles = best_cycles([&] { tier.encode(a.as_rows(type), a.as_trees(), a.codes.data(), a.scratch.data()); });
+      const double cycles =
+          best_cycles([&] { tier.encode(a.as_rows(type), a.as_trees(), a.codes.data(), a.scratch.data()); });
       std::printf("%10.2f", cycles / static_cast<double>(rows * c));
     }
     std::printf("\n");
@@ -93,14 +112,21 @@ void bench_encode(const Tier& tier) {
 void bench_aggregate(const Tier& tier) {
   std::printf("%-8s aggregate and amm (D = 16 C), look-ups/cycle\n%10s%10s%10s%10s%10s\n", tier.name, "rows", "M", "C",
               "aggregate", "amm f32");
-  for (const auto& [rows, m, c] : {std::array<int64_t, 3>{256, 64, 16}, {256, 128, 16}, {256, 64, 64}, {256, 256, 64},
-                                   {256, 65, 64}, {256, 64, 256}, {32, 256, 64}, {1, 256, 64}}) {
+  for (const auto& [rows, m, c] : {std::array<int64_t, 3>{256, 64, 16},
+                                   {256, 128, 16},
+                                   {256, 64, 64},
+                                   {256, 256, 64},
+                                   {256, 65, 64},
+                                   {256, 64, 256},
+                                   {32, 256, 64},
+                                   {1, 256, 64}}) {
     Arrays a(tier, rows, 16 * c, c, m);
     const double lookups = static_cast<double>(rows * m * c);
-    const double aggregate = best_cycles(
-        [&] { tier.aggregate(a.codes.data(), rows, a.as_tables(), a.sums.data(), m, a.scratch.data()); });
+    const double aggregate =
+        best_cycles([&] { tier.aggregate(a.codes.data(), rows, a.as_tables(), a.sums.data(), m, a.scratch.data()); });
     const double amm = best_cycles([&] {
-      tier.amm(a.as_rows(FloatType::kF32), a.as_trees(), a.as_tables(), {a.y.data(), FloatType::kF32, m}, a.scratch.data());
+      tier.amm(a.as_rows(FloatType::kF32), a.as_trees(), a.as_tables(), {a.y.data(), FloatType::kF32, m},
+               a.scratch.data());
     });
     std::printf("%10ld%10ld%10ld%10.1f%10.1f\n", long(rows), long(m), long(c), lookups / aggregate, lookups / amm);
   }

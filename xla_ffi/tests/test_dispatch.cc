@@ -1,7 +1,9 @@
 // The choice of the tier, and the splitting of tasks, on threads and pools of its own.
+#include <algorithm>
 #include <atomic>
 #include <fstream>
 #include <sstream>
+#include <string>
 #include <thread>
 
 #include "../parallel.h"
@@ -17,18 +19,34 @@ std::string default_tier() {
   return tier->name;
 }
 
-// /proc/cpuinfo is the judge: a tier is supported exactly where the kernel lists its instructions.
+struct Needs {
+  std::string tier, flags;
+};
+
+const Needs kNeeds[] = {
+#define JAX_MADDNESS_TIER(architecture, name, flags) {#name, flags},
+#include "../tiers.inc"
+#undef JAX_MADDNESS_TIER
+};
+
+// /proc/cpuinfo is the judge: a tier is supported exactly where the kernel lists every extension that its file is
+// compiled with: -mavx512vnni is avx512_vnni there.
 void test_default_is_the_best_of_this_cpu() {
   std::ifstream file("/proc/cpuinfo");
   std::stringstream text;
   text << file.rdbuf();
-  const std::string cpu = text.str();
-  const auto has = [&](const std::string& flag) { return cpu.find(" " + flag + " ") != std::string::npos; };
-  const bool avx2 = has("avx2") && has("fma") && has("f16c");
+  std::string cpu = text.str();
+  cpu.erase(std::remove(cpu.begin(), cpu.end(), '_'), cpu.end());
   for (const Tier* tier : all_tiers()) {
-    const std::string name = tier->name;
-    if (name == "avx2") CHECK(tier->supported() == avx2, "avx2 supported: %d", tier->supported());
-    if (name == "scalar") CHECK(tier->supported(), "the scalar tier runs everywhere");
+    bool listed = true;
+    for (const Needs& needs : kNeeds) {
+      std::istringstream flags(needs.tier == tier->name ? needs.flags : "");
+      for (std::string flag; flags >> flag;) {
+        listed = listed && cpu.find(" " + flag.substr(std::strlen("-m")) + " ") != std::string::npos;
+      }
+    }
+    CHECK(tier->supported() == listed, "%s: supported is %d, /proc/cpuinfo says %d", tier->name, tier->supported(),
+          listed);
   }
   CHECK(default_tier() == supported_tiers().front()->name, "default: %s", default_tier().c_str());
 }

@@ -1,6 +1,7 @@
 // Every tier against the definition in plain loops, written here anew from layout.h: codes and sums bit for bit, at
 // sizes on and beside block edges, with special values, with denormals flushed by the caller or not, and with guards:
 // inputs end where memory ends, and what stands around an output must not change.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
