@@ -1,11 +1,11 @@
 """For your own tests: force a backend or a tier, and check that a function of yours lowers for other platforms.
 
-    with jax_maddness.testing.force_backend("jax"):
-        expected = model(x)                      # what TPU and GPU run
-    for tier in jax_maddness.supported_tiers():
-        with jax_maddness.testing.force_tier(tier):
-            ...
-    jax_maddness.testing.assert_portable(model, x, platforms=("tpu", "cuda"))
+with jax_maddness.testing.force_backend("jax"):
+    expected = model(x)                      # what TPU and GPU run
+for tier in jax_maddness.supported_tiers():
+    with jax_maddness.testing.force_tier(tier):
+        ...
+jax_maddness.testing.assert_portable(model, x, platforms=("tpu", "cuda"))
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def assert_portable(
     Raises:
       AssertionError: names the platform and the custom calls.
     """
-    jitted = function if hasattr(function, "lower") else jax.jit(function)
+    jitted: Any = function if hasattr(function, "trace") else jax.jit(function)
     for platform in platforms:
         exported = export.export(
             jitted,

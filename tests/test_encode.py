@@ -93,5 +93,5 @@ def test_a_scalar_is_no_row(rng):
 
 
 def test_inconsistent_trees_are_refused():
-    with pytest.raises(ValueError, match="trees.thresholds"):
+    with pytest.raises(ValueError, match=r"trees\.thresholds"):
         encode(np.zeros((2, 6), np.float32), SplitTrees(jnp.zeros((2, 4), jnp.int32), jnp.zeros((3, 15)), 6))

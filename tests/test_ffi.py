@@ -64,8 +64,10 @@ def test_a_tier_that_cannot_run_is_an_error(tier):
 
 
 def test_the_environment_switches_the_kernels_off():
-    status, text = run(RUN + "import jax; print('custom_call' in jax.jit(jm.amm).lower(np.zeros((2, 2), 'f'), op).as_text())",
-                       JAX_MADDNESS_BACKEND="jax")
+    status, text = run(
+        RUN + "import jax; print('custom_call' in jax.jit(jm.amm).lower(np.zeros((2, 2), 'f'), op).as_text())",
+        JAX_MADDNESS_BACKEND="jax",
+    )
     assert (status, text.split()[0], text.split()[-1]) == (0, "6.0", "False")
 
 
@@ -121,7 +123,7 @@ def call(target, result, *args):
 )
 def test_the_handler_checks_every_size_itself(x, indices, thresholds):
     args = jnp.zeros(x), jnp.zeros(indices, jnp.int32), jnp.zeros(thresholds)
-    with pytest.raises(Exception, match="(?i)invalid"):
+    with pytest.raises(Exception, match=r"(?i)invalid"):
         call("jax_maddness_encode", jax.ShapeDtypeStruct((1, 2, 3), jnp.uint8), *args)
 
 
@@ -134,11 +136,11 @@ def test_the_handler_checks_dtypes_results_and_indices():
             call("jax_maddness_encode", codes, x, jnp.full((1, 3, 4), bad, jnp.int32), thresholds)
     indices = jnp.zeros((1, 3, 4), jnp.int32)
     for wrong in ((1, 2, 4), (1, 3, 3), (2, 2, 3), (2, 3)):
-        with pytest.raises(Exception, match="(?i)invalid"):
+        with pytest.raises(Exception, match=r"(?i)invalid"):
             call("jax_maddness_encode", jax.ShapeDtypeStruct(wrong, jnp.uint8), x, indices, thresholds)
-    with pytest.raises(Exception, match="(?i)invalid|wrong"):
+    with pytest.raises(Exception, match=r"(?i)invalid|wrong"):
         call("jax_maddness_encode", codes, x.astype(jnp.int32), indices, thresholds)
-    with pytest.raises(Exception, match="(?i)invalid|wrong"):
+    with pytest.raises(Exception, match=r"(?i)invalid|wrong"):
         call("jax_maddness_encode", codes, x, indices.astype(jnp.int16), thresholds)
 
 
@@ -149,6 +151,8 @@ def test_doctor_says_that_all_is_well():
 
 @needs_kernels
 def test_doctor_finds_a_wrong_environment():
-    status, text = run("from jax_maddness.__main__ import main; raise SystemExit(main(['doctor']))", JAX_MADDNESS_TIER="x")
+    status, text = run(
+        "from jax_maddness.__main__ import main; raise SystemExit(main(['doctor']))", JAX_MADDNESS_TIER="x"
+    )
     assert status == 1
     assert "Not well" in text

@@ -79,8 +79,6 @@ def test_gradient_of_sharded_rows_and_outputs(mesh, op, x):
 @pytest.mark.parametrize("manual", [{"r", "m"}, {"r"}])
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_shard_map_whole_and_partial(mesh, op, x, manual, check_vma):
-    if not check_vma and manual == {"r"}:
-        pytest.skip("JAX itself wants check_vma=True where some axes stay automatic")
     expected = np.asarray(amm(x, op))
     replicated = jax.tree.map(lambda _: P(), op)
     f = jax.shard_map(

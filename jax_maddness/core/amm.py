@@ -60,20 +60,21 @@ def _amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... o
 def _jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (x, op), (dx, dop) = primals, tangents
     y = _amm(x, op)
-    terms = []
-    if not (_is_zero(dx) and _is_zero(dop.weights)):
-        if op.weights is None:
-            raise ValueError(
-                "The derivative of `amm` with respect to `x` is that of the exact product, and `op` does not keep "
-                "`w`. Call `fit(..., keep_weights=True)`, or `jax.lax.stop_gradient(x)` if it is not wanted."
-            )
-        terms += [_dot(dx, op.weights), _dot(x, dop.weights)]
+    if op.weights is None and not _is_zero(dx):
+        raise ValueError(
+            "The derivative of `amm` with respect to `x` is that of the exact product, and `op` does not keep `w`. "
+            "Call `fit(..., keep_weights=True)`, or `jax.lax.stop_gradient(x)` if it is not wanted."
+        )
+    dy = jnp.zeros(y.shape, jnp.float32)
+    if not _is_zero(dx):
+        dy += jnp.matmul(dx, op.weights, preferred_element_type=jnp.float32)
+    if not _is_zero(dop.weights):
+        dy += jnp.matmul(x, dop.weights, preferred_element_type=jnp.float32)
     if not _is_zero(dop.tables.scale):
-        terms.append(aggregate.aggregate(encode.encode(x, op.trees), op.tables) * dop.tables.scale)
+        dy += aggregate.aggregate(encode.encode(x, op.trees), op.tables) * dop.tables.scale
     if not _is_zero(dop.tables.offset):
-        terms.append(jnp.broadcast_to(dop.tables.offset, y.shape))
-    dy = sum((t for t in terms if t is not None), jnp.zeros((), jnp.float32))
-    return y, jnp.broadcast_to(dy, y.shape).astype(y.dtype)
+        dy += dop.tables.offset
+    return y, dy.astype(y.dtype)
 
 
 _amm.defjvp(_jvp, symbolic_zeros=True)
@@ -81,11 +82,6 @@ _amm.defjvp(_jvp, symbolic_zeros=True)
 
 def _is_zero(tangent: object) -> bool:
     return tangent is None or isinstance(tangent, SymbolicZero)
-
-
-def _dot(x, w):
-    """`x @ w` in float32, or None where either is a zero tangent."""
-    return None if _is_zero(x) or _is_zero(w) else jnp.matmul(x, w, preferred_element_type=jnp.float32)
 
 
 def definition(
@@ -102,6 +98,4 @@ def definition(
     return (scale[lead] * sums.astype(jnp.float32) + offset[lead]).astype(x.dtype)
 
 
-_stacked = Stacked(
-    definition, "jax_maddness_amm", "b {rows} d, b c l, b c t, b m c k, b m, b m -> b {rows} m"
-)
+_stacked = Stacked(definition, "jax_maddness_amm", "b {rows} d, b c l, b c t, b m c k, b m, b m -> b {rows} m")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import pathlib
 import re
@@ -32,7 +33,7 @@ _context = jax.make_user_context(default_value=None)
 _forced_tier: str | None = None
 
 
-class FFIUnavailable(RuntimeError):
+class FFIUnavailableError(RuntimeError):
     """The kernels were asked for by name and cannot be used; the message says why."""
 
 
@@ -43,7 +44,7 @@ def enabled() -> bool:
         return False
     module, why = _load()
     if module is None and choice == "ffi":
-        raise FFIUnavailable(f"JAX_MADDNESS_BACKEND=ffi, but the kernels cannot be used: {why}")
+        raise FFIUnavailableError(f"JAX_MADDNESS_BACKEND=ffi, but the kernels cannot be used: {why}")
     if module is None:
         _warn_once(why)
     return module is not None
@@ -100,12 +101,12 @@ def set_tier(name: str | None) -> None:
     """Makes every later call, compiled ones too, run on the tier `name`; None: back to the default.
 
     Raises:
-      FFIUnavailable: the extension is missing.
+      FFIUnavailableError: the extension is missing.
       ValueError: the tier is unknown or not supported by this CPU; the message names the choices.
     """
     module, why = _load()
     if module is None:
-        raise FFIUnavailable(f"There are no tiers to choose from: {why}")
+        raise FFIUnavailableError(f"There are no tiers to choose from: {why}")
     global _forced_tier
     module.set_tier(name)
     _forced_tier = name
@@ -143,10 +144,9 @@ def _load() -> tuple[ModuleType | None, str | None]:
 @functools.cache
 def _import() -> ModuleType | None:
     try:
-        from jax_maddness import _ffi
+        return importlib.import_module("jax_maddness._ffi")
     except ImportError:
         return None
-    return _ffi
 
 
 @functools.cache

@@ -42,7 +42,6 @@ def save(path: str | os.PathLike[str], op: MaddnessOp) -> None:
     Raises:
       TypeError, ValueError: `op` is not a single, consistent op (a stacked one is not; save its elements).
     """
-    checks.trees(getattr(op, "trees", None))
     checks.op(op)
     arrays = {name: np.asarray(jax.device_get(a)) for name in _FIELDS if (a := _get(op, name)) is not None}
     for name, array in arrays.items():
@@ -79,8 +78,18 @@ def load(path: str | os.PathLike[str]) -> MaddnessOp:
             return _read(archive)
     except FileNotFoundError:
         raise
-    except (zipfile.BadZipFile, EOFError, KeyError, TypeError, OSError, ValueError, NotImplementedError, RuntimeError,
-            OverflowError, RecursionError) as error:
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        KeyError,
+        TypeError,
+        OSError,
+        ValueError,
+        NotImplementedError,
+        RuntimeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"{os.fspath(path)!r} cannot be loaded as an op: {error}") from error
 
 
@@ -103,7 +112,7 @@ def _assemble(arrays: dict[str, np.ndarray], num_features: int | None) -> Maddne
     """The op, if its arrays agree with each other."""
     indices = arrays["trees.indices"]
     limit = num_features or np.iinfo(np.int32).max
-    if indices.size and not (indices.dtype == np.int32 and 0 <= indices.min() and indices.max() < limit):
+    if indices.size and not (indices.dtype == np.int32 and indices.min() >= 0 and indices.max() < limit):
         raise ValueError(f"a split index lies outside [0, {limit}).")
     data = {name: jnp.asarray(array) for name, array in arrays.items()}
     op = MaddnessOp(

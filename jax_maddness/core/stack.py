@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ class Stacked:
             return self._on_platform(*args)  # inside shard_map: these are the shards already
         return self._partitioned(args[0].ndim - 2)(*args)
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019 -- instances live as long as the module
+    @functools.cache  # noqa: B019 -- instances live as long as the module
     def _partitioned(self, num_row_dims: int) -> Callable[..., Array]:
         rule = self._rule.format(rows=" ".join(f"r{i}" for i in range(num_row_dims)))
         call = custom_partitioning(self._on_platform)
@@ -83,7 +83,9 @@ class Stacked:
             result = result.update(sharding=NamedSharding(mesh, PartitionSpec()))
         return ffi.call(self._target, result, *args)
 
-    def _partition(self, rule: str, mesh, arg_shapes, result_shape):
+    def _partition(
+        self, rule: str, mesh: jax.sharding.Mesh, arg_shapes: Any, result_shape: Any
+    ) -> tuple[jax.sharding.Mesh, Callable[..., Array], NamedSharding, tuple[NamedSharding, ...]]:
         """Shards of the result need no other shard: keep the result's factors, replicate all others."""
         operands, result = rule.split("->")
         factors = result.split()
