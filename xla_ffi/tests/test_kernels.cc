@@ -306,6 +306,22 @@ void test_rounding() {
   }
 }
 
+// Tables and outputs beyond the sizes at which kernels choose larger blocks, staging, or stores past the cache; outputs
+// on cache lines and beside them.
+void test_large() {
+  struct Shape {
+    int64_t n, d, c, m;
+    FloatType type;
+  };
+  Random random(4);
+  for (const Shape& s : {Shape{520, 5, 2, 1024, FloatType::kF32}, Shape{520, 5, 2, 1023, FloatType::kF32},
+                         Shape{520, 5, 2, 2048, FloatType::kF16}, Shape{300, 70, 64, 1100, FloatType::kF32},
+                         Shape{300, 70, 65, 1104, FloatType::kBF16}}) {
+    const Problem p = random_problem(random, s.n, s.d, s.c, s.m, s.type);
+    for (const Tier* tier : supported_tiers()) check_tier(*tier, p, random);
+  }
+}
+
 void test_random_shapes() {
   Random random(3);
   for (int i = 0; i < 300; ++i) {
@@ -324,6 +340,7 @@ int main() {
   test_many_codebooks();
   test_every_half();
   test_rounding();
+  test_large();
   test_random_shapes();
   std::printf("kernels: as defined on the tiers %s\n", jax_maddness::supported_tier_names().c_str());
 }
