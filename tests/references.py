@@ -22,3 +22,52 @@ def aggregate(codes, values):
     for n, m in np.ndindex(*sums.shape):
         sums[n, m] = sum(int(values[m, c, codes[n, c]]) for c in range(codes.shape[1]))
     return sums
+
+
+def squared_error(x, codes):
+    """The squared error of the rows x [N, d] about the mean of the rows with the same code [N]."""
+    return sum(((x[codes == k] - x[codes == k].mean(0)) ** 2).sum() for k in np.unique(codes))
+
+
+def grow_tree(x, num_candidates):
+    """Section 4.1, Algorithm 3, on the rows x [N, d] in float64: (features [4], codes [N]), trying every threshold."""
+    x = np.asarray(x, np.float64)
+    buckets, features = np.zeros(len(x), int), []
+    for _ in range(4):
+        errors = sum(
+            ((x[buckets == b] - x[buckets == b].mean(0)) ** 2).sum(0) for b in np.unique(buckets)
+        )  # per feature
+        candidates = np.argsort(-errors, kind="stable")[:num_candidates]
+        tried = [_split_buckets(x, buckets, feature) for feature in candidates]
+        best = int(np.argmin([squared_error(x, split) for split in tried]))
+        features.append(candidates[best])
+        buckets = tried[best]
+    return features, buckets
+
+
+def _split_buckets(x, buckets, feature):
+    """Each bucket's own best split by one feature: new buckets [N]."""
+    split = 2 * buckets
+    for b in np.unique(buckets):
+        rows = np.flatnonzero(buckets == b)
+        values = x[rows, feature]
+        sides = [values > v for v in np.unique(values)[:-1]]
+        if sides:
+            best = int(np.argmin([squared_error(x[rows], side) for side in sides]))
+            split[rows] += sides[best]
+    return split
+
+
+def prototypes(x, codes, own, ridge):
+    """Section 4.2, equation 8, in float64: (prototypes [16 C, D], intercept [D]).
+
+    Shrunk toward the means of the buckets in the features that each codebook owns [C, D].
+    """
+    x, count = np.asarray(x, np.float64), codes.shape[1]
+    one_hot = (codes[:, :, None] == np.arange(16)).reshape(len(x), -1).astype(np.float64)
+    centre = x.mean(0)
+    means = one_hot.T @ (x - centre) / np.maximum(one_hot.sum(0), 1)[:, None] * np.repeat(own, 16, axis=0)
+    design = np.hstack([one_hot, np.ones((len(x), 1))])
+    penalty = ridge * np.diag([1.0] * (16 * count) + [0.0])
+    solution = np.linalg.solve(design.T @ design + penalty, design.T @ (x - centre - one_hot @ means))
+    return means + solution[:-1], centre + solution[-1]

@@ -107,7 +107,7 @@ def fit(
         offset += intercept + jnp.matmul(mean, w_scaled, precision="highest")
         scale, offset = (np.ldexp(np.asarray(a, np.float64), x_exponent + w_exponent) for a in (scale, offset))
         bar.step()
-    tables = LookupTables(values, *checks.in_range(scale, offset + bias))
+    tables = LookupTables(values, *checks.in_range(scale, offset + np.asarray(bias, np.float64)))
     return MaddnessOp(trees, tables, w if keep_weights else None)
 
 

@@ -75,7 +75,8 @@ def grow_trees(
     """
     own = groups >= 0
     columns = jnp.take(x, jnp.maximum(groups, 0), axis=1).transpose(1, 0, 2)  # [codebooks, rows, width]
-    residuals = jnp.where(own[:, None], columns * factor, 0.0)
+    columns = columns * factor
+    residuals = jnp.where(own[:, None], columns - columns[:, :1], 0.0)  # so that a large mean costs no precision
     buckets = jnp.zeros(residuals.shape[:2], jnp.int32)
     grow = functools.partial(_grow_level, x, groups, min(num_candidates, groups.shape[1]))
     _, (indices, thresholds) = lax.scan(grow, (residuals, buckets), length=LEVELS)
