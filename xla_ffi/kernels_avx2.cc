@@ -29,6 +29,7 @@ constexpr int64_t kTile = 16;     // outputs of a tile
 constexpr int64_t kChunk = 256;   // codebooks whose sum fits in 16 bits
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 INLINE __m128i load_128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 INLINE __m256i load_256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
@@ -111,13 +112,11 @@ void amm_as(const Rows& x, const Trees& trees, const Tables& tables, const Outpu
   auto* memory = static_cast<uint8_t*>(scratch) + sizeof(Workspace);
   const int64_t step = rows_at_once(trees.codebooks);
   for (int64_t n = 0; n < x.count; n += step) {
-    Rows rows = x;
-    rows.data = static_cast<const char*>(x.data) + n * x.features * Sink::kWidth;
-    rows.count = smaller(x.count - n, step);
-    const PackedCodes packed{{memory, rows.count, trees.codebooks}};
-    encode_rows<kType>(rows, trees, packed);
+    const int64_t count = smaller(x.count - n, step);
+    const PackedCodes packed{{memory, count, trees.codebooks}};
+    encode_rows<kType>(x, n, n + count, trees, packed);
     char* out = static_cast<char*>(y.data) + n * y.stride * Sink::kWidth;
-    aggregate_blocks<Sink>(packed, rows.count, tables, out, y.stride, work);
+    aggregate_blocks<Sink>(packed, count, tables, out, y.stride, work);
   }
 }
 
