@@ -1,0 +1,34 @@
+// The handlers, as XLA first calls them: to ask which version of the FFI API they were compiled for. What they compute
+// is tested from Python, where XLA itself is the caller.
+#include "../handlers.h"
+#include "testing.h"
+
+namespace jax_maddness::testing {
+namespace {
+
+void test_metadata(XLA_FFI_Handler* handler, const char* name) {
+  XLA_FFI_Metadata metadata = {};
+  metadata.struct_size = XLA_FFI_Metadata_STRUCT_SIZE;
+  XLA_FFI_Metadata_Extension extension = {};
+  extension.extension_base.struct_size = XLA_FFI_Metadata_Extension_STRUCT_SIZE;
+  extension.extension_base.type = XLA_FFI_Extension_Metadata;
+  extension.metadata = &metadata;
+  XLA_FFI_CallFrame frame = {};
+  frame.struct_size = XLA_FFI_CallFrame_STRUCT_SIZE;
+  frame.extension_start = &extension.extension_base;
+
+  CHECK(handler(&frame) == nullptr, "%s refuses to state its version", name);
+  CHECK(metadata.api_version.major_version == XLA_FFI_API_MAJOR, "%s: %d", name, metadata.api_version.major_version);
+  CHECK(metadata.api_version.minor_version == XLA_FFI_API_MINOR, "%s: %d", name, metadata.api_version.minor_version);
+}
+
+}  // namespace
+}  // namespace jax_maddness::testing
+
+int main() {
+  using namespace jax_maddness;
+  testing::test_metadata(encode_handler, "encode");
+  testing::test_metadata(aggregate_handler, "aggregate");
+  testing::test_metadata(amm_handler, "amm");
+  std::printf("handlers: XLA FFI API %d.%d\n", XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR);
+}
