@@ -8,7 +8,7 @@ CXX_SOURCES := CMakeLists.txt pyproject.toml $(wildcard xla_ffi/*)
 CXX_TESTS   := $(CXX_SOURCES) $(wildcard xla_ffi/tests/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python test-cpp test-emulated bazel-test lint format doctor clean
+.PHONY: help demo test test-python test-cpp test-emulated bench-kernels bazel-test lint format doctor clean
 
 help:  ## Lists the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,26 @@ test-python: $(VENV)/.test  ## Tests and doctests, on every tier that this CPU h
 
 test-cpp: $(BUILD)/cpp/.built  ## C++ tests of the kernels, with AddressSanitizer and UBSan.
 	ctest --test-dir $(BUILD)/cpp --output-on-failure
+
+# SIMDe stands in for the instructions that this CPU may not have. One header package; without it, this says so.
+SIMDE := $(firstword $(wildcard /usr/include/simde/x86/avx512.h /usr/local/include/simde/x86/avx512.h))
+test-emulated:  ## The AVX-512 tier's own source on emulated intrinsics, on any x86-64.
+ifeq ($(SIMDE),)
+	@echo "SIMDe is not installed: the AVX-512 tier was not tested on emulated intrinsics (apt-get install libsimde-dev)."
+else
+	cmake -S . -B $(BUILD)/emulated -DJAX_MADDNESS_PYTHON=OFF -DJAX_MADDNESS_TESTS=ON -DJAX_MADDNESS_SIMDE_TESTS=ON
+	cmake --build $(BUILD)/emulated --parallel $(JOBS) --target test_kernels_simde
+	ctest --test-dir $(BUILD)/emulated --output-on-failure --tests-regex simde
+endif
+
+bazel-test: | $(VENV)/.examples  ## The C++ built and tested by Bazel, offline; says so where Bazel is missing.
+	@if command -v bazel > /dev/null; then PYTHON=$(abspath $(BIN))/python bazel --batch test --jobs=$(JOBS) //...; \
+	else echo "Bazel is not installed: its build was not tested (Debian: apt-get install bazel-bootstrap)."; fi
+
+bench-kernels:  ## Look-ups per cycle and cycles per encoding of every tier, without Python.
+	cmake -S . -B $(BUILD)/bench -DJAX_MADDNESS_PYTHON=OFF -DJAX_MADDNESS_TESTS=ON
+	cmake --build $(BUILD)/bench --parallel $(JOBS) --target bench_kernels
+	$$(find $(BUILD)/bench -name bench_kernels -type f)
 
 doctor: $(VENV)/.examples  ## Says whether the installation is well.
 	$(BIN)/python -m jax_maddness doctor

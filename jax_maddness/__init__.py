@@ -1,7 +1,9 @@
 """Matrix products on CPUs that cost less by not multiplying: MADDNESS for JAX.
 
-op = jax_maddness.fit(x_train, w, bias=b, num_codebooks=32)   # learn
-y = jax.jit(jax_maddness.amm)(x, op)                          # y approximates x @ w + b
+    op = jax_maddness.fit(x_train, w, bias=b, num_codebooks=32)
+    y = jax.jit(jax_maddness.amm)(x, op)
+
+Then `y` approximates `x @ w + b`, by look-ups.
 """
 
 from jax_maddness.core.aggregate import aggregate

@@ -1,11 +1,15 @@
 """For your own tests: force a backend or a tier, and check that a function of yours lowers for other platforms.
 
-with jax_maddness.testing.force_backend("jax"):
-    expected = model(x)                      # what TPU and GPU run
-for tier in jax_maddness.supported_tiers():
-    with jax_maddness.testing.force_tier(tier):
-        ...
-jax_maddness.testing.assert_portable(model, x, platforms=("tpu", "cuda"))
+For example:
+
+    with jax_maddness.testing.force_backend("jax"):
+        expected = model(x)                      # what TPU and GPU run
+    for tier in jax_maddness.supported_tiers():
+        with jax_maddness.testing.force_tier(tier):
+            np.testing.assert_allclose(model(x), expected, rtol=1e-5)
+    jax_maddness.testing.assert_portable(model, x, platforms=("tpu", "cuda"))
+
+Codes and sums are identical on all of them; outputs agree up to the last rounding of the rescaling.
 """
 
 from __future__ import annotations
