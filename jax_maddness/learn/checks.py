@@ -76,10 +76,10 @@ def arrays(x_train: Any, w: Any, bias: Any) -> tuple[Float[Array, "rows features
 
 def in_range(scale: np.ndarray, offset: np.ndarray) -> tuple[Array, Array]:
     """`scale` and `offset`, computed in float64, as float32."""
-    largest = max(np.abs(scale).max(), np.abs(offset).max())
-    if not largest <= np.finfo(np.float32).max:
+    reached = max(np.abs(scale).max(), np.abs(offset).max())
+    if not reached <= np.finfo(np.float32).max:
         raise ValueError(
-            f"`x_train @ w + bias` reaches {largest:.2g}, more than float32 holds. Scale `x_train` or `w` down."
+            f"`x_train @ w + bias` reaches {reached:.2g}, more than float32 holds. Scale `x_train` or `w` down."
         )
     return jnp.asarray(scale, jnp.float32), jnp.asarray(offset, jnp.float32)
 
@@ -104,7 +104,7 @@ def _real(value: Any, name: str) -> Array:
 
 
 def _finite(array: Array, name: str) -> None:
-    if bool(_all_finite(array)):
+    if np.isfinite(largest(array)):
         return
     bad = np.argwhere(~np.isfinite(np.asarray(array)))
     raise ValueError(
@@ -114,5 +114,6 @@ def _finite(array: Array, name: str) -> None:
 
 
 @jax.jit
-def _all_finite(array: Array) -> Array:
-    return jnp.isfinite(array).all()
+def largest(array: Array) -> Float[Array, ""]:
+    """The largest magnitude in `array`: NaN if there is a NaN, 0 if there is nothing."""
+    return jnp.abs(array).max(initial=0)

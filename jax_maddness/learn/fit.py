@@ -102,13 +102,13 @@ def fit(
         mean, statistics = _statistics(x, x_factor, trees, blocks, bar)
         bar.stage("tables")
         w_scaled = w * _power_of_two(-w_exponent)
-        tables, intercept = fit_prototypes(statistics, _owned(groups, x.shape[1]), w_scaled, len(x), config.ridge)
+        tables, intercept = _solve(statistics, _owned(groups, x.shape[1]), w_scaled, len(x), config.ridge)
         values, scale, offset = quantize_tables(tables, (statistics.counts > 0).reshape(-1, LEAVES))
         offset += intercept + jnp.matmul(mean, w_scaled, precision="highest")
         scale, offset = (np.ldexp(np.asarray(a, np.float64), x_exponent + w_exponent) for a in (scale, offset))
         bar.step()
-    tables = LookupTables(values, *checks.in_range(scale, offset + np.asarray(bias, np.float64)))
-    return MaddnessOp(trees, tables, w if keep_weights else None)
+    lookup = LookupTables(values, *checks.in_range(scale, offset + np.asarray(bias, np.float64)))
+    return MaddnessOp(trees, lookup, w if keep_weights else None)
 
 
 def _chunks(groups: np.ndarray, rows: int) -> list[np.ndarray]:
@@ -161,6 +161,17 @@ def _add_block(
     return statistics.add(rows * factor - mean, encode(rows, trees), own)
 
 
+def _solve(
+    statistics: Statistics, own: np.ndarray, w: Array, rows: int, ridge: float
+) -> tuple[Float[Array, "codebooks 16 outputs"], Float[Array, " outputs"]]:
+    """`fit_prototypes`, with a tenfold `ridge` as long as f32 cannot factorise the system."""
+    while True:
+        tables, intercept = fit_prototypes(statistics, own, w, rows, ridge)
+        if np.isfinite(checks.largest(tables)) or ridge > rows:
+            return tables, intercept
+        ridge *= 10
+
+
 def _owned(groups: np.ndarray, num_features: int) -> np.ndarray:
     """bool [codebooks, features]: which features each codebook has."""
     return (groups[:, :, None] == np.arange(num_features)).any(1)
@@ -168,7 +179,7 @@ def _owned(groups: np.ndarray, num_features: int) -> np.ndarray:
 
 def _exponent(a: Array) -> int:
     """`e` such that the largest magnitude of `a` is about `2**e`."""
-    largest = float(jnp.abs(a).max(initial=0))
+    largest = float(checks.largest(a))
     return int(np.clip(np.frexp(largest)[1], -126, 126)) if largest else 0
 
 

