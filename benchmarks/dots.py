@@ -1,6 +1,6 @@
 """amm against the dots that one would use instead, on one shape, interleaved in one run; prints a Markdown table.
 
-Times only: the ops are random, and what an op's accuracy costs is measured elsewhere (benchmarks/quality.py, make demo).
+Times only: the ops are random. What their accuracy would be is measured elsewhere (benchmarks/quality.py, make demo).
 With --threads 1, XLA's pool has one thread, for everything alike.
 """
 
