@@ -23,7 +23,7 @@ from sklearn.model_selection import train_test_split
 import jax_maddness
 
 WIDTH = 1024
-CODEBOOKS = (8, 16, 32, 64)
+CODEBOOKS = ((16, 64), (32, 128), (64, 256))  # of the two hidden layers, in each model
 
 
 class Classifier(nnx.Module):
@@ -134,8 +134,8 @@ def variants(model: Classifier, x_train: jax.Array) -> tuple[dict[str, Classifie
     inputs = [x_train, nnx.relu(model.hidden[0](x_train))]
     models = {"exact f32": model, "int8 dynamic": with_hidden(model, [Int8(layer) for layer in model.hidden])}
     for codebooks in CODEBOOKS:
-        layers = [LookUp(layer, x, codebooks) for layer, x in zip(model.hidden, inputs, strict=True)]
-        models[f"amm C = {codebooks}"] = with_hidden(model, layers)
+        layers = [LookUp(*layer) for layer in zip(model.hidden, inputs, codebooks, strict=True)]
+        models["amm C = {}, {}".format(*codebooks)] = with_hidden(model, layers)
     return models, inputs
 
 
