@@ -64,7 +64,7 @@ clean:  ## Removes everything that the other targets made.
 
 # The package, editable, with one set of extras; each stamp is renewed when the C++ or the dependencies change.
 $(VENV)/.examples $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(CXX_SOURCES) | $(BIN)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[$*]'
 	touch $@
 
 $(BIN)/python:

@@ -66,17 +66,17 @@ class Int8(nnx.Module):
 
 
 def load_data() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Pixels in [0, 1] and labels. Training images are also shifted by a pixel in eight directions."""
+    """Pixels in [0, 1] and labels. Training images are also shifted by a pixel in four directions."""
     images, labels = load_digits(return_X_y=True)
     x, x_test, y, y_test = train_test_split(images / 16, labels, test_size=0.3, stratify=labels, random_state=0)
     square = x.reshape(-1, 8, 8)
-    shifts = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    shifts = [(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)]
     moved = [np.pad(square, ((0, 0), (1, 1), (1, 1)))[:, 1 + i : 9 + i, 1 + j : 9 + j] for i, j in shifts]
     x_train = np.concatenate(moved).reshape(-1, 64)
     return jnp.float32(x_train), jnp.tile(jnp.int32(y), len(shifts)), jnp.float32(x_test), jnp.int32(y_test)
 
 
-def train(x: jax.Array, y: jax.Array, steps: int = 300) -> Classifier:
+def train(x: jax.Array, y: jax.Array, steps: int = 200) -> Classifier:
     """Adam on the cross-entropy, a few seconds."""
     model = Classifier(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.adam(optax.cosine_decay_schedule(1e-3, steps)), wrt=nnx.Param)
