@@ -24,19 +24,26 @@ def report() -> tuple[list[tuple[str, str]], list[str]]:
         ("python, numpy", f"{platform.python_version()}, {np.__version__}"),
         ("machine", f"{platform.machine()}, {_cpu_name()}, {_threads()} threads"),
         ("devices", ", ".join(str(d) for d in jax.devices())),
-        ("backend", f"{ffi.backend()} (JAX_MADDNESS_BACKEND)"),
     ]
+    try:
+        facts.append(("backend", f"{ffi.backend()} (JAX_MADDNESS_BACKEND)"))
+    except ValueError as error:
+        return facts, [str(error)]
     built, running = ffi.api_versions()
     facts.append(("XLA FFI", f"extension built for {_dotted(built)}, running jaxlib has {_dotted(running)}"))
     if (why := ffi.why_unavailable()) is not None:
-        return facts, [f"the kernels cannot be used, everything runs in pure JAX: {why}"]
+        consequence = "every call fails" if ffi.backend() == "ffi" else "everything runs in pure JAX"
+        return facts, [f"the kernels cannot be used, {consequence}: {why}"]
     facts.append(("tiers", f"built {', '.join(ffi.tiers())}; this CPU runs {', '.join(ffi.supported_tiers())}"))
     try:
         facts.append(("active tier", str(ffi.active_tier())))
     except ValueError as error:
         return facts, [str(error)]
-    wrong = list(_self_test())
+    with testing.force_backend("ffi"):
+        wrong = list(_self_test())
     facts.append(("self-test", "failed" if wrong else "every tier agrees with pure JAX"))
+    if ffi.backend() == "jax":
+        wrong.append("the kernels are switched off by JAX_MADDNESS_BACKEND=jax, everything runs in pure JAX")
     return facts, wrong
 
 

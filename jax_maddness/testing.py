@@ -2,12 +2,14 @@
 
 For example:
 
-    with jax_maddness.testing.force_backend("jax"):
+    from jax_maddness import testing
+
+    with testing.force_backend("jax"):
         expected = model(x)                      # what TPU and GPU run
     for tier in jax_maddness.supported_tiers():
-        with jax_maddness.testing.force_tier(tier):
+        with testing.force_tier(tier):
             np.testing.assert_allclose(model(x), expected, rtol=1e-5)
-    jax_maddness.testing.assert_portable(model, x, platforms=("tpu", "cuda"))
+    testing.assert_portable(model, x, platforms=("tpu", "cuda"))
 
 Codes and sums are identical on all of them; outputs agree up to the last rounding of the rescaling.
 """
@@ -72,9 +74,12 @@ def assert_portable(
       platforms: any of `tpu`, `cuda`, `rocm`, `cpu`. On `cpu` the kernels are custom calls, and this raises.
 
     Raises:
+      ValueError: `platforms` is empty or a string.
       AssertionError: names the platform and the custom calls.
     """
-    jitted: Any = function if hasattr(function, "trace") else jax.jit(function)
+    if isinstance(platforms, str) or not platforms:
+        raise ValueError(f"`platforms` is {platforms!r}; expected a sequence of names, such as ('tpu', 'cuda').")
+    jitted = jax.jit(lambda *args, **kwargs: function(*args, **kwargs))
     for platform in platforms:
         exported = export.export(
             jitted,

@@ -79,7 +79,7 @@ def test_an_index_out_of_range_is_an_error_not_a_crash(rng):
 
 def test_arguments_in_the_wrong_order_are_noticed(rng):
     op = random_op(rng, 6, 2, 5)
-    with pytest.raises(TypeError, match="The rows come first"):
+    with pytest.raises(TypeError, match="The array comes first"):
         amm(op, np.zeros((3, 6), np.float32))
     with pytest.raises(TypeError, match="`x` is list; expected an array"):
         amm([[0.0] * 6], op)

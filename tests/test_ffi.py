@@ -88,6 +88,17 @@ def test_a_missing_extension_warns_once_and_falls_back():
     assert "the kernels cannot be used" in text
 
 
+def test_an_extension_that_cannot_be_loaded_says_why():
+    broken = (
+        "import importlib as i, jax_maddness; original = i.import_module\n"
+        "def load(name):\n  if name.endswith('_ffi'): raise ImportError('GLIBCXX_9 not found', name=name)\n"
+        "  return original(name)\ni.import_module = load\n"
+    )
+    status, text = run(broken + RUN)
+    assert status == 0, text
+    assert "could not be loaded: GLIBCXX_9 not found" in text
+
+
 @needs_kernels
 def test_an_extension_newer_than_jaxlib_warns_and_is_never_registered():
     newer = "import jax_maddness._ffi as m\nm.api_version = lambda: (0, 99)\nm.registrations = None\n"
@@ -147,6 +158,17 @@ def test_the_handler_checks_dtypes_results_and_indices():
 def test_doctor_says_that_all_is_well():
     status, text = run("from jax_maddness.__main__ import main; raise SystemExit(main(['doctor']))")
     assert (status == 0) == ("All is well." in text) == bool(ffi.supported_tiers())
+
+
+@needs_kernels
+@pytest.mark.parametrize("backend", ["jax", "gpu"])
+def test_doctor_says_when_the_kernels_are_not_what_runs(backend):
+    status, text = run(
+        "from jax_maddness.__main__ import main; raise SystemExit(main(['doctor']))", JAX_MADDNESS_BACKEND=backend
+    )
+    assert status == 1
+    assert "Not well" in text
+    assert "JAX_MADDNESS_BACKEND" in text
 
 
 @needs_kernels

@@ -206,6 +206,19 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("shape", [(600, 20), (5000, 64)])
+@pytest.mark.parametrize("position", [0, 0.5, 1])
+def test_one_nan_among_many_numbers_is_found(shape, position):
+    """XLA's maximum on CPU drops NaN from arrays of this size."""
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    x.reshape(-1)[int(position * (x.size - 1))] = np.nan
+    w = np.ones((shape[1], 3))
+    with pytest.raises(ValueError, match=r"`x_train` has 1 NaN"):
+        fit(x, w, num_codebooks=2)
+    with pytest.raises(ValueError, match=r"`w` has 1 NaN"):
+        fit(np.ones((5, shape[0])), x, num_codebooks=2)
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_errors_say_what_to_do(data, name):
     change, error, message = BAD[name]

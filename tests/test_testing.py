@@ -86,6 +86,12 @@ def test_force_tier_restores_what_was_forced(op, x):
         assert jax_maddness.active_tier() == before
 
 
+@pytest.mark.parametrize("platforms", [(), "tpu"])
+def test_no_platform_or_a_string_is_refused(op, x, platforms):
+    with pytest.raises(ValueError, match="expected a sequence of names"):
+        testing.assert_portable(amm, x, op, platforms=platforms)
+
+
 @needs_kernels
 def test_unknown_tier_and_backend_name_the_choices():
     with pytest.raises(ValueError, match="scalar"), testing.force_tier("mmx"):

@@ -40,6 +40,13 @@ def test_device_put(op):
     assert all(a.devices() == {jax.devices()[-1]} for a in jax.tree.leaves(moved))
 
 
+def test_equality_is_identity_and_ops_can_be_hashed(op):
+    other = jax.tree.map(lambda a: a, op)
+    assert op in [op]
+    assert op != other
+    assert len({op, other}) == 2
+
+
 def test_frozen(op):
     with pytest.raises(AttributeError):
         op.weights = None

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "dispatch.h"
+#include "huge_pages.h"
 #include "parallel.h"
 #include "validate.h"
 #include "xla/ffi/api/ffi.h"
@@ -14,7 +15,8 @@ namespace jax_maddness {
 namespace {
 
 // How a call is split. A task is a range of one op's rows, and of its outputs where rows are few. Rows split between
-// blocks of 64, outputs between cache lines of y: no kernel gains from less, and no two tasks write the same line.
+// blocks of 64, outputs between cache lines of y where its rows start on lines: no kernel gains from less, and few
+// lines are written by two tasks.
 constexpr int64_t kBlockRows = 64;
 constexpr int64_t kBlockOutputs = 64;
 constexpr int64_t kTasksPerWorker = 4;       // so that a slow core does not hold up the rest
@@ -96,14 +98,19 @@ class Scratch {
   size_t bytes_ = 0;
 };
 
+Scratch& scratch_of_this_thread() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
 template <typename Kernel>
-void split_and_run(const Tier& tier, const Problem& problem, int64_t features, ffi::ThreadPool& pool,
-                   const Kernel& kernel) {
+void split_and_run(const Tier& tier, const Problem& problem, int64_t features, const Named& result,
+                   ffi::ThreadPool& pool, const Kernel& kernel) {
   if (problem.ops == 0 || problem.rows == 0) return;
+  advise_huge_pages(result.buffer.untyped_data(), result.buffer.size_bytes());
   const Split split(problem, pool);
   const size_t bytes = (tier.scratch_bytes(features, problem.codebooks) + 63) / 64 * 64;
-  thread_local Scratch scratch;
-  char* const memory = scratch.at_least(bytes * static_cast<size_t>(split.workers));
+  char* const memory = scratch_of_this_thread().at_least(bytes * static_cast<size_t>(split.workers));
   parallel_for(pool, problem.ops * split.row_parts * split.output_parts, split.workers,
                [&](int64_t i, int64_t worker) noexcept {
                  kernel(split.task(i, problem), memory + bytes * static_cast<size_t>(worker));
@@ -185,7 +192,7 @@ ffi::Error encode(ffi::ThreadPool pool, ffi::AnyBuffer x_, ffi::AnyBuffer indice
     check_trees(x, indices, thresholds, &problem);
     check_type(codes, ffi::DataType::U8, "uint8");
     check_rows(codes, x, problem.codebooks);
-    split_and_run(tier, problem, x.last(), pool, [&](const Task& task, void* scratch) noexcept {
+    split_and_run(tier, problem, x.last(), codes, pool, [&](const Task& task, void* scratch) noexcept {
       const int64_t first = (task.op * problem.rows + task.rows.begin) * problem.codebooks;
       tier.encode(rows_of(x, type, problem, task), trees_of(indices, thresholds, problem, task),
                   data<uint8_t>(codes) + first, scratch);
@@ -205,7 +212,7 @@ ffi::Error aggregate(ffi::ThreadPool pool, ffi::AnyBuffer codes_, ffi::AnyBuffer
     check_type(sums, ffi::DataType::S32, "int32");
     check_rows(sums, codes, problem.outputs);
     if (problem.outputs == 0) return;
-    split_and_run(tier, problem, 0, pool, [&](const Task& task, void* scratch) noexcept {
+    split_and_run(tier, problem, 0, sums, pool, [&](const Task& task, void* scratch) noexcept {
       const int64_t first = task.op * problem.rows + task.rows.begin;
       tier.aggregate(data<const uint8_t>(codes) + first * problem.codebooks, task.rows.count,
                      tables_of(values, problem, task),
@@ -230,7 +237,7 @@ ffi::Error amm(ffi::ThreadPool pool, ffi::AnyBuffer x_, ffi::AnyBuffer indices_,
     if (y.buffer.element_type() != x.buffer.element_type()) throw InvalidArgument("y must have the type of x.");
     check_rows(y, x, problem.outputs);
     if (problem.outputs == 0) return;
-    split_and_run(tier, problem, x.last(), pool, [&](const Task& task, void* scratch) noexcept {
+    split_and_run(tier, problem, x.last(), y, pool, [&](const Task& task, void* scratch) noexcept {
       Tables tables = tables_of(values, problem, task);
       tables.scale = data<const float>(scale) + task.op * problem.outputs + task.outputs.begin;
       tables.offset = data<const float>(offset) + task.op * problem.outputs + task.outputs.begin;

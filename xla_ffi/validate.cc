@@ -61,7 +61,7 @@ int64_t count_rows(const Named& array) {
 void check_indices(const Named& indices, int64_t features) {
   const auto* values = static_cast<const int32_t*>(indices.buffer.untyped_data());
   const auto count = static_cast<int64_t>(indices.buffer.element_count());
-  // Negative ones are huge as unsigned. A minimum and a maximum vectorise; the search is for the message only.
+  // Negative ones are huge as unsigned. A maximum vectorises; the search is for the message only.
   uint32_t largest = 0;
   for (int64_t i = 0; i < count; ++i) largest = std::max(largest, static_cast<uint32_t>(values[i]));
   if (count == 0 || static_cast<int64_t>(largest) < features) return;

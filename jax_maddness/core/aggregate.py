@@ -45,7 +45,8 @@ def definition(
 
     One-hot codes times tables, as an integer product: a matrix unit's natural work, and it partitions like any dot.
     """
-    one_hot = ((codes[..., None] & (LEAVES - 1)) == jnp.arange(LEAVES, dtype=jnp.uint8)).astype(jnp.uint8)
+    leaves = jnp.arange(LEAVES, dtype=jnp.uint8).reshape((1,) * codes.ndim + (-1,))
+    one_hot = ((codes[..., None] & (LEAVES - 1)) == leaves).astype(jnp.uint8)
     return jnp.einsum("b...ck,bmck->b...m", one_hot, values, preferred_element_type=jnp.int32)
 
 

@@ -71,9 +71,10 @@ def _jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     if not _is_zero(dop.weights):
         dy += jnp.matmul(x, dop.weights, preferred_element_type=jnp.float32)
     if not _is_zero(dop.tables.scale):
-        dy += aggregate.aggregate(encode.encode(x, op.trees), op.tables) * dop.tables.scale
+        sums = aggregate.aggregate(encode.encode(x, op.trees), op.tables)
+        dy += sums.astype(jnp.float32) * _along_rows(dop.tables.scale, y)
     if not _is_zero(dop.tables.offset):
-        dy += dop.tables.offset
+        dy += _along_rows(dop.tables.offset, y)
     return y, dy.astype(y.dtype)
 
 
@@ -82,6 +83,11 @@ _amm.defjvp(_jvp, symbolic_zeros=True)
 
 def _is_zero(tangent: object) -> bool:
     return tangent is None or isinstance(tangent, SymbolicZero)
+
+
+def _along_rows(per_output: Array, y: Array) -> Array:
+    """[outputs] as float32 [1, ..., outputs]."""
+    return per_output.astype(jnp.float32).reshape((1,) * (y.ndim - 1) + (-1,))
 
 
 def definition(

@@ -47,7 +47,7 @@ def codes(array: Array, tables: LookupTables) -> Array:
 def trees(split_trees: SplitTrees) -> None:
     """Raises unless the arrays of `split_trees` agree with each other."""
     _kind(split_trees, SplitTrees, "trees")
-    codebooks = split_trees.num_codebooks
+    codebooks = split_trees.indices.shape[0] if getattr(split_trees.indices, "ndim", 0) else 0
     _shape("trees.indices", split_trees.indices, (codebooks, LEVELS), jnp.integer)
     _shape("trees.thresholds", split_trees.thresholds, (codebooks, NODES), jnp.floating)
     if codebooks < 1:
@@ -73,7 +73,7 @@ def op(maddness_op: MaddnessOp) -> None:
 
 def _tables(tables: LookupTables) -> None:
     _kind(tables, LookupTables, "tables")
-    outputs, codebooks = tables.values.shape[-3:-1] if tables.values.ndim >= 3 else (0, 0)
+    outputs, codebooks = tables.values.shape[-3:-1] if getattr(tables.values, "ndim", 0) >= 3 else (0, 0)
     _shape("tables.values", tables.values, (outputs, codebooks, LEAVES), jnp.uint8)
     _shape("tables.scale", tables.scale, (outputs,), jnp.floating)
     _shape("tables.offset", tables.offset, (outputs,), jnp.floating)
@@ -87,11 +87,18 @@ def _as_array(x: Array, name: str) -> Array:
 
 def _kind(value: object, expected: type, name: str) -> None:
     if not isinstance(value, expected):
-        hint = " The rows come first: amm(x, op)." if hasattr(value, "dtype") else ""
-        raise TypeError(f"`{name}` is {type(value).__name__}; expected {expected.__name__}, as `fit` returns it.{hint}")
+        if isinstance(value, MaddnessOp):
+            hint = f"Pass `op.{name}`."
+        elif hasattr(value, "dtype"):
+            hint = f"The array comes first, then the {expected.__name__}."
+        else:
+            hint = "It is what `fit` returns, or a part of it."
+        raise TypeError(f"`{name}` is {type(value).__name__}; expected {expected.__name__}. {hint}")
 
 
 def _shape(name: str, array: Array, shape: tuple[int, ...], kind: type) -> None:
+    if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+        raise TypeError(f"`{name}` is {type(array).__name__}; expected an array.")
     if array.shape != shape or not jnp.issubdtype(array.dtype, kind):
         raise ValueError(
             f"`{name}` is {array.dtype}{list(array.shape)}; expected {kind.__name__}{list(shape)}. "

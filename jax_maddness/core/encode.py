@@ -58,9 +58,9 @@ def definition(
     code = jnp.zeros(values.shape[:-1], jnp.int32)
     for level in range(LEVELS):
         width = 2**level
-        here = code[..., None] == jnp.arange(width)
-        threshold = jnp.where(here, nodes[..., width - 1 : 2 * width - 1], 0).sum(-1)
-        code = 2 * code + (values[..., level] > threshold)
+        here = code[..., None] == jnp.arange(width, dtype=jnp.int32).reshape((1,) * code.ndim + (-1,))
+        threshold = jnp.where(here, nodes[..., width - 1 : 2 * width - 1], 0).sum(-1, dtype=jnp.int32)
+        code = 2 * code + (values[..., level] > threshold).astype(jnp.int32)
     return code.astype(jnp.uint8)
 
 

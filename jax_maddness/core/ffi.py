@@ -119,16 +119,16 @@ def forced_tier() -> str | None:
 
 def api_versions() -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
     """XLA FFI API versions (major, minor): that of the extension, and that of the running jaxlib."""
-    module = _import()
+    module, _ = _import()
     return (tuple(module.api_version()) if module else None), _runtime_api_version()
 
 
 @functools.cache
 def _load() -> tuple[ModuleType | None, str | None]:
     """The extension with its handlers registered; or None and the reason."""
-    module = _import()
+    module, why = _import()
     if module is None:
-        return None, "the extension `jax_maddness._ffi` is not installed (build it with `pip install .`)"
+        return None, why
     built, running = tuple(module.api_version()), _runtime_api_version()
     if running is None or built[0] != running[0] or built > running:
         # Registering a handler that is newer than the runtime would take the whole CPU backend down.
@@ -142,11 +142,14 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 
 @functools.cache
-def _import() -> ModuleType | None:
+def _import() -> tuple[ModuleType | None, str | None]:
+    """The extension, not registered yet; or None and the reason."""
     try:
-        return importlib.import_module("jax_maddness._ffi")
-    except ImportError:
-        return None
+        return importlib.import_module("jax_maddness._ffi"), None
+    except ModuleNotFoundError:
+        return None, "the extension `jax_maddness._ffi` is not installed (build it with `pip install .`)"
+    except ImportError as error:
+        return None, f"the extension `jax_maddness._ffi` could not be loaded: {error}"
 
 
 @functools.cache

@@ -42,11 +42,16 @@ def save(path: str | os.PathLike[str], op: MaddnessOp) -> None:
     Raises:
       TypeError, ValueError: `op` is not a single, consistent op (a stacked one is not; save its elements).
     """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(op)):
+        raise TypeError("`op` is traced: `save` writes values, so it cannot run inside of jax.jit or jax.vmap.")
+    if getattr(getattr(getattr(op, "tables", None), "values", None), "ndim", 0) > 3:
+        raise ValueError("`op` is stacked; a file holds one. Save its elements: `jax.tree.map(lambda a: a[i], op)`.")
     checks.op(op)
     arrays = {name: np.asarray(jax.device_get(a)) for name in _FIELDS if (a := _get(op, name)) is not None}
     for name, array in arrays.items():
         if array.dtype.name not in _DTYPES:
             raise TypeError(f"`op.{name}` is {array.dtype}; a file holds {', '.join(_DTYPES)}. Cast it first.")
+    _check_indices(arrays["trees.indices"], op.num_features)
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -54,7 +59,7 @@ def save(path: str | os.PathLike[str], op: MaddnessOp) -> None:
         "arrays": {name: _describe(array) for name, array in arrays.items()},
     }
     header["sha256"] = _digest_header(header)
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).resolve()  # a link stays a link
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
@@ -110,10 +115,7 @@ def _read(archive: zipfile.ZipFile) -> MaddnessOp:
 
 def _assemble(arrays: dict[str, np.ndarray], num_features: int | None) -> MaddnessOp:
     """The op, if its arrays agree with each other."""
-    indices = arrays["trees.indices"]
-    limit = num_features or np.iinfo(np.int32).max
-    if indices.size and not (indices.dtype == np.int32 and indices.min() >= 0 and indices.max() < limit):
-        raise ValueError(f"a split index lies outside [0, {limit}).")
+    _check_indices(arrays["trees.indices"], num_features)
     data = {name: jnp.asarray(array) for name, array in arrays.items()}
     op = MaddnessOp(
         SplitTrees(data["trees.indices"], data["trees.thresholds"], num_features),
@@ -123,6 +125,12 @@ def _assemble(arrays: dict[str, np.ndarray], num_features: int | None) -> Maddne
     checks.trees(op.trees)
     checks.op(op)
     return op
+
+
+def _check_indices(indices: np.ndarray, num_features: int | None) -> None:
+    limit = num_features or np.iinfo(np.int32).max
+    if indices.size and not (indices.dtype == np.int32 and indices.min() >= 0 and indices.max() < limit):
+        raise ValueError(f"a split index is not an int32 in [0, {limit}).")
 
 
 def _header(archive: zipfile.ZipFile) -> dict[str, Any]:

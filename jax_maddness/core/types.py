@@ -5,7 +5,8 @@
     x [..., D] --encode--> codes [..., C] u8 --aggregate--> sums [..., M] i32 --rescale--> y [..., M]
 
 D = features, C = codebooks, M = outputs. All three are frozen dataclasses registered as pytrees: arrays are
-leaves (a changed array does not retrace), the other fields are static metadata (a changed one does).
+leaves (a changed array does not retrace), the other fields are static metadata (a changed one does). Two of them are
+equal only when they are the same object, and they can be hashed: compare arrays with `jax.tree.map` instead.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ LEAVES = 2**LEVELS
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SplitTrees:
     """One balanced tree of depth 4 per codebook (Blalock & Guttag 2021, section 4.1).
 
     Attributes:
-      indices: the feature compared at each level, in `[0, num_features)`.
+      indices: the feature compared at each level, in `[0, num_features)`. One that is not is an error when a kernel
+        meets it; pure JAX, which cannot raise at run time, clips it.
       thresholds: one per inner node, in heap order: node `j` of level `l` stands at `2**l - 1 + j`.
       num_features: D of the rows that the trees were learned from; None: not checked.
     """
@@ -47,7 +49,7 @@ class SplitTrees:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LookupTables:
     """8-bit tables: `y[m] = scale[m] * sum_c values[m, c, code_c] + offset[m]`.
 
@@ -71,7 +73,7 @@ class LookupTables:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class MaddnessOp:
     """Everything that `amm` needs besides `x`: approximates `x @ w + b`.
 

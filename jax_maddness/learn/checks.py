@@ -20,10 +20,10 @@ def config(value: FitConfig, methods: tuple[str, ...]) -> None:
     if value.method not in methods:
         known = ", ".join(repr(m) for m in methods)
         raise ValueError(f"`method` is {value.method!r}; expected one of: {known}.")
-    if not (np.isfinite(value.ridge) and value.ridge > 0):
-        raise ValueError(f"`ridge` is {value.ridge}; expected a positive number. The paper's is 1.")
-    if value.num_candidates < 1:
-        raise ValueError(f"`num_candidates` is {value.num_candidates}; expected at least 1. The paper's is 4.")
+    if not (isinstance(value.ridge, int | float) and np.isfinite(value.ridge) and value.ridge > 0):
+        raise ValueError(f"`ridge` is {value.ridge!r}; expected a positive number. The paper's is 1.")
+    if not isinstance(value.num_candidates, int) or value.num_candidates < 1:
+        raise ValueError(f"`num_candidates` is {value.num_candidates!r}; expected an integer >= 1. The paper's is 4.")
 
 
 def kind(value: object, expected: type, name: str) -> None:
@@ -39,7 +39,10 @@ def codebooks(num_codebooks: int, num_features: int) -> int:
     except TypeError:
         raise TypeError(f"`num_codebooks` is {num_codebooks!r}; expected an integer.") from None
     if number < 1:
-        raise ValueError(f"`num_codebooks` is {number}; expected at least 1.")
+        raise ValueError(
+            f"`num_codebooks` is {number}; expected at least 1. Start with one for every 16 features: "
+            f"{max(1, num_features // 16)}; more are more accurate and slower."
+        )
     if number > num_features:
         raise ValueError(
             f"`num_codebooks` is {number}, but `x_train` has {num_features} features, and every codebook needs one of "
@@ -57,7 +60,10 @@ def arrays(x_train: Any, w: Any, bias: Any) -> tuple[Float[Array, "rows features
             "Pass many rows: an op is learned from samples of `x`."
         )
     if w.ndim != 2 or 0 in w.shape:
-        raise ValueError(f"`w` has shape {w.shape}; expected [features, outputs], neither of them 0.")
+        raise ValueError(
+            f"`w` has shape {w.shape}; expected [features, outputs], neither of them 0. "
+            "Reshape it so that `x @ w` is a matrix product: a single output is `w[:, None]`."
+        )
     if x.shape[-1] != w.shape[0]:
         raise ValueError(
             f"`x_train` has {x.shape[-1]} features, but `w` has {w.shape[0]} rows. Pass `w` as [features, outputs]: "
@@ -76,7 +82,7 @@ def arrays(x_train: Any, w: Any, bias: Any) -> tuple[Float[Array, "rows features
 
 def in_range(scale: np.ndarray, offset: np.ndarray) -> tuple[Array, Array]:
     """`scale` and `offset`, computed in float64, as float32."""
-    reached = max(np.abs(scale).max(), np.abs(offset).max())
+    reached = np.max([np.abs(scale).max(), np.abs(offset).max()])  # NaN if there is one, unlike Python's max
     if not reached <= np.finfo(np.float32).max:
         raise ValueError(
             f"`x_train @ w + bias` reaches {reached:.2g}, more than float32 holds. Scale `x_train` or `w` down."
@@ -115,5 +121,8 @@ def _finite(array: Array, name: str) -> None:
 
 @jax.jit
 def largest(array: Array) -> Float[Array, ""]:
-    """The largest magnitude in `array`: NaN if there is a NaN, 0 if there is nothing."""
-    return jnp.abs(array).max(initial=0)
+    """The largest magnitude in `array`: NaN if an entry is not finite, 0 if there is none.
+
+    XLA's maximum on CPU drops NaN from larger arrays, so it cannot be relied on to find one.
+    """
+    return jnp.where(jnp.isfinite(array).all(), jnp.abs(array).max(initial=0), jnp.nan)

@@ -66,7 +66,8 @@ def fit(
     refits what each code stands for (section 4.2); its products with `w`, in 8 bits, are the op's tables. The error
     falls with more codebooks, and with more rows: have at least some hundreds, better thousands.
 
-    Works in float32; the same inputs give the same op, bit by bit, on the same machine. Call it outside of `jax.jit`.
+    Works in float32; the same inputs give the same op, bit by bit, on the same machine with the same number of threads
+    (which decides the order of XLA's sums). Call it outside of `jax.jit`.
 
     Args:
       x_train: samples of `x`; leading dimensions are flattened to rows. Real; used as float32.
@@ -95,7 +96,9 @@ def fit(
     blocks = -(-len(x) // _ROWS)
     x_exponent, w_exponent = _exponent(x), _exponent(w)
     x_factor = _power_of_two(-x_exponent)
-    with Progress(len(chunks) + blocks + 1, progress) as bar:
+    # Learning mixes counts with floats, and vectors with matrices, whatever a caller's strict mode says.
+    standard = jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
+    with standard[0], standard[1], Progress(len(chunks) + blocks + 1, progress) as bar:
         bar.stage("splits")
         trees = _trees(x, x_factor, chunks, len(groups), config, bar)
         bar.stage("prototypes")

@@ -59,7 +59,7 @@ class Statistics:
         counted: Bool[Array, " rows"],
     ) -> Statistics:
         """Adds the rows of `x` that are `counted`. A block has fewer than 2^24 rows, so that f32 counts exactly."""
-        one_hot = jax.nn.one_hot(codes, LEAVES) * counted[:, None, None]
+        one_hot = jax.nn.one_hot(codes, LEAVES, dtype=jnp.float32) * counted[:, None, None]
         one_hot = one_hot.reshape(len(codes), -1)
         return Statistics(
             gram=self.gram + _dot(one_hot.T, one_hot).astype(jnp.int32),
@@ -92,7 +92,7 @@ def ridge_regression(
     """
     counts = jnp.diagonal(gram).astype(jnp.float32)
     size = len(counts)
-    system = gram.astype(jnp.float32) - counts[:, None] * (counts / rows) + ridge * jnp.eye(size)
+    system = gram.astype(jnp.float32) - counts[:, None] * (counts / rows) + ridge * jnp.eye(size, dtype=jnp.float32)
     same_codebook = jnp.arange(size)[:, None] // LEAVES == jnp.arange(size) // LEAVES
     system += same_codebook * (rows / LEAVES**2)
     scale = lax.rsqrt(jnp.diagonal(system))

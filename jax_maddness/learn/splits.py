@@ -116,7 +116,7 @@ def _by_bucket(gains: Float[Array, "... rows"], buckets: Int32[Array, "... rows"
 
 def _centre(residuals: Float[Array, "codebooks rows width"], buckets: Int32[Array, "codebooks rows"]) -> Array:
     """Subtracts from every row the mean of its bucket."""
-    members = jax.nn.one_hot(buckets, _BUCKETS)
+    members = jax.nn.one_hot(buckets, _BUCKETS, dtype=jnp.float32)
     counts = members.sum(1)[..., None]
     sums = jnp.einsum("cnb,cnd->cbd", members, residuals, precision="highest")
     return residuals - jnp.einsum("cnb,cbd->cnd", members, sums / jnp.maximum(counts, 1), precision="highest")
