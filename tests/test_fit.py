@@ -232,8 +232,12 @@ def test_config_errors_say_what_to_do():
         FitConfig(method="papr")
     with pytest.raises(ValueError, match="`ridge` is 0; expected a positive number"):
         FitConfig(ridge=0)
-    with pytest.raises(ValueError, match="`num_candidates` is 0; expected at least 1"):
+    with pytest.raises(ValueError, match="`num_candidates` is 0; expected an integer >= 1"):
         FitConfig(num_candidates=0)
+    with pytest.raises(ValueError, match=r"`num_candidates` is 2.0; expected an integer"):
+        FitConfig(num_candidates=2.0)
+    with pytest.raises(ValueError, match="`ridge` is None; expected a positive number"):
+        FitConfig(ridge=None)
 
 
 def test_fit_under_jit_is_a_clear_error(data):
