@@ -5,7 +5,6 @@ import zlib
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,9 +35,15 @@ def rng(request):
 
 
 @pytest.fixture
-def mesh():
-    """Two by two devices, for rows and outputs."""
-    return jax.make_mesh((2, 2), ("rows", "outputs"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+def op(rng):
+    """8 features, 3 codebooks, 5 outputs, weights kept."""
+    return random_op(rng, 8, 3, 5, weights=True)
+
+
+@pytest.fixture
+def x(rng):
+    """12 rows for `op`."""
+    return jnp.asarray(random_rows(rng, 12, 8))
 
 
 def random_rows(rng, rows, features, special=0.0):

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_op, random_rows
 from jax import export
 
 import jax_maddness
@@ -12,16 +11,6 @@ from jax_maddness import aggregate, amm, encode, testing
 from jax_maddness.core import ffi
 
 needs_kernels = pytest.mark.skipif(not ffi.supported_tiers(), reason="the extension is not installed")
-
-
-@pytest.fixture
-def op(rng):
-    return random_op(rng, 8, 3, 5, weights=True)
-
-
-@pytest.fixture
-def x(rng):
-    return jnp.asarray(random_rows(rng, 12, 8))
 
 
 FUNCTIONS = {

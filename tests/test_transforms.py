@@ -10,16 +10,6 @@ from jax import lax
 from jax_maddness import MaddnessOp, aggregate, amm, encode, fit, testing
 
 
-@pytest.fixture
-def op(rng):
-    return random_op(rng, 8, 3, 5, weights=True)
-
-
-@pytest.fixture
-def x(rng):
-    return jnp.asarray(random_rows(rng, 12, 8))
-
-
 def stack(*ops):
     return jax.tree.map(lambda *arrays: jnp.stack(arrays), *ops)
 

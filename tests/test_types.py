@@ -5,14 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import random_op
 
 from jax_maddness import MaddnessOp, amm
-
-
-@pytest.fixture
-def op(rng):
-    return random_op(rng, 8, 3, 5, weights=True)
 
 
 def test_flatten_and_unflatten(op):
