@@ -19,11 +19,12 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 // Seconds of one cycle now: about 2 us of dependent additions.
 double time_of_cycle() {
-  uint64_t x = 0;
+  uint64_t x = 1;
   const auto start = Clock::now();
   for (int i = 0; i < 500; ++i) {
 #if defined(__x86_64__)
-    asm volatile("add $1, %0\nadd $1, %0\nadd $1, %0\nadd $1, %0\nadd $1, %0\nadd $1, %0\nadd $1, %0\nadd $1, %0"
+    // Not by a constant: those the newest Intel cores (from Golden Cove on) add while renaming, several a cycle.
+    asm volatile("add %0, %0\nadd %0, %0\nadd %0, %0\nadd %0, %0\nadd %0, %0\nadd %0, %0\nadd %0, %0\nadd %0, %0"
                  : "+r"(x));
 #elif defined(__aarch64__)
     asm volatile(
