@@ -6,7 +6,7 @@
 #include <new>
 
 #include "dispatch.h"
-#include "huge_pages.h"
+#include "pages.h"
 #include "parallel.h"
 #include "validate.h"
 #include "xla/ffi/api/ffi.h"
@@ -103,17 +103,27 @@ Scratch& scratch_of_this_thread() {
   return scratch;
 }
 
+template <typename T>
+T* data(const Named& array) {
+  return static_cast<T*>(array.buffer.untyped_data());
+}
+
 template <typename Kernel>
 void split_and_run(const Tier& tier, const Problem& problem, int64_t features, const Named& result,
                    ffi::ThreadPool& pool, const Kernel& kernel) {
   if (problem.ops == 0 || problem.rows == 0) return;
-  advise_huge_pages(result.buffer.untyped_data(), result.buffer.size_bytes());
+  const ResultPages pages(result.buffer.untyped_data(), result.buffer.size_bytes());
+  const size_t row_bytes = result.buffer.size_bytes() / static_cast<size_t>(problem.ops * problem.rows);
   const Split split(problem, pool);
   const size_t bytes = (tier.scratch_bytes(features, problem.codebooks) + 63) / 64 * 64;
   char* const memory = scratch_of_this_thread().at_least(bytes * static_cast<size_t>(split.workers));
   parallel_for(pool, problem.ops * split.row_parts * split.output_parts, split.workers,
                [&](int64_t i, int64_t worker) noexcept {
-                 kernel(split.task(i, problem), memory + bytes * static_cast<size_t>(worker));
+                 const Task task = split.task(i, problem);
+                 const int64_t first = task.op * problem.rows + task.rows.begin;
+                 pages.populate(data<char>(result) + static_cast<size_t>(first) * row_bytes,
+                                static_cast<size_t>(task.rows.count) * row_bytes);
+                 kernel(task, memory + bytes * static_cast<size_t>(worker), pages.streams());
                });
 }
 
@@ -133,11 +143,6 @@ ffi::Error guarded(const Body& body) {
   } catch (const std::exception& e) {
     return ffi::Error::Internal(std::string("jax_maddness: ") + e.what());
   }
-}
-
-template <typename T>
-T* data(const Named& array) {
-  return static_cast<T*>(array.buffer.untyped_data());
 }
 
 int64_t width(FloatType type) { return type == FloatType::kF32 ? 4 : 2; }
@@ -192,7 +197,7 @@ ffi::Error encode(ffi::ThreadPool pool, ffi::AnyBuffer x_, ffi::AnyBuffer indice
     check_trees(x, indices, thresholds, &problem);
     check_type(codes, ffi::DataType::U8, "uint8");
     check_rows(codes, x, problem.codebooks);
-    split_and_run(tier, problem, x.last(), codes, pool, [&](const Task& task, void* scratch) noexcept {
+    split_and_run(tier, problem, x.last(), codes, pool, [&](const Task& task, void* scratch, bool) noexcept {
       const int64_t first = (task.op * problem.rows + task.rows.begin) * problem.codebooks;
       tier.encode(rows_of(x, type, problem, task), trees_of(indices, thresholds, problem, task),
                   data<uint8_t>(codes) + first, scratch);
@@ -212,7 +217,7 @@ ffi::Error aggregate(ffi::ThreadPool pool, ffi::AnyBuffer codes_, ffi::AnyBuffer
     check_type(sums, ffi::DataType::S32, "int32");
     check_rows(sums, codes, problem.outputs);
     if (problem.outputs == 0) return;
-    split_and_run(tier, problem, 0, sums, pool, [&](const Task& task, void* scratch) noexcept {
+    split_and_run(tier, problem, 0, sums, pool, [&](const Task& task, void* scratch, bool) noexcept {
       const int64_t first = task.op * problem.rows + task.rows.begin;
       tier.aggregate(data<const uint8_t>(codes) + first * problem.codebooks, task.rows.count,
                      tables_of(values, problem, task),
@@ -237,12 +242,12 @@ ffi::Error amm(ffi::ThreadPool pool, ffi::AnyBuffer x_, ffi::AnyBuffer indices_,
     if (y.buffer.element_type() != x.buffer.element_type()) throw InvalidArgument("y must have the type of x.");
     check_rows(y, x, problem.outputs);
     if (problem.outputs == 0) return;
-    split_and_run(tier, problem, x.last(), y, pool, [&](const Task& task, void* scratch) noexcept {
+    split_and_run(tier, problem, x.last(), y, pool, [&](const Task& task, void* scratch, bool streams) noexcept {
       Tables tables = tables_of(values, problem, task);
       tables.scale = data<const float>(scale) + task.op * problem.outputs + task.outputs.begin;
       tables.offset = data<const float>(offset) + task.op * problem.outputs + task.outputs.begin;
       const int64_t first = (task.op * problem.rows + task.rows.begin) * problem.outputs + task.outputs.begin;
-      const Output out{data<char>(y) + first * width(type), type, problem.outputs};
+      const Output out{data<char>(y) + first * width(type), type, problem.outputs, streams};
       tier.amm(rows_of(x, type, problem, task), trees_of(indices, thresholds, problem, task), tables, out, scratch);
     });
   });

@@ -116,26 +116,25 @@ void encode(const Rows& x, const Trees& trees, uint8_t* codes, void* memory) noe
 
 // Fills the packed codes of each block by fill(n, rows, packed), 16 rows at a time, then aggregates it.
 template <typename Result, typename Fill>
-INLINE void run_blocks(int64_t rows, const Tables& tables, void* y, int64_t stride, const Scratch& scratch,
-                       const Fill& fill) {
+INLINE void run_blocks(int64_t rows, const Tables& tables, const Output& y, const Scratch& scratch, const Fill& fill) {
   const int64_t groups = Scratch::count(tables.codebooks), step = block_rows(tables);
-  const bool streams = rows * stride * Result::kWidth >= kStreamed;
+  const int64_t stride = y.stride * Result::kWidth;
   for (int64_t begin = 0; begin < rows; begin += step) {
     const int64_t end = min(rows, begin + step);
     for (int64_t n = begin; n < end; n += kVector) {
       fill(n, min(kVector, end - n), scratch.packed + (n - begin) / kVector * groups * kLine);
     }
-    const Destination to = {static_cast<char*>(y) + begin * stride * Result::kWidth, stride * Result::kWidth, streams};
+    const Destination to = {static_cast<char*>(y.data) + begin * stride, stride, y.streams};
     aggregate_block<Result>(scratch.packed, end - begin, tables, to, *scratch.work);
   }
-  if (streams) _mm_sfence();  // before the caller tells other threads that y is there
+  if (y.streams) _mm_sfence();  // before the caller tells other threads that y is there
 }
 
 void aggregate(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t* sums, int64_t stride,
                void* memory) noexcept {
   const int64_t codebooks = tables.codebooks;
   run_blocks<Sums>(
-      rows, tables, sums, stride, Scratch(memory, codebooks),
+      rows, tables, {sums, FloatType::kF32, stride}, Scratch(memory, codebooks),
       [=](int64_t n, int64_t count, uint8_t* packed) { pack(codes + n * codebooks, count, codebooks, packed); });
 }
 
@@ -144,7 +143,7 @@ void amm_to(const Rows& x, const Trees& trees, const Tables& tables, const Outpu
   const Scratch scratch(memory, trees.codebooks);
   const Source source(x, scratch.copy);
   plan(trees, source.width, scratch.groups);
-  run_blocks<Result>(x.count, tables, y.data, y.stride, scratch, [&](int64_t n, int64_t count, uint8_t* packed) {
+  run_blocks<Result>(x.count, tables, y, scratch, [&](int64_t n, int64_t count, uint8_t* packed) {
     encode_vector(source.rows(n, count), source.width, count, scratch.groups, Scratch::count(trees.codebooks), packed);
   });
 }

@@ -59,7 +59,8 @@ struct Tables {
 struct Output {
   void* data;
   FloatType type;
-  int64_t stride;  // distance between rows, in elements: >= outputs, so that a task may own some of the columns
+  int64_t stride;        // distance between rows, in elements: >= outputs, so that a task may own some of the columns
+  bool streams = false;  // advice: lines are better written past the cache
 };
 
 }  // namespace jax_maddness
