@@ -15,7 +15,7 @@ from jax_maddness.core import ffi
 needs_kernels = pytest.mark.skipif(not ffi.supported_tiers(), reason="the extension is not installed")
 
 CPU_FLAGS = {  # what /proc/cpuinfo must list for a tier to be supported
-    "avx512": {"avx512f", "avx512bw", "avx512_vbmi", "avx512_vnni"},
+    "avx512": {"avx512f", "avx512bw", "avx512vbmi", "avx512_vnni"},
     "avx2": {"avx2", "fma", "f16c"},
 }
 
