@@ -19,6 +19,7 @@
 #include "kernels.h"
 
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 finds it in its own intrinsics (its bug 105593)
+#pragma GCC diagnostic ignored "-Wuninitialized"
 
 #define INLINE inline __attribute__((always_inline))
 #define INLINE_LAMBDA __attribute__((always_inline))
@@ -73,7 +74,7 @@ struct Scratch {
   Workspace* work;
   Group* groups;
   uint8_t* packed;
-  float* copy;
+  char* copy;
 
   static int64_t count(int64_t codebooks) { return divide_up(codebooks, kGroup); }
   static int64_t packed_bytes(int64_t codebooks) {
@@ -85,7 +86,7 @@ struct Scratch {
     work = reinterpret_cast<Workspace*>(bytes);
     groups = reinterpret_cast<Group*>(bytes += sizeof(Workspace));
     packed = reinterpret_cast<uint8_t*>(bytes += count(codebooks) * static_cast<int64_t>(sizeof(Group)));
-    copy = reinterpret_cast<float*>(bytes + packed_bytes(codebooks));
+    copy = bytes + packed_bytes(codebooks);
   }
 };
 
@@ -95,21 +96,19 @@ bool supported() {
          __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
 }
 
-size_t scratch_bytes(int64_t features, int64_t codebooks) {
-  const int64_t copy = kVector * Source::padded(features) * static_cast<int64_t>(sizeof(float));
+size_t scratch_bytes(int64_t /*features*/, int64_t codebooks) {
   return sizeof(Workspace) + static_cast<size_t>(Scratch::count(codebooks)) * sizeof(Group) +
-         static_cast<size_t>(Scratch::packed_bytes(codebooks) + copy);
+         static_cast<size_t>(Scratch::packed_bytes(codebooks) + Source::kCopyBytes);
 }
 
 void encode(const Rows& x, const Trees& trees, uint8_t* codes, void* memory) noexcept {
   const CountDenormals guard;
   const Scratch scratch(memory, trees.codebooks);
   const Source source(x, scratch.copy);
-  plan(trees, source.width, scratch.groups);
+  plan(trees, source.width, kLine / source.bytes, scratch.groups);
   for (int64_t n = 0; n < x.count; n += kVector) {
     const int64_t rows = min(kVector, x.count - n);
-    encode_vector(source.rows(n, rows), source.width, rows, scratch.groups, Scratch::count(trees.codebooks),
-                  scratch.packed);
+    source.encode(n, rows, scratch.groups, Scratch::count(trees.codebooks), scratch.packed);
     unpack(scratch.packed, rows, trees.codebooks, codes + n * trees.codebooks);
   }
 }
@@ -142,9 +141,9 @@ template <typename Result>
 void amm_to(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* memory) {
   const Scratch scratch(memory, trees.codebooks);
   const Source source(x, scratch.copy);
-  plan(trees, source.width, scratch.groups);
+  plan(trees, source.width, kLine / source.bytes, scratch.groups);
   run_blocks<Result>(x.count, tables, y, scratch, [&](int64_t n, int64_t count, uint8_t* packed) {
-    encode_vector(source.rows(n, count), source.width, count, scratch.groups, Scratch::count(trees.codebooks), packed);
+    source.encode(n, count, scratch.groups, Scratch::count(trees.codebooks), packed);
   });
 }
 
