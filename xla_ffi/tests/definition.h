@@ -1,0 +1,242 @@
+// What the kernel tests share: the definition of layout.h in plain loops, written here anew, and what holds a tier
+// against it: codes and sums bit for bit, outputs to the last bit too, with denormals flushed by the caller or not, and
+// with guards: inputs end where memory ends, and what stands around an output must not change.
+#ifndef JAX_MADDNESS_TESTS_DEFINITION_H_
+#define JAX_MADDNESS_TESTS_DEFINITION_H_
+
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "guarded.h"
+#include "testing.h"
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace jax_maddness::testing {
+
+constexpr FloatType kTypes[] = {FloatType::kF32, FloatType::kBF16, FloatType::kF16};
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+inline const char* name(FloatType type) {
+  return type == FloatType::kF32 ? "f32" : type == FloatType::kBF16 ? "bf16" : "f16";
+}
+
+// What XLA does to its threads: denormals are read as zero, and results flushed to zero.
+#if defined(__x86_64__)
+constexpr uint64_t kFlush = 0x8040;  // DAZ and FTZ of MXCSR
+inline uint64_t float_settings() { return _mm_getcsr(); }
+inline void set_float_settings(uint64_t settings) { _mm_setcsr(static_cast<uint32_t>(settings)); }
+#elif defined(__aarch64__)
+constexpr uint64_t kFlush = uint64_t{1} << 24;  // FZ of FPCR
+inline uint64_t float_settings() {
+  uint64_t settings;
+  asm volatile("mrs %0, fpcr" : "=r"(settings));
+  return settings;
+}
+inline void set_float_settings(uint64_t settings) { asm volatile("msr fpcr, %0" ::"r"(settings) : "memory"); }
+#else
+constexpr uint64_t kFlush = 0;
+inline uint64_t float_settings() { return 0; }
+inline void set_float_settings(uint64_t) {}
+#endif
+
+inline void flush_denormals(bool on) {
+  set_float_settings(on ? float_settings() | kFlush : float_settings() & ~kFlush);
+}
+inline bool denormals_are_flushed() { return (float_settings() & kFlush) == kFlush; }
+
+// ---- The definition ----
+
+// A total order of the floats but NaN, in integers, so that no setting of the processor matters: -0 and +0 are one.
+inline int64_t order(float value) {
+  const uint32_t bits = bits_of(value), magnitude = bits & 0x7fffffff;
+  return bits >> 31 ? -int64_t{magnitude} : int64_t{magnitude};
+}
+
+inline bool is_nan(float value) { return (bits_of(value) & 0x7fffffff) > 0x7f800000; }
+
+inline bool greater(float a, float b) { return !is_nan(a) && !is_nan(b) && order(a) > order(b); }
+
+struct Problem {
+  int64_t rows, features, codebooks, outputs;
+  FloatType type;
+  std::vector<float> x;  // as f32; representable in `type`
+  std::vector<int32_t> indices;
+  std::vector<float> thresholds, scale, offset;
+  std::vector<uint8_t> values;
+
+  std::vector<uint8_t> codes() const {
+    std::vector<uint8_t> result;
+    for (int64_t n = 0; n < rows; ++n) {
+      for (int64_t c = 0; c < codebooks; ++c) {
+        int64_t j = 0;
+        for (int64_t level = 0; level < 4; ++level) {
+          const float feature = x[n * features + indices[c * 4 + level]];
+          j = 2 * j + greater(feature, thresholds[c * 15 + (1 << level) - 1 + j]);
+        }
+        result.push_back(static_cast<uint8_t>(j));
+      }
+    }
+    return result;
+  }
+
+  std::vector<int32_t> sums() const {
+    const std::vector<uint8_t> all = codes();
+    std::vector<int32_t> result;
+    for (int64_t n = 0; n < rows; ++n) {
+      for (int64_t m = 0; m < outputs; ++m) {
+        int32_t sum = 0;
+        for (int64_t c = 0; c < codebooks; ++c) sum += values[(m * codebooks + c) * 16 + all[n * codebooks + c]];
+        result.push_back(sum);
+      }
+    }
+    return result;
+  }
+};
+
+// Thresholds are half the time a feature of some row, or a neighbour of one; now and then NaN or an infinity.
+inline Problem random_problem(Random& random, int64_t n, int64_t d, int64_t c, int64_t m, FloatType type) {
+  Problem p{n, d, c, m, type, {}, {}, {}, {}, {}, {}};
+  const float special[] = {0.0f, -0.0f, kInfinity, -kInfinity, std::nanf(""), 1e-40f, -1e-40f, 3e-45f, 65504.0f, 3e38f};
+  const auto value = [&] {
+    return random.below(8) == 0 ? special[random.below(sizeof special / sizeof *special)] : random.normal();
+  };
+  for (int64_t i = 0; i < n * d; ++i) p.x.push_back(widen(round_to(value(), type), type));
+  for (int64_t i = 0; i < c * 4; ++i) p.indices.push_back(static_cast<int32_t>(random.below(d)));
+  for (int64_t i = 0; i < c * 15; ++i) {
+    float t = value();
+    if (n > 0 && random.below(2) == 0) {
+      t = p.x[random.below(n * d)];
+      if (random.below(2) == 0) t = std::nextafterf(t, random.below(2) == 0 ? kInfinity : -kInfinity);
+    }
+    p.thresholds.push_back(t);
+  }
+  for (int64_t i = 0; i < m * c * 16; ++i)
+    p.values.push_back(static_cast<uint8_t>(random.below(2) ? random.below(256) : 255));
+  for (int64_t i = 0; i < m; ++i) p.scale.push_back(random.normal() * 0.01f);
+  for (int64_t i = 0; i < m; ++i) p.offset.push_back(random.normal());
+  return p;
+}
+
+// ---- Running a tier, every array being guarded ----
+
+struct Run {
+  const Tier& tier;
+  const Problem& p;
+  Input<char> x;
+  Input<int32_t> indices;
+  Input<float> thresholds, scale, offset;
+  Input<uint8_t> values;
+  AlignedBytes scratch;
+
+  Run(const Tier& tier, const Problem& p)
+      : tier(tier),
+        p(p),
+        x(in_type(p.x, p.type)),
+        indices(p.indices),
+        thresholds(p.thresholds),
+        scale(p.scale),
+        offset(p.offset),
+        values(p.values),
+        scratch(tier.scratch_bytes(p.features, p.codebooks)) {}
+
+  Rows rows() const { return {x.data(), p.type, p.rows, p.features}; }
+  Trees trees() const { return {indices.data(), thresholds.data(), p.codebooks}; }
+
+  std::vector<uint8_t> codes() const {
+    Result<uint8_t> out(p.rows, p.codebooks, p.codebooks);
+    tier.encode(rows(), trees(), out.data(), scratch.data());
+    return out.values();
+  }
+
+  // The upper four bits of codes are noise, which kernels ignore.
+  std::vector<int32_t> sums(std::vector<uint8_t> codes, Random& random, int64_t stride) const {
+    for (uint8_t& code : codes) code = static_cast<uint8_t>(code | random.below(16) << 4);
+    const Input<uint8_t> in(codes);
+    Result<int32_t> out(p.rows, p.outputs, stride);
+    const Tables tables{values.data(), nullptr, nullptr, p.outputs, p.codebooks};
+    tier.aggregate(in.data(), p.rows, tables, out.data(), stride, scratch.data());
+    return out.values();
+  }
+
+  template <typename T>
+  std::vector<T> amm(int64_t stride) const {
+    Result<T> out(p.rows, p.outputs, stride);
+    const Tables tables{values.data(), scale.data(), offset.data(), p.outputs, p.codebooks};
+    tier.amm(rows(), trees(), tables, {out.data(), p.type, stride}, scratch.data());
+    return out.values();
+  }
+};
+
+// Set by the argument "bochs", for tools/avx512-under-bochs: Bochs 2.7 rounds ties up when it converts to f16, and is
+// slow, so that f16 outputs at ties are not compared, and only the best tier runs.
+inline bool on_bochs = false;
+
+inline std::vector<const Tier*> tested_tiers() {
+  const std::vector<const Tier*> tiers = supported_tiers();
+  return on_bochs ? std::vector<const Tier*>{tiers.front()} : tiers;
+}
+
+inline bool is_excused(float exact, FloatType type) {
+  return on_bochs && type == FloatType::kF16 &&
+         round_to(std::nextafterf(exact, kInfinity), type) != round_to(std::nextafterf(exact, -kInfinity), type);
+}
+
+template <typename T>
+void check_amm(const Run& run, const std::vector<int32_t>& sums, int64_t stride) {
+  const Problem& p = run.p;
+  const std::vector<T> y = run.amm<T>(stride);
+  for (size_t i = 0; i < y.size(); ++i) {
+    const size_t m = i % static_cast<size_t>(p.outputs);
+    const float exact = std::fma(p.scale[m], static_cast<float>(sums[i]), p.offset[m]);
+    const uint32_t wanted = round_to(exact, p.type);
+    uint32_t got = 0;
+    std::memcpy(&got, &y[i], sizeof(T));
+    CHECK(got == wanted || is_excused(exact, p.type), "tier %s, %s, output %zu: %x, not %x", run.tier.name,
+          name(p.type), i, got, wanted);
+  }
+}
+
+inline void check_tier(const Tier& tier, const Problem& p, Random& random) {
+  const std::vector<uint8_t> codes = p.codes();
+  const std::vector<int32_t> sums = p.sums();
+  const Run run(tier, p);
+  const int64_t stride = p.outputs + random.below(3);
+  for (const bool flushed : {false, true}) {
+    flush_denormals(flushed);
+    const std::vector<uint8_t> got = run.codes();
+    const bool kept = denormals_are_flushed() == flushed;
+    flush_denormals(false);
+    CHECK(kept || !flushed, "tier %s changes its caller's floating-point settings", tier.name);
+    for (size_t i = 0; i < codes.size(); ++i) {
+      CHECK(got[i] == codes[i], "tier %s, %s, %ld x %ld, C = %ld, flushed = %d: code %zu is %d, not %d", tier.name,
+            name(p.type), long(p.rows), long(p.features), long(p.codebooks), flushed, i, got[i], codes[i]);
+    }
+    flush_denormals(flushed);
+    p.type == FloatType::kF32 ? check_amm<uint32_t>(run, sums, stride) : check_amm<uint16_t>(run, sums, stride);
+    flush_denormals(false);
+  }
+  const std::vector<int32_t> got = run.sums(codes, random, stride);
+  for (size_t i = 0; i < sums.size(); ++i) {
+    CHECK(got[i] == sums[i], "tier %s, %ld rows, M = %ld, C = %ld: sum %zu is %d, not %d", tier.name, long(p.rows),
+          long(p.outputs), long(p.codebooks), i, got[i], sums[i]);
+  }
+}
+
+// Runs `test`, and says on which tiers.
+template <typename Test>
+int run_on_tiers(const char* what, int argc, char** argv, const Test& test) {
+  on_bochs = argc > 1 && std::strcmp(argv[1], "bochs") == 0;
+  test();
+  std::string names;
+  for (const Tier* tier : tested_tiers()) names += (names.empty() ? "" : ", ") + std::string(tier->name);
+  std::printf("%s: as defined on the tiers %s\n", what, names.c_str());
+  return 0;
+}
+
+}  // namespace jax_maddness::testing
+
+#endif  // JAX_MADDNESS_TESTS_DEFINITION_H_
