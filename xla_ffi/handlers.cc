@@ -162,6 +162,13 @@ void check_trees(const Named& x, const Named& indices, const Named& thresholds, 
   check_indices(indices, x.last());
 }
 
+void check_by_code(const Named& by_code, Problem* problem) {
+  check_type(by_code, ffi::DataType::U8, "uint8");
+  if (by_code.rank() != 4) throw InvalidArgument(describe(by_code) + " must have four dimensions.");
+  problem->outputs = by_code.dim(3);
+  check_shape(by_code, {problem->ops, problem->codebooks, kLeaves, problem->outputs});
+}
+
 void check_values(const Named& values, Problem* problem) {
   check_type(values, ffi::DataType::U8, "uint8");
   if (values.rank() != 4) throw InvalidArgument(describe(values) + " must have four dimensions.");
@@ -185,6 +192,12 @@ Tables tables_of(const Named& values, const Problem& problem, const Task& task) 
   const int64_t first = task.op * problem.outputs + task.outputs.begin;
   return {data<const uint8_t>(values) + first * problem.codebooks * kLeaves, nullptr, nullptr, task.outputs.count,
           problem.codebooks};
+}
+
+Tables by_code_of(const Named& by_code, const Problem& problem, const Task& task) {
+  const int64_t first = task.op * problem.codebooks * kLeaves * problem.outputs + task.outputs.begin;
+  return {
+      data<const uint8_t>(by_code) + first, nullptr, nullptr, task.outputs.count, problem.codebooks, problem.outputs};
 }
 
 ffi::Error encode(ffi::ThreadPool pool, ffi::AnyBuffer x_, ffi::AnyBuffer indices_, ffi::AnyBuffer thresholds_,
@@ -226,15 +239,18 @@ ffi::Error aggregate(ffi::ThreadPool pool, ffi::AnyBuffer codes_, ffi::AnyBuffer
   });
 }
 
+// kByCode: `values_` are tables by code.
+template <bool kByCode>
 ffi::Error amm(ffi::ThreadPool pool, ffi::AnyBuffer x_, ffi::AnyBuffer indices_, ffi::AnyBuffer thresholds_,
                ffi::AnyBuffer values_, ffi::AnyBuffer scale_, ffi::AnyBuffer offset_, ffi::Result<ffi::AnyBuffer> y_) {
   return guarded([&](const Tier& tier) {
     const Named x{"x", x_}, indices{"indices", indices_}, thresholds{"thresholds", thresholds_};
-    const Named values{"values", values_}, scale{"scale", scale_}, offset{"offset", offset_}, y{"y", *y_};
+    const Named values{kByCode ? "by_code" : "values", values_}, scale{"scale", scale_}, offset{"offset", offset_},
+        y{"y", *y_};
     Problem problem{0, 0, 0, 0, true};
     const FloatType type = check_float_type(x);
     check_trees(x, indices, thresholds, &problem);
-    check_values(values, &problem);
+    (kByCode ? check_by_code : check_values)(values, &problem);
     for (const Named& vector : {scale, offset}) {
       check_type(vector, ffi::DataType::F32, "float32");
       check_shape(vector, {problem.ops, problem.outputs});
@@ -243,12 +259,13 @@ ffi::Error amm(ffi::ThreadPool pool, ffi::AnyBuffer x_, ffi::AnyBuffer indices_,
     check_rows(y, x, problem.outputs);
     if (problem.outputs == 0) return;
     split_and_run(tier, problem, x.last(), y, pool, [&](const Task& task, void* scratch, bool streams) noexcept {
-      Tables tables = tables_of(values, problem, task);
+      Tables tables = (kByCode ? by_code_of : tables_of)(values, problem, task);
       tables.scale = data<const float>(scale) + task.op * problem.outputs + task.outputs.begin;
       tables.offset = data<const float>(offset) + task.op * problem.outputs + task.outputs.begin;
       const int64_t first = (task.op * problem.rows + task.rows.begin) * problem.outputs + task.outputs.begin;
       const Output out{data<char>(y) + first * width(type), type, problem.outputs, streams};
-      tier.amm(rows_of(x, type, problem, task), trees_of(indices, thresholds, problem, task), tables, out, scratch);
+      (kByCode ? tier.amm_by_code : tier.amm)(rows_of(x, type, problem, task),
+                                              trees_of(indices, thresholds, problem, task), tables, out, scratch);
     });
   });
 }
@@ -270,7 +287,7 @@ XLA_FFI_DEFINE_HANDLER(bound_aggregate, aggregate,
                            .Arg<AnyBuffer>()    // values
                            .Ret<AnyBuffer>());  // sums
 
-XLA_FFI_DEFINE_HANDLER(bound_amm, amm,
+XLA_FFI_DEFINE_HANDLER(bound_amm, amm<false>,
                        ffi::Ffi::Bind()
                            .Ctx<ffi::ThreadPool>()
                            .Arg<AnyBuffer>()    // x
@@ -281,10 +298,22 @@ XLA_FFI_DEFINE_HANDLER(bound_amm, amm,
                            .Arg<AnyBuffer>()    // offset
                            .Ret<AnyBuffer>());  // y
 
+XLA_FFI_DEFINE_HANDLER(bound_amm_by_code, amm<true>,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                           .Arg<AnyBuffer>()    // x
+                           .Arg<AnyBuffer>()    // indices
+                           .Arg<AnyBuffer>()    // thresholds
+                           .Arg<AnyBuffer>()    // by_code
+                           .Arg<AnyBuffer>()    // scale
+                           .Arg<AnyBuffer>()    // offset
+                           .Ret<AnyBuffer>());  // y
+
 }  // namespace
 
 XLA_FFI_Error* encode_handler(XLA_FFI_CallFrame* frame) { return bound_encode(frame); }
 XLA_FFI_Error* aggregate_handler(XLA_FFI_CallFrame* frame) { return bound_aggregate(frame); }
 XLA_FFI_Error* amm_handler(XLA_FFI_CallFrame* frame) { return bound_amm(frame); }
+XLA_FFI_Error* amm_by_code_handler(XLA_FFI_CallFrame* frame) { return bound_amm_by_code(frame); }
 
 }  // namespace jax_maddness

@@ -4,6 +4,7 @@
 //   jax_maddness_aggregate  codes u8 [B, ..., C], values u8 [B, M, C, 16]                   -> sums i32 [B, ..., M]
 //   jax_maddness_amm        x, indices, thresholds, values, scale f32 [B, M], offset f32 [B, M]
 //                                                                                           -> y [B, ..., M] as x
+//   jax_maddness_amm_by_code  the same with by_code u8 [B, C, 16, M] in place of values
 //
 // x is f32, bf16 or f16. B counts ops, each with rows of its own: usually 1. The dimensions between are rows.
 // Any number of them may be zero, except D and C.
@@ -17,6 +18,7 @@ namespace jax_maddness {
 XLA_FFI_Error* encode_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* aggregate_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* amm_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* amm_by_code_handler(XLA_FFI_CallFrame* frame);
 
 }  // namespace jax_maddness
 

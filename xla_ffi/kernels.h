@@ -7,7 +7,8 @@
 namespace jax_maddness {
 
 // Kernels are pure functions of their arguments: no allocation, no exception, no global state. `scratch` is 64-byte
-// aligned, not shared between threads, and at least scratch_bytes(features, codebooks) long. Zero rows, outputs and
+// aligned, not shared between threads, and at least scratch_bytes(features, codebooks) long, which is never less than a
+// byte per codebook. Zero rows, outputs and
 // features are allowed wherever the arrays are consistent; codebooks >= 1.
 struct Tier {
   const char* name;  // of the instruction set, as JAX_MADDNESS_TIER spells it
@@ -18,6 +19,8 @@ struct Tier {
   void (*aggregate)(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t* sums, int64_t stride,
                     void* scratch) noexcept;
   void (*amm)(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* scratch) noexcept;
+  // The same from tables by code (few_rows.inc): quicker for few rows.
+  void (*amm_by_code)(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* scratch) noexcept;
 };
 
 }  // namespace jax_maddness

@@ -7,6 +7,7 @@
 //   codes       [rows][codebooks]          u8             0..15; kernels that read codes look at the low 4 bits only
 //   tables      [outputs][codebooks][16]   u8             the 16 entries of a codebook are contiguous, and so are
 //                                                         the codebooks of an output: 64 bytes are four codebooks
+//   by code     [codebooks][16][outputs]   u8             the same entries in another order, for few rows
 //   sums        [rows][outputs]            i32            sums[n][m] = sum over c of tables[m][c][codes[n][c]]
 //   scale       [outputs]                  f32
 //   offset      [outputs]                  f32
@@ -54,6 +55,8 @@ struct Tables {
   const float* offset;  // null for `aggregate`
   int64_t outputs;
   int64_t codebooks;
+  int64_t stride = 0;  // by code only: bytes from one code's entries to the next one's: >= outputs, as a task may have
+                       // some of the columns
 };
 
 struct Output {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import jax
@@ -10,7 +11,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jax_maddness.core import aggregate, checks, encode
 from jax_maddness.core.stack import Stacked
-from jax_maddness.core.types import MaddnessOp
+from jax_maddness.core.types import FEW_ROWS, MaddnessOp
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int32, UInt8
@@ -47,14 +48,21 @@ def amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... ou
 @jax.custom_jvp
 def _amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... outputs"]:
     trees, tables = op.trees, op.tables
-    return _stacked(
+    by_code = tables.by_code if _has_few_rows(x) else None
+    call, entries = (_stacked, tables.values) if by_code is None else (_stacked_by_code, by_code)
+    return call(
         x,
         trees.indices.astype(jnp.int32),
         trees.thresholds.astype(jnp.float32),
-        tables.values,
+        entries,
         tables.scale.astype(jnp.float32),
         tables.offset.astype(jnp.float32),
     )
+
+
+def _has_few_rows(x: Array) -> bool:
+    lead = x.shape[:-1]  # symbolic in an export for any number of rows
+    return all(isinstance(n, int) for n in lead) and math.prod(lead) <= FEW_ROWS
 
 
 def _jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
@@ -105,3 +113,20 @@ def definition(
 
 
 _stacked = Stacked(definition, "jax_maddness_amm", "b {rows} d, b c l, b c t, b m c k, b m, b m -> b {rows} m")
+
+
+def definition_by_code(
+    x: Float[Array, "ops ... features"],
+    indices: Int32[Array, "ops codebooks 4"],
+    thresholds: Float[Array, "ops codebooks 15"],
+    by_code: UInt8[Array, "ops codebooks 16 outputs"],
+    scale: Float[Array, "ops outputs"],
+    offset: Float[Array, "ops outputs"],
+) -> Float[Array, "ops ... outputs"]:
+    """The same answer from the tables in their other order (`with_few_rows_layout`)."""
+    return definition(x, indices, thresholds, jnp.moveaxis(by_code, -1, 1), scale, offset)
+
+
+_stacked_by_code = Stacked(
+    definition_by_code, "jax_maddness_amm_by_code", "b {rows} d, b c l, b c t, b c k m, b m, b m -> b {rows} m"
+)

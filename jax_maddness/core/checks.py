@@ -77,6 +77,8 @@ def _tables(tables: LookupTables) -> None:
     _shape("tables.values", tables.values, (outputs, codebooks, LEAVES), jnp.uint8)
     _shape("tables.scale", tables.scale, (outputs,), jnp.floating)
     _shape("tables.offset", tables.offset, (outputs,), jnp.floating)
+    if tables.by_code is not None:
+        _shape("tables.by_code", tables.by_code, (codebooks, LEAVES, outputs), jnp.uint8)
 
 
 def _as_array(x: Array, name: str) -> Array:

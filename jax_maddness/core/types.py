@@ -15,6 +15,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int32, UInt8
@@ -25,6 +26,8 @@ NODES = 2**LEVELS - 1
 """Inner nodes of a split tree: one threshold each."""
 LEAVES = 2**LEVELS
 """Codes of a codebook, and entries of a lookup table."""
+FEW_ROWS = 8
+"""Up to this many rows a call uses `LookupTables.by_code` where there is one."""
 
 
 @jax.tree_util.register_dataclass
@@ -57,11 +60,13 @@ class LookupTables:
       values: for each output and codebook, the 16 entries that a code chooses from.
       scale: the width of one step of `values`, per output.
       offset: what is added to every row, per output: bias, mean and the tables' minima.
+      by_code: `values` once more, in the order that calls of few rows want (`with_few_rows_layout`); or None.
     """
 
     values: UInt8[Array, "outputs codebooks 16"]
     scale: Float[Array, " outputs"]
     offset: Float[Array, " outputs"]
+    by_code: UInt8[Array, "codebooks 16 outputs"] | None = None
 
     @property
     def num_outputs(self) -> int:
@@ -113,3 +118,23 @@ class MaddnessOp:
             f"MaddnessOp({stacked}{self.num_features or '?'} -> {self.num_outputs}, "
             f"{self.num_codebooks} codebooks, {self.nbytes:,} bytes{kept})"
         )
+
+
+def with_few_rows_layout(op: MaddnessOp) -> MaddnessOp:
+    """`op` with a second copy of its tables, for calls of a few rows: the same results, much sooner.
+
+    A shuffle reads all 16 entries of every table to use one. A call of at most `FEW_ROWS` rows reads, with this copy,
+    only the entries that its codes select: a sixteenth of the bytes for one row. It costs 16 bytes of memory per
+    codebook and output. Calls of more rows are as before. After a change of `tables.values`, call it again.
+
+    Works on stacked ops too. A file that `save` writes does not contain the copy.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tables = LookupTables(jnp.zeros((3, 2, 16), jnp.uint8), jnp.ones(3), jnp.zeros(3))
+      >>> trees = SplitTrees(jnp.zeros((2, 4), int), jnp.zeros((2, 15)))
+      >>> with_few_rows_layout(MaddnessOp(trees, tables)).tables.by_code.shape
+      (2, 16, 3)
+    """
+    by_code = jnp.moveaxis(jnp.asarray(op.tables.values), -3, -1)
+    return dataclasses.replace(op, tables=dataclasses.replace(op.tables, by_code=by_code))

@@ -83,6 +83,15 @@ struct Problem {
     return result;
   }
 
+  // The tables in their other order.
+  std::vector<uint8_t> by_code() const {
+    std::vector<uint8_t> result(values.size());
+    for (int64_t m = 0; m < outputs; ++m) {
+      for (int64_t i = 0; i < codebooks * 16; ++i) result[i * outputs + m] = values[m * codebooks * 16 + i];
+    }
+    return result;
+  }
+
   std::vector<int32_t> sums() const {
     const std::vector<uint8_t> all = codes();
     std::vector<int32_t> result;
@@ -129,7 +138,7 @@ struct Run {
   Input<char> x;
   Input<int32_t> indices;
   Input<float> thresholds, scale, offset;
-  Input<uint8_t> values;
+  Input<uint8_t> values, by_code;
   AlignedBytes scratch;
 
   Run(const Tier& tier, const Problem& p)
@@ -141,6 +150,7 @@ struct Run {
         scale(p.scale),
         offset(p.offset),
         values(p.values),
+        by_code(p.by_code()),
         scratch(tier.scratch_bytes(p.features, p.codebooks)) {}
 
   Rows rows() const { return {x.data(), p.type, p.rows, p.features}; }
@@ -159,6 +169,18 @@ struct Run {
     Result<int32_t> out(p.rows, p.outputs, stride);
     const Tables tables{values.data(), nullptr, nullptr, p.outputs, p.codebooks};
     tier.aggregate(in.data(), p.rows, tables, out.data(), stride, scratch.data());
+    return out.values();
+  }
+
+  template <typename T>
+  std::vector<T> amm_by_code(int64_t stride) const {
+    Result<T> out(p.rows, p.outputs, stride);
+    const int64_t third = p.outputs / 3;
+    for (const auto& [begin, count] : {std::pair{int64_t{0}, third}, {third, p.outputs - third}}) {  // as two tasks
+      const Tables tables{
+          by_code.data() + begin, scale.data() + begin, offset.data() + begin, count, p.codebooks, p.outputs};
+      tier.amm_by_code(rows(), trees(), tables, {out.data() + begin, p.type, stride}, scratch.data());
+    }
     return out.values();
   }
 
@@ -189,6 +211,7 @@ template <typename T>
 void check_amm(const Run& run, const std::vector<int32_t>& sums, int64_t stride) {
   const Problem& p = run.p;
   const std::vector<T> y = run.amm<T>(stride);
+  CHECK(on_bochs || y == run.amm_by_code<T>(stride), "tier %s: amm_by_code differs from amm", run.tier.name);
   for (size_t i = 0; i < y.size(); ++i) {
     const size_t m = i % static_cast<size_t>(p.outputs);
     const float exact = std::fma(p.scale[m], static_cast<float>(sums[i]), p.offset[m]);

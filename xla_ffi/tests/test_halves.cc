@@ -12,7 +12,7 @@ void test_every_half() {
   for (const Tier* tier : tested_tiers()) {
     for (const FloatType type : {FloatType::kBF16, FloatType::kF16}) {
       for (const int64_t features : {1, 2}) {
-        Problem p{65536 / features, features, 8 * features, 1, type, {}, {}, {}, {}, {}, {}};
+        Problem p{65536 / features, features, 8 * features, 0, type, {}, {}, {}, {}, {}, {}};
         for (uint32_t bits = 0; bits < 65536; ++bits) p.x.push_back(widen(bits, type));
         for (int64_t c = 0; c < p.codebooks; ++c) {
           for (int64_t level = 0; level < 4; ++level) p.indices.push_back(static_cast<int32_t>(c % features));
