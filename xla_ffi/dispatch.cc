@@ -8,6 +8,11 @@
 #else
 #define JAX_MADDNESS_ON_x86_64(...)
 #endif
+#if defined(__aarch64__)
+#define JAX_MADDNESS_ON_aarch64(...) __VA_ARGS__
+#else
+#define JAX_MADDNESS_ON_aarch64(...)
+#endif
 #define JAX_MADDNESS_ON_any(...) __VA_ARGS__
 
 namespace jax_maddness {
