@@ -8,15 +8,15 @@ CXX_SOURCES := CMakeLists.txt pyproject.toml $(wildcard xla_ffi/*)
 CXX_TESTS   := $(CXX_SOURCES) $(wildcard xla_ffi/tests/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python test-cpp test-emulated bench-kernels bazel-test lint format doctor clean
+.PHONY: help demo test test-python test-cpp test-emulated test-aarch64 bench-kernels bazel-test lint format doctor clean
 
 help:  ## Lists the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.examples  ## Exact, int8 and look-ups side by side on real digits; writes demo.png.
 	$(BIN)/python examples/digits.py --picture demo.png
 
-test: test-python test-cpp test-emulated  ## Every test: Python, C++, and the AVX-512 tier emulated.
+test: test-python test-cpp test-emulated test-aarch64  ## Every test: Python, C++, and the tiers that are emulated.
 
 test-python: $(VENV)/.test  ## Tests and doctests, on every tier that this CPU has.
 	$(BIN)/python -m pytest -n $(JOBS)
@@ -33,6 +33,19 @@ else
 	cmake -S . -B $(BUILD)/emulated -DJAX_MADDNESS_PYTHON=OFF -DJAX_MADDNESS_TESTS=ON -DJAX_MADDNESS_SIMDE_TESTS=ON
 	cmake --build $(BUILD)/emulated --parallel $(JOBS) --target test_kernels_simde test_halves_simde
 	ctest --test-dir $(BUILD)/emulated --output-on-failure --tests-regex simde
+endif
+
+# QEMU stands in for the CPU: all that it knows in one, then one of the first, with nothing that later ones added.
+AARCH64 := $(and $(shell command -v aarch64-linux-gnu-g++),$(shell command -v qemu-aarch64))
+test-aarch64:  ## The NEON tier, cross-compiled, on emulated CPUs.
+ifeq ($(AARCH64),)
+	@echo "No cross compiler or no QEMU: the NEON tier was not tested (apt-get install g++-aarch64-linux-gnu qemu-user)."
+else
+	cmake -S . -B $(BUILD)/aarch64 -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/tools/aarch64.cmake -DJAX_MADDNESS_PYTHON=OFF \
+	  -DJAX_MADDNESS_TESTS=ON -DJAX_MADDNESS_WERROR=ON
+	cmake --build $(BUILD)/aarch64 --parallel $(JOBS)
+	QEMU_CPU=max ctest --test-dir $(BUILD)/aarch64 --output-on-failure
+	QEMU_CPU=cortex-a53 ctest --test-dir $(BUILD)/aarch64 --output-on-failure
 endif
 
 bazel-test: | $(VENV)/.examples  ## The C++ built and tested by Bazel, offline; says so where Bazel is missing.
