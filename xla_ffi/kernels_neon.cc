@@ -186,9 +186,14 @@ void amm(const Rows& x, const Trees& trees, const Tables& tables, const Output& 
   }
 }
 
+#include "plain.inc"
+// clang-format off: in this order
+#include "few_rows.inc"
+// clang-format on
+
 }  // namespace
 
 extern const Tier neon_tier;
-const Tier neon_tier = {"neon", supported, scratch_bytes, encode, aggregate, amm};
+const Tier neon_tier = {"neon", supported, scratch_bytes, encode, aggregate, amm, amm_by_code};
 
 }  // namespace jax_maddness
