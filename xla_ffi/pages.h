@@ -40,7 +40,7 @@ class ResultPages {
   }
 
  private:
-  static constexpr size_t kLarge = size_t{4} << 20;
+  static constexpr size_t kLarge = size_t{1} << 20;
   static constexpr size_t kStreamed = size_t{16} << 20;
 
 #ifdef __linux__
