@@ -107,12 +107,31 @@ inline simde__m512 fused_multiply_add(const simde__m512& a, const simde__m512& b
   return result;
 }
 
-inline simde__m512 gather(const simde__m512i& index, const void* base, int scale) {
-  return convert<int32_t, float, simde__m512>(index, [&](int32_t i) {
-    float value;
+template <typename T, typename Vector>
+Vector gather(const simde__m512i& index, const void* base, int scale) {
+  return convert<int32_t, T, Vector>(index, [&](int32_t i) {
+    T value;
     std::memcpy(&value, static_cast<const char*>(base) + int64_t{i} * scale, sizeof value);
     return value;
   });
+}
+
+// Of the elements that `mask` tells: the least, and which of them are less than the other's.
+inline int32_t masked_least(uint16_t mask, const simde__m512i& v) {
+  int32_t elements[16], least = INT32_MAX;
+  std::memcpy(elements, &v, sizeof elements);
+  for (int i = 0; i < 16; ++i) {
+    if (mask >> i & 1 && elements[i] < least) least = elements[i];
+  }
+  return least;
+}
+inline uint16_t masked_less(uint16_t mask, const simde__m512i& a, const simde__m512i& b) {
+  int32_t x[16], y[16];
+  std::memcpy(x, &a, sizeof x);
+  std::memcpy(y, &b, sizeof y);
+  uint32_t less = 0;
+  for (int i = 0; i < 16; ++i) less |= static_cast<uint32_t>(x[i] < y[i]) << i;
+  return static_cast<uint16_t>(mask & less);
 }
 
 }  // namespace simde_gaps
@@ -134,6 +153,10 @@ inline simde__m512 gather(const simde__m512i& index, const void* base, int scale
 #define _mm512_cvtps_ph(v, rounding) SIMDE_GAP(convert_f32_to_f16)(v, rounding)
 #undef _mm512_fmadd_ps
 #define _mm512_fmadd_ps(a, b, c) SIMDE_GAP(fused_multiply_add)(a, b, c)
-#define _mm512_i32gather_ps(index, base, scale) SIMDE_GAP(gather)(index, base, scale)
+#define _mm512_mask_reduce_min_epi32(mask, v) SIMDE_GAP(masked_least)(mask, v)
+#define _mm512_mask_cmplt_epi32_mask(mask, a, b) SIMDE_GAP(masked_less)(mask, a, b)
+#define _mm512_shuffle_f32x4(a, b, lanes) simde_mm512_shuffle_f32x4(a, b, lanes)
+#define _mm512_i32gather_ps(index, base, scale) (SIMDE_GAP(gather) < float, simde__m512 > (index, base, scale))
+#define _mm512_i32gather_epi32(index, base, scale) (SIMDE_GAP(gather) < int32_t, simde__m512i > (index, base, scale))
 
 #endif  // JAX_MADDNESS_TESTS_SIMDE_AVX512_H_
