@@ -113,9 +113,11 @@ void encode(const Rows& x, const Trees& trees, uint8_t* codes, void* memory) noe
   }
 }
 
-// Fills the packed codes of each block by fill(n, rows, packed), 16 rows at a time, then aggregates it.
+// Fills the packed codes of each block by fill(n, rows, packed), 16 rows at a time, then aggregates it. A row is made
+// from `row_bytes` bytes at `x`.
 template <typename Result, typename Fill>
-INLINE void run_blocks(int64_t rows, const Tables& tables, const Output& y, const Scratch& scratch, const Fill& fill) {
+INLINE void run_blocks(int64_t rows, const void* x, int64_t row_bytes, const Tables& tables, const Output& y,
+                       const Scratch& scratch, const Fill& fill) {
   const int64_t groups = Scratch::count(tables.codebooks), step = block_rows(tables);
   const int64_t stride = y.stride * Result::kWidth;
   for (int64_t begin = 0; begin < rows; begin += step) {
@@ -124,7 +126,9 @@ INLINE void run_blocks(int64_t rows, const Tables& tables, const Output& y, cons
       fill(n, min(kVector, end - n), scratch.packed + (n - begin) / kVector * groups * kLine);
     }
     const Destination to = {static_cast<char*>(y.data) + begin * stride, stride, y.streams};
-    aggregate_block<Result>(scratch.packed, end - begin, tables, to, *scratch.work);
+    const int64_t next = tables.outputs < kAheadOutputs ? 0 : min(step, rows - end) * row_bytes;
+    const Ahead ahead(static_cast<const char*>(x) + end * row_bytes, next, divide_up(tables.outputs, 4));
+    aggregate_block<Result>(scratch.packed, end - begin, tables, to, *scratch.work, ahead);
   }
   if (y.streams) _mm_sfence();  // before the caller tells other threads that y is there
 }
@@ -133,7 +137,7 @@ void aggregate(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t
                void* memory) noexcept {
   const int64_t codebooks = tables.codebooks;
   run_blocks<Sums>(
-      rows, tables, {sums, FloatType::kF32, stride}, Scratch(memory, codebooks),
+      rows, codes, codebooks, tables, {sums, FloatType::kF32, stride}, Scratch(memory, codebooks),
       [=](int64_t n, int64_t count, uint8_t* packed) { pack(codes + n * codebooks, count, codebooks, packed); });
 }
 
@@ -142,9 +146,10 @@ void amm_to(const Rows& x, const Trees& trees, const Tables& tables, const Outpu
   const Scratch scratch(memory, trees.codebooks);
   const Source source(x, scratch.copy);
   plan(trees, source.width, kLine / source.bytes, scratch.groups);
-  run_blocks<Result>(x.count, tables, y, scratch, [&](int64_t n, int64_t count, uint8_t* packed) {
-    source.encode(n, count, scratch.groups, Scratch::count(trees.codebooks), packed);
-  });
+  run_blocks<Result>(x.count, x.data, x.features * source.bytes, tables, y, scratch,
+                     [&](int64_t n, int64_t count, uint8_t* packed) {
+                       source.encode(n, count, scratch.groups, Scratch::count(trees.codebooks), packed);
+                     });
 }
 
 void amm(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* memory) noexcept {
