@@ -1,40 +1,17 @@
 // Micro-benchmark of the kernels, one thread, every array in the second-level cache:
 //
-//   bench_kernels [tier ...]
+//   bench_kernels [--json] [tier ...]        --json: one object per figure and line
 //
 // Cycles are the core's: a chain of dependent additions, one a cycle, is timed beside every call, so that the clock of
 // the moment does not matter. Each figure is the best of many short runs, as other processes can only slow one down.
 #include <algorithm>
 #include <array>
-#include <chrono>
 
+#include "clock.h"
 #include "testing.h"
 
 namespace jax_maddness::testing {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-// Seconds of one cycle now: about 2 us of dependent additions.
-double time_of_cycle() {
-  uint64_t x = 1;
-  const auto start = Clock::now();
-  for (int i = 0; i < 500; ++i) {
-#if defined(__x86_64__)
-    // Not by a constant: those the newest Intel cores (from Golden Cove on) add while renaming, several a cycle.
-    asm volatile("add %0, %0\nadd %0, %0\nadd %0, %0\nadd %0, %0\nadd %0, %0\nadd %0, %0\nadd %0, %0\nadd %0, %0"
-                 : "+r"(x));
-#elif defined(__aarch64__)
-    asm volatile(
-        "add %0, %0, #1\nadd %0, %0, #1\nadd %0, %0, #1\nadd %0, %0, #1\n"
-        "add %0, %0, #1\nadd %0, %0, #1\nadd %0, %0, #1\nadd %0, %0, #1"
-        : "+r"(x));
-#endif
-  }
-  return seconds_since(start) / (500 * 8);
-}
 
 // The best number of cycles that `run` took in a quarter of a second.
 template <typename Run>
@@ -90,9 +67,11 @@ struct Arrays {
   Tables as_tables() const { return {values.data(), scale.data(), offset.data(), outputs, codebooks}; }
 };
 
-void bench_encode(const Tier& tier) {
-  std::printf("%-8s encode, cycles/encoding\n%10s%10s%10s%10s%10s%10s\n", tier.name, "rows", "D", "C", "f32", "bf16",
-              "f16");
+void bench_encode(const Tier& tier, bool json) {
+  if (!json) {
+    std::printf("%-8s encode, cycles/encoding\n%10s%10s%10s%10s%10s%10s\n", tier.name, "rows", "D", "C", "f32", "bf16",
+                "f16");
+  }
   for (const auto& [rows, d, c] : {std::array<int64_t, 3>{128, 512, 64},
                                    {64, 1024, 64},
                                    {32, 2048, 64},
@@ -100,19 +79,25 @@ void bench_encode(const Tier& tier) {
                                    {8, 512, 64},
                                    {8, 512, 512}}) {
     Arrays a(tier, rows, d, c, 1);
-    std::printf("%10ld%10ld%10ld", long(rows), long(d), long(c));
+    double cycles[3];
     for (const FloatType type : {FloatType::kF32, FloatType::kBF16, FloatType::kF16}) {
-      const double cycles =
-          best_cycles([&] { tier.encode(a.as_rows(type), a.as_trees(), a.codes.data(), a.scratch.data()); });
-      std::printf("%10.2f", cycles / static_cast<double>(rows * c));
+      cycles[static_cast<int>(type)] =
+          best_cycles([&] { tier.encode(a.as_rows(type), a.as_trees(), a.codes.data(), a.scratch.data()); }) /
+          static_cast<double>(rows * c);
     }
-    std::printf("\n");
+    std::printf(
+        json ? "{\"tier\": \"%s\", \"kernel\": \"encode\", \"rows\": %ld, \"features\": %ld, \"codebooks\": %ld, "
+               "\"cycles_f32\": %.3f, \"cycles_bf16\": %.3f, \"cycles_f16\": %.3f}\n"
+             : "%.0s%10ld%10ld%10ld%10.2f%10.2f%10.2f\n",
+        tier.name, long(rows), long(d), long(c), cycles[0], cycles[1], cycles[2]);
   }
 }
 
-void bench_aggregate(const Tier& tier) {
-  std::printf("%-8s aggregate and amm (D = 16 C), look-ups/cycle\n%10s%10s%10s%10s%10s\n", tier.name, "rows", "M", "C",
-              "aggregate", "amm f32");
+void bench_aggregate(const Tier& tier, bool json) {
+  if (!json) {
+    std::printf("%-8s aggregate and amm (D = 16 C), look-ups/cycle\n%10s%10s%10s%10s%10s\n", tier.name, "rows", "M",
+                "C", "aggregate", "amm f32");
+  }
   for (const auto& [rows, m, c] : {std::array<int64_t, 3>{256, 64, 16},
                                    {256, 128, 16},
                                    {256, 64, 64},
@@ -129,7 +114,11 @@ void bench_aggregate(const Tier& tier) {
       tier.amm(a.as_rows(FloatType::kF32), a.as_trees(), a.as_tables(), {a.y.data(), FloatType::kF32, m},
                a.scratch.data());
     });
-    std::printf("%10ld%10ld%10ld%10.1f%10.1f\n", long(rows), long(m), long(c), lookups / aggregate, lookups / amm);
+    std::printf(
+        json ? "{\"tier\": \"%s\", \"kernel\": \"aggregate\", \"rows\": %ld, \"outputs\": %ld, \"codebooks\": %ld, "
+               "\"lookups_per_cycle\": %.2f, \"amm_lookups_per_cycle\": %.2f}\n"
+             : "%.0s%10ld%10ld%10ld%10.1f%10.1f\n",
+        tier.name, long(rows), long(m), long(c), lookups / aggregate, lookups / amm);
   }
 }
 
@@ -138,11 +127,13 @@ void bench_aggregate(const Tier& tier) {
 
 int main(int argc, char** argv) {
   using namespace jax_maddness::testing;
+  const bool json = argc > 1 && std::strcmp(argv[1], "--json") == 0;
+  const int first = json ? 2 : 1;
   for (const jax_maddness::Tier* tier : supported_tiers()) {
-    bool wanted = argc == 1;
-    for (int i = 1; i < argc; ++i) wanted = wanted || std::strcmp(argv[i], tier->name) == 0;
+    bool wanted = argc == first;
+    for (int i = first; i < argc; ++i) wanted = wanted || std::strcmp(argv[i], tier->name) == 0;
     if (!wanted) continue;
-    bench_encode(*tier);
-    bench_aggregate(*tier);
+    bench_encode(*tier, json);
+    bench_aggregate(*tier, json);
   }
 }

@@ -1,0 +1,37 @@
+// Time, and the core's clock: what the micro-benchmarks count cycles with.
+#ifndef JAX_MADDNESS_TESTS_CLOCK_H_
+#define JAX_MADDNESS_TESTS_CLOCK_H_
+
+#include <chrono>
+#include <cstdint>
+
+namespace jax_maddness::testing {
+
+using Clock = std::chrono::steady_clock;
+
+inline double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// Seconds of one cycle now: about 2 us of dependent additions, one a cycle.
+inline double time_of_cycle() {
+  uint64_t x = 1;
+  const auto start = Clock::now();
+  for (int i = 0; i < 500; ++i) {
+#if defined(__x86_64__)
+    // Not by a constant: those the newest Intel cores (from Golden Cove on) add while renaming, several a cycle.
+    asm volatile("add %0, %0\nadd %0, %0\nadd %0, %0\nadd %0, %0\nadd %0, %0\nadd %0, %0\nadd %0, %0\nadd %0, %0"
+                 : "+r"(x));
+#elif defined(__aarch64__)
+    asm volatile(
+        "add %0, %0, #1\nadd %0, %0, #1\nadd %0, %0, #1\nadd %0, %0, #1\n"
+        "add %0, %0, #1\nadd %0, %0, #1\nadd %0, %0, #1\nadd %0, %0, #1"
+        : "+r"(x));
+#endif
+  }
+  return seconds_since(start) / (500 * 8);
+}
+
+}  // namespace jax_maddness::testing
+
+#endif  // JAX_MADDNESS_TESTS_CLOCK_H_
