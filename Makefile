@@ -8,7 +8,8 @@ CXX_SOURCES := CMakeLists.txt pyproject.toml $(wildcard xla_ffi/*)
 CXX_TESTS   := $(CXX_SOURCES) $(wildcard xla_ffi/tests/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python test-cpp test-emulated test-aarch64 bench-kernels bazel-test lint format doctor clean
+.PHONY: help demo test test-python test-cpp test-emulated test-aarch64 bench bench-kernels bazel-test lint format doctor \
+  clean
 
 help:  ## Lists the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,10 +53,13 @@ bazel-test: | $(VENV)/.examples  ## The C++ built and tested by Bazel, offline; 
 	@if command -v bazel > /dev/null; then PYTHON=$(abspath $(BIN))/python bazel --batch test --jobs=$(JOBS) //...; \
 	else echo "Bazel is not installed: its build was not tested (Debian: apt-get install bazel-bootstrap)."; fi
 
-bench-kernels:  ## Look-ups per cycle and cycles per encoding of every tier, without Python.
-	cmake -S . -B $(BUILD)/bench -DJAX_MADDNESS_PYTHON=OFF -DJAX_MADDNESS_TESTS=ON
-	cmake --build $(BUILD)/bench --parallel $(JOBS) --target bench_kernels
-	$$(find $(BUILD)/bench -name bench_kernels -type f)
+# More with BENCH="--full --sweep"; benchmarks/run.py --help lists the options. torch's int8 is measured where installed.
+BENCH ?= --quick --sweep
+bench: $(VENV)/.bench $(BUILD)/bench/.built  ## amm beside XLA f32, bf16, int8 and torch: tables and pictures; 5 minutes.
+	$(BIN)/python -m benchmarks.run $(BENCH) --build $(BUILD)/bench --output $(BUILD)/bench/results
+
+bench-kernels: $(BUILD)/bench/.built  ## Look-ups per cycle and cycles per encoding of every tier, without Python.
+	$(BUILD)/bench/xla_ffi/tests/bench_kernels
 
 doctor: $(VENV)/.examples  ## Says whether the installation is well.
 	$(BIN)/python -m jax_maddness doctor
@@ -76,12 +80,17 @@ clean:  ## Removes everything that the other targets made.
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The package, editable, with one set of extras; each stamp is renewed when the C++ or the dependencies change.
-$(VENV)/.examples $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(CXX_SOURCES) | $(BIN)/python
+$(VENV)/.bench $(VENV)/.examples $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(CXX_SOURCES) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[$*]'
 	touch $@
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+
+$(BUILD)/bench/.built: $(CXX_TESTS)
+	cmake -S . -B $(BUILD)/bench -DJAX_MADDNESS_PYTHON=OFF -DJAX_MADDNESS_TESTS=ON
+	cmake --build $(BUILD)/bench --parallel $(JOBS) --target bench_kernels bench_limits
+	touch $@
 
 $(BUILD)/cpp/.built: $(CXX_TESTS)
 	cmake -S . -B $(BUILD)/cpp -DJAX_MADDNESS_PYTHON=OFF -DJAX_MADDNESS_TESTS=ON -DJAX_MADDNESS_SANITIZE=ON \

@@ -1,0 +1,110 @@
+"""The nouns: a problem, a measurement, and the names of what is measured. Needs neither JAX nor anything else."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+F32 = "XLA f32"
+BF16 = "XLA bf16 -> f32"
+INT8_GIVEN = "XLA int8, given as int8"
+INT8_DYNAMIC = "XLA int8, dynamic"
+TORCH = "torch int8, dynamic"
+RIVALS = (F32, BF16, INT8_GIVEN, INT8_DYNAMIC, TORCH)
+"""What one would use instead of `amm`, exact or nearly."""
+
+FEW_ROWS = "few rows"
+"""The variant of amm whose op has a second copy of the tables, for calls of few rows."""
+IN_A_LOOP = "in a jitted loop"
+"""The variant without Python: what a call costs when XLA makes it."""
+
+EXTRAS = ("tiers", "dtypes", "columns", "read", "loop", "threads")
+"""What may be measured besides: every tier; rows of bf16 and f16; x column by column; merely reading x; calls inside
+a jitted loop; the same with more threads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """`x [rows, features] @ w [features, outputs]`, by look-ups with each of these numbers of codebooks.
+
+    Example:
+      >>> Problem.parse("8192x1024x1024:64,32+tiers")
+      Problem(rows=8192, features=1024, outputs=1024, codebooks=(64, 32), extras=('tiers',))
+    """
+
+    rows: int
+    features: int
+    outputs: int
+    codebooks: tuple[int, ...]
+    extras: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Problem:
+        """From `NxDxM:C,...+extra+...`."""
+        match = re.fullmatch(r"(\d+)x(\d+)x(\d+):(\d+(?:,\d+)*)((?:\+[a-z]+)*)", text)
+        extras = tuple(match[5].split("+")[1:]) if match else ()
+        if match is None or not set(extras) <= set(EXTRAS):
+            raise ValueError(
+                f"{text!r} is not a problem; write NxDxM:C, such as 8192x1024x1024:64,32, and after it any of "
+                + ", ".join(f"+{extra}" for extra in EXTRAS)
+            )
+        rows, features, outputs = (int(match[i]) for i in (1, 2, 3))
+        return cls(rows, features, outputs, tuple(map(int, match[4].split(","))), extras)
+
+    def __str__(self) -> str:
+        codebooks = ",".join(map(str, self.codebooks))
+        return f"{self.rows}x{self.features}x{self.outputs}:{codebooks}" + "".join(f"+{e}" for e in self.extras)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """How long one call of something took: median and quartiles over rounds, in milliseconds.
+
+    Attributes:
+      kind: `amm`, `rival` (one of RIVALS), `read` (of x), `loop` (a call inside a jitted loop) or `other`.
+      codebooks: of amm; 0 for everything else.
+      variant: of amm; "" is a plain call on the best tier.
+      itemsize: bytes of a number of x and y.
+      clock_ghz: the core's clock around this measurement, where it is known.
+    """
+
+    what: str
+    kind: str
+    rows: int
+    features: int
+    outputs: int
+    threads: int
+    median_ms: float
+    quartiles_ms: tuple[float, float]
+    rounds: int
+    codebooks: int = 0
+    variant: str = ""
+    tier: str = ""
+    itemsize: int = 4
+    clock_ghz: float | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.rows, self.features, self.outputs
+
+    @property
+    def lookups(self) -> int:
+        return self.rows * self.codebooks * self.outputs
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of x, the tables and y, each moved once; in the layout for few rows, only the entries that are used."""
+        entries = min(16, self.rows) if self.variant == FEW_ROWS else 16
+        in_and_out = self.rows * (self.features + self.outputs) * self.itemsize
+        return in_and_out + entries * self.codebooks * self.outputs
+
+
+def per_codebook(features: int, codebooks: int) -> str:
+    """D/C, as one writes it.
+
+    Example:
+      >>> per_codebook(1024, 64), per_codebook(100, 32)
+      ('16', '3.1')
+    """
+    ratio = features / codebooks
+    return f"{ratio:.0f}" if ratio == round(ratio) else f"{ratio:.1f}"

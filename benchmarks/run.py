@@ -1,0 +1,142 @@
+"""amm beside what one would use instead, interleaved in one process per number of threads: python -m benchmarks.run
+
+Writes results.json, table.md, roofline.md and .png, sweep.md and .png. Times only: the ops are random (accuracy is
+benchmarks/quality.py's and `make demo`'s). With `--threads 1` everything has one thread, XLA's and torch's pools alike.
+The limits and the clock come from bench_limits and bench_kernels, where `make bench` has built them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks import machine, problems, roofline, sweep, table
+from benchmarks.records import Measurement, Problem
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, then writes everything to the folder."""
+    args = parse(argv)
+    args.output.mkdir(parents=True, exist_ok=True)
+    if args.again:
+        write(args.output, json.loads(args.again.read_text()))
+        return
+    results: dict[str, Any] = {"machine": machine.facts()}
+    limits_program = machine.program(args.build, "bench_limits")
+    if limits_program is None:
+        print(f"No bench_limits in {args.build} (`make bench` builds it): no clock, no roofline.", file=sys.stderr)
+    before = machine.work()
+    results["limits"] = machine.limits(limits_program)
+    results["kernels"] = machine.kernels(machine.program(args.build, "bench_kernels"))
+    results["measurements"] = [
+        record for threads in args.threads for record in measure(args, threads, chosen(args, threads), limits_program)
+    ]
+    results["sweep"] = measure(args, min(args.threads), ["--sweep"], limits_program) if args.sweep else []
+    results["machine"]["others"] = machine.others(before, machine.work())
+    (args.output / "results.json").write_text(json.dumps(results, indent=1))
+    write(args.output, results)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    processors = len(os.sched_getaffinity(0))
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="five minutes with --sweep and two threads; the default")
+    size.add_argument("--full", action="store_true", help="more shapes and more rounds: half an hour")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2][:processors])
+    parser.add_argument("--shapes", nargs="+", help=f"NxDxM:C,..., and +extra, such as {problems.QUICK[0]}")
+    parser.add_argument(
+        "--tiers", nargs="+", default=[], help="that amm runs on; default: the best, and where +tiers: all"
+    )
+    parser.add_argument("--sweep", action="store_true", help="cost along N, M, C and D too")
+    parser.add_argument("--rounds", type=int, nargs=2, metavar=("LEAST", "MOST"), help="per shape")
+    parser.add_argument("--seconds", type=float, help="per shape, if the least number of rounds fits")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/bench/results"))
+    parser.add_argument("--build", type=pathlib.Path, default=pathlib.Path("build/bench"), help="where CMake built")
+    parser.add_argument(
+        "--again", type=pathlib.Path, metavar="JSON", help="only write tables and pictures of this file"
+    )
+    args = parser.parse_args(argv)
+    args.rounds = args.rounds or ((7, 31) if args.full else (3, 15))
+    args.seconds = args.seconds if args.seconds is not None else (30.0 if args.full else 5.0)
+    if max(args.threads) > processors:
+        parser.error(f"--threads {max(args.threads)}, but this process may use {processors} processors")
+    for shape in args.shapes or ():
+        Problem.parse(shape)  # an error now, not in the other process
+    return args
+
+
+def chosen(args: argparse.Namespace, threads: int) -> list[str]:
+    """The problems to measure with so many threads, as arguments of measure.py."""
+    if args.shapes:
+        return ["--problems", *args.shapes]
+    every = problems.FULL if args.full else problems.QUICK
+    wanted = [p for p in every if threads == min(args.threads) or "threads" in Problem.parse(p).extras]
+    return ["--problems", *wanted]
+
+
+def measure(args: argparse.Namespace, threads: int, what: Sequence[str], clock: str | None) -> list[dict[str, Any]]:
+    """What a process with so many threads measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = pathlib.Path(folder) / "measurements.json"
+        command = [sys.executable, "-m", "benchmarks.measure", "--threads", str(threads), "--output", str(output)]
+        command += ["--rounds", *map(str, args.rounds), "--seconds", str(args.seconds), *what]
+        command += ["--tiers", *args.tiers] if args.tiers else []
+        command += ["--clock", clock] if clock else []
+        subprocess.run(command, check=True, cwd=pathlib.Path(__file__).parents[1])
+        return json.loads(output.read_text())
+
+
+def write(folder: pathlib.Path, results: dict[str, Any]) -> None:
+    """Tables and pictures; the table is printed, too."""
+    measurements = [measurement(r) for r in results["measurements"]]
+    head = machine.headline(results["machine"], results["limits"])
+    text = f"{head}\n{table.report(measurements)}"
+    (folder / "table.md").write_text(text)
+    print(text)
+    title = (
+        f"{results['machine']['cpu']}, {results['machine']['date'][:10]}, jax {results['machine']['versions']['jax']}"
+    )
+    if results["limits"]:
+        write_roofline(folder, results, measurements, title)
+    if results["sweep"]:
+        by_axis: dict[str, list[Measurement]] = {}
+        for record in results["sweep"]:
+            by_axis.setdefault(record["axis"], []).append(measurement(record))
+        (folder / "sweep.md").write_text(f"{head}\n{sweep.report(by_axis)}")
+        from benchmarks import pictures
+
+        pictures.along(folder / "sweep.png", by_axis, f"Cost along N, M, C and D: {title}")
+    print(f"Written to {folder}.")
+
+
+def write_roofline(
+    folder: pathlib.Path, results: dict[str, Any], measurements: Sequence[Measurement], title: str
+) -> None:
+    """The picture, and the numbers in it."""
+    limits, kernels, vendor = results["limits"], results["kernels"], results["machine"]["vendor"]
+    points = roofline.points(measurements, limits["clock_ghz"])
+    if not points:
+        return
+    (folder / "roofline.md").write_text(roofline.table(points, vendor, limits, kernels))
+    from benchmarks import pictures
+
+    pictures.roofline(folder / "roofline.png", points, limits, vendor, kernels, f"One thread: {title}")
+
+
+def measurement(record: dict[str, Any]) -> Measurement:
+    """A record of the JSON file as a Measurement."""
+    fields = {key: entry for key, entry in record.items() if key != "axis"}
+    return Measurement(**fields | {"quartiles_ms": tuple(fields["quartiles_ms"])})
+
+
+if __name__ == "__main__":
+    main()
