@@ -3,14 +3,12 @@
 //   aggregate  sums[n, m]  = sum over c of tables[m, c, codes[n, c]]
 //   amm        y[n, m]     = fma(scale[m], sums[n, m], offset[m])
 //
-// vpshufb looks 32 rows up in one codebook's 16 bytes, broadcast to both lanes; three more instructions add the bytes
-// up exactly in 16 bits (avx2_aggregate.inc). Four vector instructions per 32 look-ups: limit 32 look-ups/cycle on four
-// ports (Zen), 24 on three (Intel). Rows are encoded 256 at a time into a packed order that stays in the cache, then
-// meet all outputs, 16 at a time: one cache line of f32.
-//
-// Tried, and not better on Zen 3: the sum modulo 256 (one vpaddb per look-up) beside an estimate from trees of vpavgb
-// whose error is bounded by 255, which fixes the exact sum with 3.1 instructions instead of 4. vpavgb shares a port
-// with vpshufb there (28 look-ups/cycle against 30); on Intel it might pay.
+// vpshufb looks 32 rows up in one codebook's 16 bytes, broadcast to both lanes; two more instructions, or three where
+// codebooks are few, add the bytes up exactly (avx2_look_up.inc). Limits on three vector ports (Intel): 31 and 24
+// look-ups/cycle. Measured on Golden Cove, 2026-11-24, arrays in the second-level cache: 24-25 at C >= 64, 17-18 at
+// C = 16, where outputs take a third of the time. (On Zen 3, whose four ports bound the latter to 32, and where vpavgb
+// shares a port with vpshufb, prototypes of the two came to 28 and 30.)
+// Rows are encoded 256 at a time into a packed order that stays in the cache, then meet all outputs, a strip at a time.
 #include <immintrin.h>
 
 #include <cstring>
@@ -23,10 +21,13 @@
 namespace jax_maddness {
 namespace {
 
-constexpr int64_t kBlock = 64;    // rows of a packed block: two registers of codes
-constexpr int64_t kFewRows = 16;  // rows of the only block when there are no more: two codebooks share a register
-constexpr int64_t kTile = 16;     // outputs of a tile
-constexpr int64_t kChunk = 256;   // codebooks whose sum fits in 16 bits
+constexpr int64_t kBlock = 64;             // rows of a packed block: two registers of codes
+constexpr int64_t kFewRows = 16;           // of the only block when rows are no more: two codebooks share a register
+constexpr int64_t kManyRows = 4 * kBlock;  // encoded before the tables are read
+constexpr int64_t kTile = 16;              // outputs that are turned together
+constexpr int64_t kStrip = 128;            // outputs that are looked up before rows are written
+constexpr int64_t kChunk = 256;            // codebooks whose sum fits in 16 bits
+constexpr int64_t kLine = 64;              // bytes of a cache line
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -53,7 +54,7 @@ struct Packed {
 
 // Rows encoded before the tables are read: many, so that large tables are read seldom, but not more than 512 KB of
 // codes.
-int64_t rows_at_once(int64_t codebooks) { return codebooks <= 2048 ? 4 * kBlock : kBlock; }
+int64_t rows_at_once(int64_t codebooks) { return codebooks <= 2048 ? kManyRows : kBlock; }
 
 // 16 rows of 16 codes, low 4 bits only: four rounds of interleaving a half with the other turn them.
 INLINE void pack_square(const uint8_t* codes, int64_t codebooks, const Packed& packed, int64_t n, int64_t c) {
@@ -101,7 +102,8 @@ void aggregate(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t
     const int64_t count = smaller(rows - n, step);
     const Packed packed(memory, count, tables.codebooks);
     pack(codes + n * tables.codebooks, count, packed);
-    aggregate_blocks<SumSink>(packed, count, tables, reinterpret_cast<char*>(sums + n * stride), stride, work);
+    aggregate_blocks<SumSink>(packed, count, tables, reinterpret_cast<char*>(sums + n * stride), stride * 4, false,
+                              work);
   }
 }
 
@@ -110,14 +112,14 @@ void amm_as(const Rows& x, const Trees& trees, const Tables& tables, const Outpu
   using Sink = RescaledSink<kType>;
   auto& work = *static_cast<Workspace*>(scratch);
   auto* memory = static_cast<uint8_t*>(scratch) + sizeof(Workspace);
-  const int64_t step = rows_at_once(trees.codebooks);
+  const int64_t step = rows_at_once(trees.codebooks), stride = y.stride * Sink::kWidth;
   for (int64_t n = 0; n < x.count; n += step) {
     const int64_t count = smaller(x.count - n, step);
     const PackedCodes packed{{memory, count, trees.codebooks}};
     encode_rows<kType>(x, n, n + count, trees, packed);
-    char* out = static_cast<char*>(y.data) + n * y.stride * Sink::kWidth;
-    aggregate_blocks<Sink>(packed, count, tables, out, y.stride, work);
+    aggregate_blocks<Sink>(packed, count, tables, static_cast<char*>(y.data) + n * stride, stride, y.streams, work);
   }
+  if (y.streams) _mm_sfence();  // before the caller tells other threads that y is there
 }
 
 // x and y have one type: the handler has seen to it.
