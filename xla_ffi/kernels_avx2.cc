@@ -56,27 +56,41 @@ struct Packed {
 // codes.
 int64_t rows_at_once(int64_t codebooks) { return codebooks <= 2048 ? kManyRows : kBlock; }
 
-// 16 rows of 16 codes, low 4 bits only: four rounds of interleaving a half with the other turn them.
-INLINE void pack_square(const uint8_t* codes, int64_t codebooks, const Packed& packed, int64_t n, int64_t c) {
+// 16 rows of 16 codes, `stride` bytes apart, low 4 bits only: four rounds of interleaving a half with the other turn
+// them. The first `count` columns are stored.
+INLINE void pack_square(const uint8_t* codes, int64_t stride, int64_t count, uint8_t* packed, int64_t width) {
   __m128i a[16], b[16];
-  for (int i = 0; i < 16; ++i) a[i] = _mm_and_si128(load_128(codes + (n + i) * codebooks + c), _mm_set1_epi8(15));
+  for (int i = 0; i < 16; ++i) a[i] = _mm_and_si128(load_128(codes + i * stride), _mm_set1_epi8(15));
   for (int round = 0; round < 4; ++round) {
     for (int i = 0; i < 8; ++i) {
       b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
       b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
     }
-    std::memcpy(a, b, sizeof a);
+    for (int i = 0; i < 16; ++i) a[i] = b[i];
   }
-  for (int i = 0; i < 16; ++i) store_128(packed.at(n, c + i), a[i]);
+  for (int i = 0; i < 16; ++i) {
+    if (i < count) store_128(packed + i * width, a[i]);
+  }
 }
 
-void pack(const uint8_t* codes, int64_t rows, const Packed& packed) {
-  const int64_t codebooks = packed.codebooks, squares = codebooks < 16 ? 0 : rows / 16 * 16;
-  for (int64_t n = 0; n < squares; n += 16) {
-    for (int64_t c = 0; c < codebooks; c += 16) pack_square(codes, codebooks, packed, n, smaller(c, codebooks - 16));
-  }
-  for (int64_t n = squares; n < rows; ++n) {
-    for (int64_t c = 0; c < codebooks; ++c) *packed.at(n, c) = codes[n * codebooks + c] & 15;
+// Squares that would read past the last code are read from a copy.
+void pack(const uint8_t* codes, int64_t rows, const Packed packed) {
+  const int64_t codebooks = packed.codebooks, end = rows * codebooks;
+  for (int64_t n = 0; n < rows; n += 16) {
+    for (int64_t c = 0; c < codebooks; c += 16) {
+      const int64_t first = codebooks < 16 ? 0 : smaller(c, codebooks - 16), count = smaller(codebooks, 16);
+      const uint8_t* square = codes + n * codebooks + first;
+      uint8_t* const to = packed.at(n, first);
+      if (n + 16 <= rows && (n + 15) * codebooks + first + 16 <= end) {
+        pack_square(square, codebooks, count, to, packed.width);
+      } else {
+        uint8_t copy[16 * 16] = {};
+        for (int64_t i = 0; i < smaller(rows - n, 16); ++i) {
+          std::memcpy(copy + i * 16, square + i * codebooks, static_cast<size_t>(count));
+        }
+        pack_square(copy, 16, count, to, packed.width);
+      }
+    }
   }
 }
 
