@@ -21,6 +21,7 @@ import jax_maddness
 from benchmarks import records
 from benchmarks.records import Problem
 from jax_maddness import LookupTables, MaddnessOp, SplitTrees, testing
+from jax_maddness.core.types import FEW_ROWS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,11 +146,7 @@ def amms(x: jax.Array, op: MaddnessOp, problem: Problem, c: int, tiers: Sequence
 
 def layouts(op: MaddnessOp, rows: int) -> dict[str, MaddnessOp]:
     """The op, and other arrangements of the same tables that suit so many rows, by name."""
-    found = {"": op}
-    few_rows = getattr(jax_maddness, "with_few_rows_layout", None)
-    if few_rows is not None and rows <= 16:
-        found[records.FEW_ROWS] = few_rows(op)
-    return found
+    return {"": op} | ({records.FEW_ROWS: jax_maddness.with_few_rows_layout(op)} if rows <= FEW_ROWS else {})
 
 
 def loops(x: jax.Array, w: jax.Array, op: MaddnessOp, repeats: int = 1000) -> Iterator[Contender]:
@@ -165,20 +162,25 @@ def loops(x: jax.Array, w: jax.Array, op: MaddnessOp, repeats: int = 1000) -> It
 
 
 def along_a_sweep(problems: Sequence[Problem], looped: bool) -> Iterator[Contender]:
-    """amm on each problem, less what an empty call costs; `looped`: inside a jitted loop, to be rid of Python."""
+    """amm on each problem, less what an empty call costs; `looped`: inside a jitted loop, to be rid of Python.
+
+    The op has the layout for few rows where all problems along the sweep suit it.
+    """
     rng = np.random.default_rng(0)
     tier, small = jax_maddness.active_tier() or "jax", jnp.zeros((1, 1))
     empty = in_a_loop(lambda x, w: x, 1000, small, small) if looped else run(lambda x: x + 1, small)
     yield Contender("nothing", "empty", empty, repeats=1000 if looped else 1)
+    layout = records.FEW_ROWS if all(p.rows <= FEW_ROWS for p in problems) else ""
     for problem in problems:
         c = problem.codebooks[0]
         x, op = (
             jnp.asarray(rng.standard_normal((problem.rows, problem.features), np.float32)),
             random_op(rng, problem, c),
         )
+        op = layouts(op, problem.rows)[layout]
         repeats = max(8, min(1000, 2**25 // (problem.rows * c * problem.outputs))) if looped else 1
         call = amm_in_a_loop(repeats, x, op) if looped else run(jax_maddness.amm, x, op)
-        yield Contender("amm", "amm", call, c, "", tier, repeats=repeats, minus="nothing")
+        yield Contender("amm", "amm", call, c, layout, tier, repeats=repeats, minus="nothing")
 
 
 def amm_in_a_loop(repeats: int, x: jax.Array, op: MaddnessOp) -> Callable[[], Any]:

@@ -95,6 +95,7 @@ def measurement(
         threads=threads,
         median_ms=middle,
         quartiles_ms=(low, high),
+        least_ms=min(net),
         rounds=len(net),
         clock_ghz=clock,
         **{name: getattr(entrant, name) for name in names},

@@ -87,8 +87,8 @@ def _numbered(axes: plt.Axes, points: Sequence[Point], tiers: Sequence[str]) -> 
 def along(path: pathlib.Path, by_axis: Mapping[str, Sequence[Measurement]], title: str) -> None:
     """Time per look-up along each axis, cliffs ringed; then time against look-ups and against bytes, all together."""
     with plt.rc_context(STYLE):
-        rows = -(-(len(by_axis) + 2) // 3)
-        figure, grid = plt.subplots(rows, 3, figsize=(13, 3.4 * rows), layout="constrained")
+        rows = -(-(len(by_axis) + 2) // 4)
+        figure, grid = plt.subplots(rows, 4, figsize=(16, 3.6 * rows), layout="constrained", squeeze=False)
         for axes, (axis, measured) in zip(grid.flat, by_axis.items(), strict=False):
             _one_axis(axes, axis, measured)
         for axes, what in zip(grid.flat[len(by_axis) :], ("look-ups", "bytes moved"), strict=False):

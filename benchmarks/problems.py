@@ -39,6 +39,7 @@ LOOPED = {
     "C": tuple(Problem(1000, 16 * c, 256, (c,)) for c in _CODEBOOKS),
     "D": tuple(Problem(1000, 32 * d, 16, (32,)) for d in _FEATURES),
     "D, one row": tuple(Problem(1, 32 * d, 256, (32,)) for d in _FEATURES),
+    "M, one row": tuple(Problem(1, 1024, m, (64,)) for m in (*_OUTPUTS, 4096, 8192)),
 }
 """Sweeps of N, M, C or D, the others being constant (along C it is D/C): powers of two, their neighbours, odd shapes.
 Timed inside a jitted loop, as a call from Python would cost more than the smallest."""

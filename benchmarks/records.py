@@ -58,7 +58,7 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """How long one call of something took: median and quartiles over rounds, in milliseconds.
+    """How long one call of something took: median, quartiles and least over rounds, in milliseconds.
 
     Attributes:
       kind: `amm`, `rival` (one of RIVALS), `read` (of x), `loop` (a call inside a jitted loop) or `other`.
@@ -76,6 +76,7 @@ class Measurement:
     threads: int
     median_ms: float
     quartiles_ms: tuple[float, float]
+    least_ms: float
     rounds: int
     codebooks: int = 0
     variant: str = ""

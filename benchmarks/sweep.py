@@ -32,7 +32,7 @@ class Cliff:
         here, there = (f"{letter} = {value(self.axis, m)}" for m in (self.at, self.beside))
         others = ", ".join(f"{k} = {v}" for k, v in _sizes(self.at).items() if k not in _moving(self.axis))
         what = f"{_UNIT[letter]} as" if self.per_unit else "in all as the larger"
-        rate = 1e-6 * self.at.moved_bytes / self.at.median_ms
+        rate = 1e-6 * self.at.moved_bytes / _cost(self.at)
         return f"{here} ({others}) costs {self.ratio:.1f} times as much {what} {there}; it moves {rate:.0f} GB/s."
 
 
@@ -42,7 +42,7 @@ _UNIT = {"N": "per look-up", "M": "per look-up", "C": "per look-up", "D": "per f
 def cliffs(axis: str, along: Sequence[Measurement]) -> list[Cliff]:
     """Where cost per unit rises above that of the round size below, or cost in all above that of the one above it.
 
-    Round are the powers of two. Lower quartiles are compared, which other processes disturb least.
+    Round are the powers of two. The least times are compared: other processes, on a busy machine, can only add to them.
     """
     ordered = sorted(along, key=lambda m: value(axis, m))
     found = []
@@ -70,22 +70,25 @@ def report(by_axis: dict[str, list[Measurement]]) -> str:
     verdict = f"{len(found)} cliffs:\n\n- " + "\n- ".join(found) if found else "No cliffs."
     rule = f"A cliff is a cost {STEEP:g} times that of a round neighbour: per unit, or in all where that one is larger."
     parts = ["### Cost along N, M, C and D", rule, verdict]
-    for axis, along in by_axis.items():
-        sizes = _sizes(along[0]) | {"D": along[0].features}
-        fixed = ", ".join(f"{k} = {v}" for k, v in sizes.items() if k not in _moving(axis))
-        lines = [f"| {axis} ({fixed}) | us | look-ups | bytes | ns/output | ps/look-up | GB/s |", "|---" * 7 + "|"]
-        for m in along:
-            outputs = m.rows * m.outputs
-            cells = [
-                m.lookups,
-                m.moved_bytes,
-                digits(1e6 * m.median_ms / outputs),
-                digits(1e9 * m.median_ms / m.lookups),
-            ]
-            rate = digits(1e-6 * m.moved_bytes / m.median_ms)
-            lines.append(f"| {value(axis, m)} | {digits(1e3 * m.median_ms)} | {' | '.join(map(str, cells))} | {rate} |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *(_table(axis, along) for axis, along in by_axis.items())]) + "\n"
+
+
+def _table(axis: str, along: Sequence[Measurement]) -> str:
+    fixed = [f"{k} = {v}" for k, v in _sizes(along[0]).items() if k not in _moving(axis)]
+    fixed += [along[0].variant] if along[0].variant else []
+    lines = [
+        f"| {axis} ({', '.join(fixed)}) | us | look-ups | bytes | ns/output | ps/look-up | GB/s |",
+        "|---" * 7 + "|",
+    ]
+    for m in along:
+        rates = (
+            1e6 * m.median_ms / (m.rows * m.outputs),
+            1e9 * m.median_ms / m.lookups,
+            1e-6 * m.moved_bytes / m.median_ms,
+        )
+        cells = [value(axis, m), digits(1e3 * m.median_ms), m.lookups, m.moved_bytes, *map(digits, rates)]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
 
 
 def _sizes(m: Measurement) -> dict[str, int]:
@@ -103,4 +106,4 @@ def _is_round(axis: str, m: Measurement) -> bool:
 
 
 def _cost(m: Measurement) -> float:
-    return m.quartiles_ms[0]
+    return m.least_ms

@@ -82,10 +82,10 @@ def summary(found: Sequence[Contest]) -> str:
     lines = [_row(heads), "|---" * len(heads) + "|"]
     for c in found:
         m = c.amm
-        ratios = [f"{c.rivals[n].median_ms / m.median_ms:.2g}x" if n in c.rivals else "" for n in names]
+        ratios = [times(c.rivals[n].median_ms / m.median_ms) if n in c.rivals else "" for n in names]
         note = f" ({m.variant})" if m.variant else ""
         cells = [_shape(m.shape), records.per_codebook(m.features, m.codebooks) + note, digits(m.median_ms), *ratios]
-        lines.append(_row([*cells, f"**{c.speed_up:.2g}x** {c.best.what}"]))
+        lines.append(_row([*cells, f"**{times(c.speed_up)}** {c.best.what}"]))
     return "\n".join(lines)
 
 
@@ -123,9 +123,9 @@ def _details(here: Sequence[Measurement]) -> str:
     lines = [_row(heads), "|---" * len(heads) + "|"]
     for m in here:
         middle, low, high = (digits(ms * scale) for ms in (m.median_ms, *m.quartiles_ms))
-        ratios = [f"{ms / m.median_ms:.2g}x" for ms in against.values()]
+        ratios = [times(ms / m.median_ms) for ms in against.values()]
         if in_loop is not None and m.kind == "loop":  # without Python: only the product in the same loop compares
-            ratios = [f"{in_loop / m.median_ms:.2g}x"] + [""] * (len(against) - 1)
+            ratios = [times(in_loop / m.median_ms)] + [""] * (len(against) - 1)
         lines.append(_row([m.what, f"{middle} ({low}-{high})", *ratios]))
     return "\n".join(lines)
 
@@ -140,6 +140,16 @@ def digits(number: float) -> str:
     if abs(number) >= 100:
         return f"{number:.0f}"
     return f"{number:.{max(0, 2 - _exponent(number))}f}"
+
+
+def times(ratio: float) -> str:
+    """A ratio with two digits that count.
+
+    Example:
+      >>> [times(x) for x in (1234.5, 12.345, 1.234, 0.01234)]
+      ['1234x', '12x', '1.2x', '0.012x']
+    """
+    return f"{ratio:.0f}x" if ratio >= 100 else f"{ratio:.2g}x"
 
 
 def _exponent(number: float) -> int:
