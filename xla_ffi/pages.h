@@ -15,7 +15,7 @@ namespace jax_maddness {
 // XLA allocates a result afresh for every call. From 32 MB on, glibc takes it from the system and gives it back; so it
 // does at times with less. Its pages are then missing, and to write each 4 KB for the first time is a fault: 12 ms for
 // 32 MB, 18 ms by non-temporal stores, because the system has just written zeros into the cache. Huge pages, asked for
-// all at once, then plain stores: 2.8 ms (all on Sapphire Rapids, one thread, 2026-11-24).
+// all at once, then plain stores: 2.8 ms (all on Emerald Rapids, one thread, 2026-11-24).
 class ResultPages {
  public:
   ResultPages(const void* data, size_t bytes) : missing_(bytes >= kLarge && is_missing(data, bytes)) {

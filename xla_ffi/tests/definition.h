@@ -188,7 +188,7 @@ struct Run {
   std::vector<T> amm(int64_t stride) const {
     Result<T> out(p.rows, p.outputs, stride);
     const Tables tables{values.data(), scale.data(), offset.data(), p.outputs, p.codebooks};
-    tier.amm(rows(), trees(), tables, {out.data(), p.type, stride}, scratch.data());
+    tier.amm(rows(), trees(), tables, {out.data(), p.type, stride, stride % 2 == 0}, scratch.data());
     return out.values();
   }
 };
