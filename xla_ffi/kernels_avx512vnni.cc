@@ -35,23 +35,34 @@ namespace {
 
 // ---- between packed codes and codes in memory ----
 
-constexpr int64_t kTurned = 16;  // groups transposed together: 64 codes of 16 rows
+constexpr int64_t kTurned = 16;  // groups unpacked together: 64 codes of 16 rows
 
 INLINE __mmask64 first_codes(int64_t count) { return count < 64 ? (uint64_t{1} << count) - 1 : ~uint64_t{0}; }
 
-// At most 16 rows of codes; a code beyond 15 counts modulo 16.
+// At most 16 rows of codes, 4 groups at a time; a code beyond 15 counts modulo 16.
 void pack(const uint8_t* codes, int64_t rows, int64_t codebooks, uint8_t* packed) {
-  alignas(64) uint8_t lines[kVector * kLine] = {};
-  const int64_t groups = divide_up(codebooks, kGroup);
+  constexpr int64_t kSquare = 4 * kGroup;
   const Bytes nibble = _mm512_set1_epi8(15), tables = repeat(0x30201000);
-  for (int64_t g = 0; g < groups; g += kTurned) {
-    const int64_t c = g * kGroup;
-    for (int64_t n = 0; n < rows; ++n) {
-      const Bytes some = _mm512_maskz_loadu_epi8(first_codes(codebooks - c), codes + n * codebooks + c);
-      store(lines + n * kLine, _mm512_or_si512(_mm512_and_si512(some, nibble), tables));
+  for (int64_t c = 0; c < codebooks; c += kSquare) {
+    const int64_t count = min(codebooks - c, kSquare);
+    const uint8_t* square = codes + c;
+    int64_t stride = codebooks;
+    uint8_t copy[kVector * kSquare];
+    if (rows < kVector || count < kSquare) {  // nothing is read beyond the codes
+      const auto present = static_cast<__mmask16>((1u << count) - 1);
+      for (int64_t n = 0; n < kVector; ++n) {
+        const __mmask16 of_row = n < rows ? present : 0;
+        const __m128i some = _mm_maskz_loadu_epi8(of_row, square + min(n, rows - 1) * stride);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(copy + n * kSquare), some);
+      }
+      square = copy;
+      stride = kSquare;
     }
-    transpose(lines, kLine, [&](int64_t i, Dwords v) INLINE_LAMBDA {
-      if (g + i < groups) store(packed + (g + i) * kLine, v);
+    transpose_four(square, stride, 0, [&](int64_t i, Dwords v) INLINE_LAMBDA {
+      constexpr int kAndOr = 0xea;  // (a & b) | c
+      if (i * kGroup < count) {
+        store(packed + (c / kGroup + i) * kLine, _mm512_ternarylogic_epi32(v, nibble, tables, kAndOr));
+      }
     });
   }
 }
@@ -113,11 +124,9 @@ void encode(const Rows& x, const Trees& trees, uint8_t* codes, void* memory) noe
   }
 }
 
-// Fills the packed codes of each block by fill(n, rows, packed), 16 rows at a time, then aggregates it. A row is made
-// from `row_bytes` bytes at `x`.
+// Fills the packed codes of each block by fill(n, rows, packed), 16 rows at a time, then aggregates it.
 template <typename Result, typename Fill>
-INLINE void run_blocks(int64_t rows, const void* x, int64_t row_bytes, const Tables& tables, const Output& y,
-                       const Scratch& scratch, const Fill& fill) {
+INLINE void run_blocks(int64_t rows, const Tables& tables, const Output& y, const Scratch& scratch, const Fill& fill) {
   const int64_t groups = Scratch::count(tables.codebooks), step = block_rows(tables);
   const int64_t stride = y.stride * Result::kWidth;
   for (int64_t begin = 0; begin < rows; begin += step) {
@@ -126,9 +135,7 @@ INLINE void run_blocks(int64_t rows, const void* x, int64_t row_bytes, const Tab
       fill(n, min(kVector, end - n), scratch.packed + (n - begin) / kVector * groups * kLine);
     }
     const Destination to = {static_cast<char*>(y.data) + begin * stride, stride, y.streams};
-    const int64_t next = tables.outputs < kAheadOutputs ? 0 : min(step, rows - end) * row_bytes;
-    const Ahead ahead(static_cast<const char*>(x) + end * row_bytes, next, divide_up(tables.outputs, 4));
-    aggregate_block<Result>(scratch.packed, end - begin, tables, to, *scratch.work, ahead);
+    aggregate_block<Result>(scratch.packed, end - begin, tables, to, *scratch.work);
   }
   if (y.streams) _mm_sfence();  // before the caller tells other threads that y is there
 }
@@ -137,7 +144,7 @@ void aggregate(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t
                void* memory) noexcept {
   const int64_t codebooks = tables.codebooks;
   run_blocks<Sums>(
-      rows, codes, codebooks, tables, {sums, FloatType::kF32, stride}, Scratch(memory, codebooks),
+      rows, tables, {sums, FloatType::kF32, stride}, Scratch(memory, codebooks),
       [=](int64_t n, int64_t count, uint8_t* packed) { pack(codes + n * codebooks, count, codebooks, packed); });
 }
 
@@ -146,10 +153,9 @@ void amm_to(const Rows& x, const Trees& trees, const Tables& tables, const Outpu
   const Scratch scratch(memory, trees.codebooks);
   const Source source(x, scratch.copy);
   plan(trees, source.width, kLine / source.bytes, scratch.groups);
-  run_blocks<Result>(x.count, x.data, x.features * source.bytes, tables, y, scratch,
-                     [&](int64_t n, int64_t count, uint8_t* packed) {
-                       source.encode(n, count, scratch.groups, Scratch::count(trees.codebooks), packed);
-                     });
+  run_blocks<Result>(x.count, tables, y, scratch, [&](int64_t n, int64_t count, uint8_t* packed) {
+    source.encode(n, count, scratch.groups, Scratch::count(trees.codebooks), packed);
+  });
 }
 
 void amm(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* memory) noexcept {

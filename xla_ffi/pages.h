@@ -13,13 +13,16 @@
 namespace jax_maddness {
 
 // XLA allocates a result afresh for every call. From 32 MB on, glibc takes it from the system and gives it back; so it
-// does at times with less. Its pages are then missing, and to write each 4 KB for the first time is a fault: 12 ms for
-// 32 MB, 18 ms by non-temporal stores, because the system has just written zeros into the cache. Huge pages, asked for
-// all at once, then plain stores: 2.8 ms (all on Emerald Rapids, one thread, 2026-11-24).
+// does at times with less. Its pages are then missing, and to write each 4 KB for the first time is a fault: 10-12 ms
+// for 32 MB. Huge pages, asked for all at once: 2.2-4.5 ms. Lines of a result larger than the second-level cache are
+// written past the caches: 8192 x 1024 x 1024 (C = 64) takes 11.2 ms instead of 14.6 among other work, 2048 x 1024 x
+// 1024 (C = 128) 2.2 instead of 3.4, and with a reader that follows at once 3.2 instead of 4.3. At 4 MB that reader
+// loses. (One thread, Sapphire Rapids, 2026-11-24. Asking for the pages of a part of the result just before it is
+// written, so that it is still in the cache, gained nothing.)
 class ResultPages {
  public:
-  ResultPages(const void* data, size_t bytes) : missing_(bytes >= kLarge && is_missing(data, bytes)) {
-    streams_ = !missing_ && bytes >= kStreamed;
+  ResultPages(const void* data, size_t bytes)
+      : missing_(bytes >= kLarge && is_missing(data, bytes)), streams_(bytes >= kStreamed) {
     if (missing_) ask_for_huge_pages(data, bytes);
   }
 
@@ -41,7 +44,7 @@ class ResultPages {
 
  private:
   static constexpr size_t kLarge = size_t{1} << 20;
-  static constexpr size_t kStreamed = size_t{16} << 20;
+  static constexpr size_t kStreamed = size_t{6} << 20;
 
 #ifdef __linux__
   static uintptr_t page_size() { return static_cast<uintptr_t>(sysconf(_SC_PAGESIZE)); }
@@ -65,7 +68,7 @@ class ResultPages {
 #endif
 
   const bool missing_;
-  bool streams_;
+  const bool streams_;
 };
 
 }  // namespace jax_maddness
