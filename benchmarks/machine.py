@@ -79,6 +79,8 @@ def headline(facts: dict[str, Any], limits: dict[str, Any] | None) -> str:
             f"Fresh memory costs {limits['fresh_32mb_ms']['pages']:.1f} ms per 32 MB, "
             f"{limits['fresh_32mb_ms']['huge_pages']:.1f} ms as huge pages."
         )
+    if facts.get("keeps_memory"):
+        lines.append("Freed memory is kept (`--keep-memory`): results are no fresh pages, whoever makes them.")
     if facts["others"] > QUIET:
         lines.append(f"**Not quiet: other processes kept {facts['others']:.2f} processors busy meanwhile.**")
     return "\n\n".join(lines) + "\n"

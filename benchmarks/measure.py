@@ -30,8 +30,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # torch's threads go to sleep before the next contender's turn
+    import jax_maddness
     from benchmarks import contenders
 
+    if args.keep_memory and not jax_maddness.keep_memory():
+        sys.exit("--keep-memory: only glibc can.")
     found: list[dict] = []
     for text in args.problems:
         problem = Problem.parse(text)
@@ -56,6 +59,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tiers", nargs="*", default=[])
     parser.add_argument("--seconds", type=float, required=True, help="for all rounds of a problem")
     parser.add_argument("--rounds", type=int, nargs=2, required=True, help="the least and the largest number")
+    parser.add_argument("--keep-memory", action="store_true")
     parser.add_argument("--clock", help="a program that prints the clock as JSON")
     parser.add_argument("--output", type=pathlib.Path, required=True)
     return parser.parse_args(argv)

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.again:
         write(args.output, json.loads(args.again.read_text()))
         return
-    results: dict[str, Any] = {"machine": machine.facts()}
+    results: dict[str, Any] = {"machine": machine.facts() | {"keeps_memory": args.keep_memory}}
     limits_program = machine.program(args.build, "bench_limits")
     if limits_program is None:
         print(f"No bench_limits in {args.build} (`make bench` builds it): no clock, no roofline.", file=sys.stderr)
@@ -55,6 +55,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", help=f"NxDxM:C,..., and +extra, such as {problems.QUICK[0]}")
     parser.add_argument(
         "--tiers", nargs="+", default=[], help="that amm runs on; default: the best, and where +tiers: all"
+    )
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="all contenders get freed memory again: jax_maddness.keep_memory()"
     )
     parser.add_argument("--sweep", action="store_true", help="cost along N, M, C and D too")
     parser.add_argument("--rounds", type=int, nargs=2, metavar=("LEAST", "MOST"), help="per shape")
@@ -91,6 +94,7 @@ def measure(args: argparse.Namespace, threads: int, what: Sequence[str], clock: 
         command += ["--rounds", *map(str, args.rounds), "--seconds", str(args.seconds), *what]
         command += ["--tiers", *args.tiers] if args.tiers else []
         command += ["--clock", clock] if clock else []
+        command += ["--keep-memory"] if args.keep_memory else []
         subprocess.run(command, check=True, cwd=pathlib.Path(__file__).parents[1])
         return json.loads(output.read_text())
 

@@ -10,6 +10,7 @@ from jax_maddness.core.aggregate import aggregate
 from jax_maddness.core.amm import amm
 from jax_maddness.core.encode import encode
 from jax_maddness.core.ffi import active_tier, supported_tiers
+from jax_maddness.core.memory import keep_memory
 from jax_maddness.core.serialize import load, save
 from jax_maddness.core.types import LookupTables, MaddnessOp, SplitTrees, with_few_rows_layout
 from jax_maddness.learn.fit import FitConfig, fit
@@ -26,6 +27,7 @@ __all__ = [
     "amm",
     "encode",
     "fit",
+    "keep_memory",
     "load",
     "save",
     "supported_tiers",

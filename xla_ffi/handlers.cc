@@ -18,6 +18,7 @@ namespace {
 // blocks of 64, outputs between cache lines of y where its rows start on lines: no kernel gains from less, and few
 // lines are written by two tasks.
 constexpr int64_t kBlockRows = 64;
+constexpr int64_t kManyRows = 256;  // in a part, so that large tables are read seldom
 constexpr int64_t kBlockOutputs = 64;
 constexpr int64_t kTasksPerWorker = 4;       // so that a slow core does not hold up the rest
 constexpr double kCyclesPerWorker = 50'000;  // below about 20 us a helper does not pay for waking it
@@ -63,7 +64,8 @@ struct Split {
     workers = static_cast<int64_t>(std::min(useful, static_cast<double>(std::max<int64_t>(1, pool.num_threads()))));
     if (workers == 1) return;
     const int64_t wanted = divide_up(workers * kTasksPerWorker, problem.ops);
-    row_parts = std::clamp<int64_t>(wanted, 1, divide_up(problem.rows, kBlockRows));
+    const int64_t of_many = divide_up(std::max<int64_t>(1, problem.rows / kManyRows), workers) * workers;
+    row_parts = std::min({wanted, of_many, divide_up(problem.rows, kBlockRows)});
     // Every part of the outputs encodes the rows again: a part has to be worth it.
     if (row_parts * problem.ops >= 2 * workers) return;
     output_parts = std::clamp<int64_t>(divide_up(2 * workers, row_parts * problem.ops), 1,
