@@ -59,11 +59,11 @@ def main() -> int:
 def _self_test() -> Iterator[str]:
     """Complaints about tiers that disagree with the definitions."""
     op, x = _example()
-    trees = (op.trees.indices[None], op.trees.thresholds[None])
+    indices, thresholds = (a[None] for a in encode.arrays(op.trees))
     tables = (op.tables.values[None], op.tables.scale[None], op.tables.offset[None])
-    codes = encode.definition(x[None], *trees)[0]
+    codes = encode.definition(x[None], indices, thresholds)[0]
     sums = aggregate.definition(codes[None], tables[0])[0]
-    y = amm.definition(x[None], *trees, *tables)[0]
+    y = amm.definition(x[None], indices, thresholds, *tables)[0]
     for tier in ffi.supported_tiers():
         with testing.force_tier(tier):
             if not np.array_equal(encode.encode(x, op.trees), codes):

@@ -11,7 +11,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jax_maddness.core import aggregate, checks, encode
 from jax_maddness.core.stack import Stacked
-from jax_maddness.core.types import FEW_ROWS, MaddnessOp
+from jax_maddness.core.types import FEW_ROWS, MaddnessOp, ObliqueTrees
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int32, UInt8
@@ -48,12 +48,14 @@ def amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... ou
 @jax.custom_jvp
 def _amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... outputs"]:
     trees, tables = op.trees, op.tables
+    if isinstance(trees, ObliqueTrees):  # no kernel yet
+        sums = aggregate.aggregate(encode.encode(x, trees), tables)
+        return _rescale(sums[None], tables.scale[None], tables.offset[None])[0].astype(x.dtype)
     by_code = tables.by_code if _has_few_rows(x) else None
     call, entries = (_stacked, tables.values) if by_code is None else (_stacked_by_code, by_code)
     return call(
         x,
-        trees.indices.astype(jnp.int32),
-        trees.thresholds.astype(jnp.float32),
+        *encode.arrays(trees),
         entries,
         tables.scale.astype(jnp.float32),
         tables.offset.astype(jnp.float32),
@@ -108,8 +110,14 @@ def definition(
 ) -> Float[Array, "ops ... outputs"]:
     """`amm` for a batch of ops, in pure JAX: the answer that every tier must give, up to the last f32 rounding."""
     sums = aggregate.definition(encode.definition(x, indices, thresholds), values)
-    lead = (slice(None), *[None] * (x.ndim - 2))
-    return (scale[lead] * sums.astype(jnp.float32) + offset[lead]).astype(x.dtype)
+    return _rescale(sums, scale, offset).astype(x.dtype)
+
+
+def _rescale(
+    sums: Int32[Array, "ops ... outputs"], scale: Float[Array, "ops outputs"], offset: Float[Array, "ops outputs"]
+) -> Float[Array, "ops ... outputs"]:
+    lead = (slice(None), *[None] * (sums.ndim - 2))
+    return scale.astype(jnp.float32)[lead] * sums.astype(jnp.float32) + offset.astype(jnp.float32)[lead]
 
 
 _stacked = Stacked(definition, "jax_maddness_amm", "b {rows} d, b c l, b c t, b m c k, b m, b m -> b {rows} m")
