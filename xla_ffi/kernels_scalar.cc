@@ -22,7 +22,8 @@ bool supported() { return true; }
 
 size_t scratch_bytes(int64_t /*features*/, int64_t codebooks) { return static_cast<size_t>(codebooks); }
 
-void encode(const Rows& x, const Trees& trees, uint8_t* codes, void* /*scratch*/) noexcept {
+template <typename AnyTrees>
+void encode(const Rows& x, const AnyTrees& trees, uint8_t* codes, void* /*scratch*/) noexcept {
   const CountDenormals guard;
   for (int64_t n = 0; n < x.count; ++n) encode_row(x, n, trees, codes + n * trees.codebooks);
 }
@@ -36,7 +37,8 @@ void aggregate(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t
   }
 }
 
-void amm(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* scratch) noexcept {
+template <typename AnyTrees>
+void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Output& y, void* scratch) noexcept {
   const CountDenormals guard;
   auto* codes = static_cast<uint8_t*>(scratch);
   for (int64_t n = 0; n < x.count; ++n) {
@@ -53,6 +55,7 @@ void amm(const Rows& x, const Trees& trees, const Tables& tables, const Output& 
 }  // namespace
 
 extern const Tier scalar_tier;
-const Tier scalar_tier = {"scalar", supported, scratch_bytes, encode, aggregate, amm, amm_by_code};
+const Tier scalar_tier = {"scalar", supported,   scratch_bytes, encode, aggregate,
+                          amm,      amm_by_code, encode,        amm,    amm_by_code};
 
 }  // namespace jax_maddness
