@@ -117,7 +117,8 @@ struct Scratch {
 };
 
 size_t scratch_bytes(int64_t features, int64_t codebooks) {
-  return sizeof(Workspace) + static_cast<size_t>(bytes_of_encode(features) + rows_at_once(codebooks) * codebooks);
+  return sizeof(Workspace) + static_cast<size_t>(bytes_of_encode(features) + rows_at_once(codebooks) * codebooks +
+                                                 Codes::scratch_bytes(codebooks));
 }
 
 template <typename AnyTrees>
@@ -183,6 +184,6 @@ void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Outpu
 
 extern const Tier avx2_tier;
 const Tier avx2_tier = {"avx2", supported,   scratch_bytes, encode, aggregate,
-                        amm,    amm_by_code, encode,        amm,    amm_by_code};
+                        amm,    amm_by_code, encode,        amm,    amm_oblique_by_code};
 
 }  // namespace jax_maddness

@@ -28,6 +28,7 @@ namespace jax_maddness {
 namespace {
 
 // clang-format off: in this order
+#include "plain.inc"
 #include "avx512vnni_common.inc"
 #include "avx512vnni_encode.inc"
 #include "avx512vnni_oblique.inc"
@@ -102,7 +103,8 @@ bool supported() {
 size_t scratch_bytes(int64_t features, int64_t codebooks) {
   const int64_t of_encoder =
       max(AxisEncoder::scratch_bytes(codebooks), ObliqueEncoder::scratch_bytes(features, codebooks));
-  return sizeof(Workspace) + static_cast<size_t>(Scratch::packed_bytes(codebooks) + of_encoder);
+  return sizeof(Workspace) +
+         static_cast<size_t>(Scratch::packed_bytes(codebooks) + of_encoder + Codes::scratch_bytes(codebooks));
 }
 
 template <typename AnyTrees>
@@ -166,15 +168,12 @@ void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Outpu
   }
 }
 
-#include "plain.inc"
-// clang-format off: in this order
 #include "few_rows.inc"
-// clang-format on
 
 }  // namespace
 
 extern const Tier avx512vnni_tier;
 const Tier avx512vnni_tier = {"avx512vnni", supported,   scratch_bytes, encode, aggregate,
-                              amm,          amm_by_code, encode,        amm,    amm_by_code};
+                              amm,          amm_by_code, encode,        amm,    amm_oblique_by_code};
 
 }  // namespace jax_maddness

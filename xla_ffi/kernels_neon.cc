@@ -140,7 +140,8 @@ struct Scratch {
 };
 
 size_t scratch_bytes(int64_t features, int64_t codebooks) {
-  return sizeof(Sums) + static_cast<size_t>(Scratch::packed_bytes(codebooks) + features * kVector);
+  return sizeof(Sums) +
+         static_cast<size_t>(Scratch::packed_bytes(codebooks) + features * kVector + Codes::scratch_bytes(codebooks));
 }
 
 template <FloatType kType, typename AnyTrees>
@@ -212,6 +213,6 @@ void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Outpu
 
 extern const Tier neon_tier;
 const Tier neon_tier = {"neon", supported,   scratch_bytes, encode, aggregate,
-                        amm,    amm_by_code, encode,        amm,    amm_by_code};
+                        amm,    amm_by_code, encode,        amm,    amm_oblique_by_code};
 
 }  // namespace jax_maddness
