@@ -12,7 +12,7 @@ from jax_maddness.core.encode import encode
 from jax_maddness.core.ffi import active_tier, supported_tiers
 from jax_maddness.core.memory import keep_memory
 from jax_maddness.core.serialize import load, save
-from jax_maddness.core.types import LookupTables, MaddnessOp, SplitTrees, with_few_rows_layout
+from jax_maddness.core.types import LookupTables, MaddnessOp, ObliqueTrees, SplitTrees, with_few_rows_layout
 from jax_maddness.learn.fit import FitConfig, fit
 
 __version__ = "0.1.0"
@@ -21,6 +21,7 @@ __all__ = [
     "FitConfig",
     "LookupTables",
     "MaddnessOp",
+    "ObliqueTrees",
     "SplitTrees",
     "active_tier",
     "aggregate",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_maddness import LookupTables, MaddnessOp, SplitTrees, testing
+from jax_maddness import LookupTables, MaddnessOp, ObliqueTrees, SplitTrees, testing
 from jax_maddness.core import ffi
 
 SPECIAL = np.array(
@@ -41,6 +41,12 @@ def op(rng):
 
 
 @pytest.fixture
+def any_op(rng, make_trees):
+    """The same with trees of every kind."""
+    return random_op(rng, 8, 3, 5, weights=True, make_trees=make_trees)
+
+
+@pytest.fixture
 def x(rng):
     """12 rows for `op`."""
     return jnp.asarray(random_rows(rng, 12, 8))
@@ -59,6 +65,33 @@ def random_trees(rng, features, codebooks, special=0.0):
     return SplitTrees(jnp.asarray(indices), jnp.asarray(thresholds), features)
 
 
+def random_oblique_trees(rng, features, codebooks, special=0.0, width=None):
+    """Trees that project `width` features each, overlapping and in any order; `special` adds awkward contents.
+
+    Thresholds are often values that a row can reach, so that there are ties.
+    """
+    width = width or max(1, 2 * features // codebooks)
+    chosen = rng.integers(0, features, (codebooks, width), np.int32)
+    projections = rng.integers(-127, 128, (codebooks, 4, width)).astype(np.int8)
+    projections[rng.random(projections.shape) < special] = 127
+    thresholds = rng.integers(-9000, 9000, (codebooks, 15)).astype(np.int32)
+    thresholds[rng.random(thresholds.shape) < special] = rng.choice([0, -(2**31), 2**31 - 1])
+    center = rng.standard_normal(features).astype(np.float32)
+    scale = rng.uniform(10.0, 100.0, features).astype(np.float32)
+    awkward = rng.random(features) < special
+    center[awkward], scale[awkward] = 0.0, rng.choice(np.array([0.0, 0.5, 2.0**-100, 2.0**100], np.float32))
+    return ObliqueTrees(*map(jnp.asarray, (chosen, projections, thresholds, center, scale)), features)
+
+
+TREES = {"axis": random_trees, "oblique": random_oblique_trees}
+"""How to make trees of every kind."""
+
+
+@pytest.fixture(params=TREES)
+def make_trees(request):
+    return TREES[request.param]
+
+
 def random_tables(rng, codebooks, outputs):
     """Tables that use the whole range of their 8 bits."""
     values = rng.integers(0, 256, (outputs, codebooks, 16), np.uint8)
@@ -67,7 +100,7 @@ def random_tables(rng, codebooks, outputs):
     return LookupTables(jnp.asarray(values), jnp.asarray(scale), jnp.asarray(offset))
 
 
-def random_op(rng, features, codebooks, outputs, weights=False):
+def random_op(rng, features, codebooks, outputs, weights=False, make_trees=random_trees):
     """An op with random contents; its outputs mean nothing, but are well defined."""
     w = jnp.asarray(rng.standard_normal((features, outputs)), jnp.float32) if weights else None
-    return MaddnessOp(random_trees(rng, features, codebooks), random_tables(rng, codebooks, outputs), w)
+    return MaddnessOp(make_trees(rng, features, codebooks), random_tables(rng, codebooks, outputs), w)

@@ -16,6 +16,25 @@ def encode(x, indices, thresholds):
     return codes
 
 
+def encode_oblique(x, features, projections, thresholds, center, scale):
+    """codes[n, c] by projections of rounded features, which are exact in integers once they are rounded.
+
+    x [N, D], features [C, W], projections [C, 4, W], thresholds [C, 15] in heap order, center [D], scale [D].
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        steps = (np.asarray(x).astype(np.float32) - center) * scale  # in float32
+    q = np.where(np.isnan(steps), -127, np.clip(np.rint(steps), -127, 127)).astype(np.int64)
+    codes = np.zeros((len(q), len(features)), np.uint8)
+    for c in range(len(features)):
+        projected = q[:, features[c]] @ projections[c].T.astype(np.int64)
+        for n in range(len(q)):
+            node = 0
+            for level in range(4):
+                node = 2 * node + 1 + (projected[n, level] > thresholds[c, node])
+            codes[n, c] = node - 15
+    return codes
+
+
 def aggregate(codes, values):
     """sums[n, m] = sum over c of values[m, c, codes[n, c]]. codes [N, C], values [M, C, 16]."""
     sums = np.zeros((codes.shape[0], values.shape[0]), np.int32)

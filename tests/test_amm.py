@@ -5,14 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
-from conftest import random_op, random_rows
+from conftest import random_oblique_trees, random_op, random_rows
 
 from jax_maddness import LookupTables, MaddnessOp, SplitTrees, amm
+from jax_maddness.core import encode as encode_module
 
 
 def expected(x, op):
     """scale * sums + offset in float64, and the magnitude that its rounding errors are relative to."""
-    codes = references.encode(x, np.asarray(op.trees.indices), np.asarray(op.trees.thresholds))
+    arrays = [np.asarray(a) for a in encode_module.arrays(op.trees)]
+    codes = (references.encode if isinstance(op.trees, SplitTrees) else references.encode_oblique)(x, *arrays)
     sums = references.aggregate(codes, np.asarray(op.tables.values))
     scaled, offset = np.float64(op.tables.scale) * sums, np.float64(op.tables.offset)
     return scaled + offset, np.abs(scaled) + np.abs(offset)
@@ -32,9 +34,16 @@ def test_equals_the_three_steps(tier, rng, rows, features, codebooks, outputs):
     assert_rounded(amm(x, op), x, op)
 
 
+@pytest.mark.parametrize(("rows", "features", "codebooks", "outputs"), [(0, 3, 1, 1), (1, 9, 4, 16), (65, 20, 5, 33)])
+def test_equals_the_three_steps_with_projections(tier, rng, rows, features, codebooks, outputs):
+    op = random_op(rng, features, codebooks, outputs, make_trees=random_oblique_trees)
+    x = random_rows(rng, rows, features, special=0.1)
+    assert_rounded(amm(x, op), x, op)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_the_dtype_of_the_rows_is_the_dtype_of_the_result(tier, rng, dtype):
-    op, x = random_op(rng, 12, 4, 21), jnp.asarray(random_rows(rng, 67, 12), dtype)
+def test_the_dtype_of_the_rows_is_the_dtype_of_the_result(tier, rng, make_trees, dtype):
+    op, x = random_op(rng, 12, 4, 21, make_trees=make_trees), jnp.asarray(random_rows(rng, 67, 12), dtype)
     y = amm(x, op)
     assert y.dtype == dtype
     assert_rounded(y, x, op)
@@ -54,8 +63,8 @@ def test_any_leading_dimensions(tier, rng, lead):
     assert_rounded(np.asarray(y).reshape(-1, 5), x, op)
 
 
-def test_large_enough_for_several_threads(tier, rng):
-    op, x = random_op(rng, 64, 8, 100), random_rows(rng, 3001, 64)
+def test_large_enough_for_several_threads(tier, rng, make_trees):
+    op, x = random_op(rng, 64, 8, 100, make_trees=make_trees), random_rows(rng, 3001, 64)
     y = np.asarray(amm(x, op))
     for rows in (slice(0, 40), slice(1480, 1520), slice(2970, 3001)):
         assert_rounded(y[rows], x[rows], op)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
-from jax_maddness.core.types import LEAVES, LEVELS, NODES, LookupTables, MaddnessOp, SplitTrees
+from jax_maddness.core.types import LEAVES, LEVELS, MAX_WIDTH, NODES, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 ROW_DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
 
 
-def rows(x: Array, split_trees: SplitTrees) -> Array:
+def rows(x: Array, split_trees: SplitTrees | ObliqueTrees) -> Array:
     """`x` as an array whose last dimension is the features of `split_trees`."""
     x = _as_array(x, "x")
     if x.dtype not in ROW_DTYPES:
@@ -22,9 +22,12 @@ def rows(x: Array, split_trees: SplitTrees) -> Array:
     trees(split_trees)
     if x.ndim < 1 or x.shape[-1] < 1:
         raise ValueError(f"`x` has shape {x.shape}; expected [..., features] with at least one feature.")
-    if split_trees.num_features is not None and x.shape[-1] != split_trees.num_features:
+    features = split_trees.num_features
+    if isinstance(split_trees, ObliqueTrees):
+        features = split_trees.center.shape[0]
+    if features is not None and x.shape[-1] != features:
         raise ValueError(
-            f"`x` has {x.shape[-1]} features, but `op` was learned from data with {split_trees.num_features}. "
+            f"`x` has {x.shape[-1]} features, but `op` was learned from data with {features}. "
             "Pass the same features in the same order, or call `fit` again."
         )
     return x
@@ -44,14 +47,34 @@ def codes(array: Array, tables: LookupTables) -> Array:
     return array
 
 
-def trees(split_trees: SplitTrees) -> None:
+def trees(split_trees: SplitTrees | ObliqueTrees) -> None:
     """Raises unless the arrays of `split_trees` agree with each other."""
+    codebooks = _oblique_trees(split_trees) if isinstance(split_trees, ObliqueTrees) else _split_trees(split_trees)
+    if codebooks < 1:
+        raise ValueError("`trees` has no codebook; expected at least one.")
+
+
+def _split_trees(split_trees: SplitTrees) -> int:
     _kind(split_trees, SplitTrees, "trees")
     codebooks = split_trees.indices.shape[0] if getattr(split_trees.indices, "ndim", 0) else 0
     _shape("trees.indices", split_trees.indices, (codebooks, LEVELS), jnp.integer)
     _shape("trees.thresholds", split_trees.thresholds, (codebooks, NODES), jnp.floating)
-    if codebooks < 1:
-        raise ValueError("`trees` has no codebook; expected at least one.")
+    return codebooks
+
+
+def _oblique_trees(oblique: ObliqueTrees) -> int:
+    codebooks, width = oblique.features.shape if getattr(oblique.features, "ndim", 0) == 2 else (0, 0)
+    _shape("trees.features", oblique.features, (codebooks, width), jnp.integer)
+    _shape("trees.projections", oblique.projections, (codebooks, LEVELS, width), jnp.int8)
+    _shape("trees.thresholds", oblique.thresholds, (codebooks, NODES), jnp.int32)
+    features = oblique.num_features
+    if features is None:
+        features = oblique.center.shape[0] if getattr(oblique.center, "ndim", 0) else 0
+    _shape("trees.center", oblique.center, (features,), jnp.floating)
+    _shape("trees.scale", oblique.scale, (features,), jnp.floating)
+    if codebooks and not 1 <= width <= MAX_WIDTH:
+        raise ValueError(f"`trees` projects {width} features per codebook; expected 1 to {MAX_WIDTH}. Use fewer.")
+    return codebooks
 
 
 def op(maddness_op: MaddnessOp) -> None:

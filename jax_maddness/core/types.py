@@ -1,10 +1,10 @@
-"""The nouns: split trees, lookup tables, and the op that holds both. Read this file first.
+"""The nouns: split trees of two kinds, lookup tables, and the op that holds both. Read this file first.
 
 `y = amm(x, op)` is three steps over them, each with a file of its own:
 
     x [..., D] --encode--> codes [..., C] u8 --aggregate--> sums [..., M] i32 --rescale--> y [..., M]
 
-D = features, C = codebooks, M = outputs. All three are frozen dataclasses registered as pytrees: arrays are
+D = features, C = codebooks, M = outputs. All of them are frozen dataclasses registered as pytrees: arrays are
 leaves (a changed array does not retrace), the other fields are static metadata (a changed one does). Two of them are
 equal only when they are the same object, and they can be hashed: compare arrays with `jax.tree.map` instead.
 """
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int32, UInt8
+    from jaxtyping import Array, Float, Int8, Int32, UInt8
 
 LEVELS = 4
 """Depth of a split tree."""
@@ -28,6 +28,8 @@ LEAVES = 2**LEVELS
 """Codes of a codebook, and entries of a lookup table."""
 FEW_ROWS = 8
 """Up to this many rows a call uses `LookupTables.by_code` where there is one."""
+MAX_WIDTH = 100_000
+"""Features that a codebook of `ObliqueTrees` may project: 127 * 127 * MAX_WIDTH < 2**31."""
 
 
 @jax.tree_util.register_dataclass
@@ -49,6 +51,42 @@ class SplitTrees:
     @property
     def num_codebooks(self) -> int:
         return self.indices.shape[-2]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class ObliqueTrees:
+    """One balanced tree of depth 4 per codebook, whose levels compare projections of features: the other kind.
+
+    Everything after the first rounding is exact in integers, so codes are the same everywhere:
+
+        q[d]    = int8(clip(rint((x[d] - center[d]) * scale[d]), -127, 127))        in float32, half to even
+        s[c, l] = sum_w projections[c, l, w] * q[features[c, w]]                    in int32
+
+    At level `l` a row goes right when `s[c, l]` is greater than the threshold of the node it stands on. NaN counts as
+    -127, the least.
+
+    Attributes:
+      features: those that each codebook projects, in `[0, num_features)`, in any order. Codebooks may share features.
+        One that is out of range is an error when a kernel meets it; pure JAX clips it.
+      projections: one per level, in `[-127, 127]`. A codebook of fewer features than `width` has zeros, and any
+        feature, in the places that are left. `width` is at most `MAX_WIDTH`, so that no sum overflows.
+      thresholds: one per inner node, in heap order, as those of `SplitTrees`.
+      center: finite.
+      scale: 0 or in `[2**-100, 2**100]`, so that denormals, which some processors flush to zero, never matter.
+      num_features: D of the rows that the trees were learned from; None: that of `center`.
+    """
+
+    features: Int32[Array, "codebooks width"]
+    projections: Int8[Array, "codebooks 4 width"]
+    thresholds: Int32[Array, "codebooks 15"]
+    center: Float[Array, " features"]
+    scale: Float[Array, " features"]
+    num_features: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+    @property
+    def num_codebooks(self) -> int:
+        return self.features.shape[-2]
 
 
 @jax.tree_util.register_dataclass
@@ -88,7 +126,7 @@ class MaddnessOp:
       weights: the exact `w`, kept only where gradients with respect to `x` are wanted (`fit(..., keep_weights=True)`).
     """
 
-    trees: SplitTrees
+    trees: SplitTrees | ObliqueTrees
     tables: LookupTables
     weights: Float[Array, "features outputs"] | None = None
 
