@@ -3,7 +3,7 @@
 //   bench_kernels [--json] [tier ...]        --json: one object per figure and line
 //
 // Cycles are the core's: a chain of dependent additions, one a cycle, is timed beside every call, so that the clock of
-// the moment does not matter. Each figure is the best of many short runs, as other processes can only slow one down.
+// the moment does not matter. Each figure is the median of many short runs.
 #include <algorithm>
 #include <array>
 
@@ -15,19 +15,21 @@ namespace {
 
 constexpr FloatType kFloatTypes[] = {FloatType::kF32, FloatType::kBF16, FloatType::kF16};
 
-// The best number of cycles that `run` took in a quarter of a second.
+// The median number of cycles that `run` took in a quarter of a second, each run's time over that of a cycle just
+// before and after it: the clock changes with what runs, and the least of either would come from different clocks.
 template <typename Run>
-double best_cycles(const Run& run) {
-  double best = 1e30;
+double median_cycles(const Run& run) {
+  std::vector<double> cycles;
+  double before = time_of_cycle();
   for (const auto start = Clock::now(); seconds_since(start) < 0.25;) {
-    const double before = time_of_cycle();
     const auto begin = Clock::now();
     run();
-    const double time = seconds_since(begin);
-    const double after = time_of_cycle();
-    if (std::max(before, after) < 1.05 * std::min(before, after)) best = std::min(best, time / std::min(before, after));
+    const double time = seconds_since(begin), after = time_of_cycle();
+    cycles.push_back(2 * time / (before + after));
+    before = after;
   }
-  return best;
+  std::nth_element(cycles.begin(), cycles.begin() + cycles.size() / 2, cycles.end());
+  return cycles[cycles.size() / 2];
 }
 
 struct Arrays {
@@ -93,7 +95,7 @@ void bench_encode(const Tier& tier, bool json) {
     double cycles[3];
     for (const FloatType type : kFloatTypes) {
       cycles[static_cast<int>(type)] =
-          best_cycles([&] { tier.encode(a.as_rows(type), a.as_trees(), a.codes.data(), a.scratch.data()); }) /
+          median_cycles([&] { tier.encode(a.as_rows(type), a.as_trees(), a.codes.data(), a.scratch.data()); }) /
           static_cast<double>(rows * c);
     }
     std::printf(
@@ -143,7 +145,7 @@ void bench_encode_oblique(const Tier& tier, bool json) {
     for (const FloatType type : kFloatTypes) {
       const Rows x = a.as_rows(type);
       cycles[static_cast<int>(type)] =
-          best_cycles([&] { tier.encode_oblique(x, oblique.as_trees(), a.codes.data(), a.scratch.data()); }) /
+          median_cycles([&] { tier.encode_oblique(x, oblique.as_trees(), a.codes.data(), a.scratch.data()); }) /
           static_cast<double>(rows * c);
     }
     std::printf(json ? "{\"tier\": \"%s\", \"kernel\": \"encode_oblique\", \"rows\": %ld, \"features\": %ld, "
@@ -170,8 +172,8 @@ void bench_aggregate(const Tier& tier, bool json) {
     Arrays a(tier, rows, 16 * c, c, m);
     const double lookups = static_cast<double>(rows * m * c);
     const double aggregate =
-        best_cycles([&] { tier.aggregate(a.codes.data(), rows, a.as_tables(), a.sums.data(), m, a.scratch.data()); });
-    const double amm = best_cycles([&] {
+        median_cycles([&] { tier.aggregate(a.codes.data(), rows, a.as_tables(), a.sums.data(), m, a.scratch.data()); });
+    const double amm = median_cycles([&] {
       tier.amm(a.as_rows(FloatType::kF32), a.as_trees(), a.as_tables(), {a.y.data(), FloatType::kF32, m},
                a.scratch.data());
     });
