@@ -32,7 +32,7 @@ def test_the_same_bits(tier, rng, rows, codebooks, outputs):
 def test_the_same_bits_with_projections(tier, rng, dtype, rows, codebooks, width):
     op = random_op(rng, 20, codebooks, 65)
     op = dataclasses.replace(op, trees=random_oblique_trees(rng, 20, codebooks, special=0.1, width=width))
-    x = jnp.asarray(random_rows(rng, rows, 20, special=0.1), dtype)
+    x = jnp.asarray(random_rows(rng, rows, 20, special=0.1)).astype(dtype)
     assert_same(jax.jit(amm)(x, with_few_rows_layout(op)), jax.jit(amm)(x, op))
 
 

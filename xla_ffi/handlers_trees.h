@@ -29,8 +29,7 @@ T* data(const Named& array) {
   return static_cast<T*>(array.buffer.untyped_data());
 }
 
-// `trees` and x [ops, ..., features]: what is common to their checks. `features` is x's last dimension, `codebooks` is
-// `per_codebook`'s second.
+// What is common to the checks: x has features, and `per_codebook` is [ops, codebooks, ...]. Returns the codebooks.
 inline int64_t check_codebooks(const Named& x, const Named& per_codebook) {
   if (per_codebook.rank() != 3) throw InvalidArgument(describe(per_codebook) + " must have three dimensions.");
   if (per_codebook.dim(1) < 1) throw InvalidArgument(describe(per_codebook) + " must have at least one codebook.");
@@ -38,14 +37,13 @@ inline int64_t check_codebooks(const Named& x, const Named& per_codebook) {
   return per_codebook.dim(1);
 }
 
-// The handlers for any kind of trees.
-ffi::Error encode_with(const TreeArrays& trees, ffi::ThreadPool& pool, ffi::AnyBuffer x, ffi::AnyBuffer codes);
-
-// `values`: tables, by code or not.
 struct TableArrays {
   ffi::AnyBuffer values, scale, offset;
-  bool by_code;
+  bool by_code;  // what `values` are
 };
+
+// The handlers for any kind of trees.
+ffi::Error encode_with(const TreeArrays& trees, ffi::ThreadPool& pool, ffi::AnyBuffer x, ffi::AnyBuffer codes);
 ffi::Error amm_with(const TreeArrays& trees, ffi::ThreadPool& pool, ffi::AnyBuffer x, const TableArrays& tables,
                     ffi::AnyBuffer y);
 
