@@ -13,8 +13,8 @@ def learn(x, codes, own, w, ridge):
     """Float tables [16 C, M] and the offset [M] that goes with them."""
     mean = x.mean(0)
     statistics = Statistics.zeros(codes.shape[1], x.shape[1]).add(x - mean, codes, np.ones(len(x), bool))
-    tables, intercept = fit_prototypes(statistics, own, w, len(x), ridge)
-    return np.asarray(tables).reshape(-1, w.shape[1]), np.asarray(intercept) + mean @ w
+    found = fit_prototypes(statistics, own, w, len(x), ridge)
+    return np.asarray(found.weights), np.asarray(found.intercept) + mean @ w
 
 
 @pytest.mark.parametrize("outputs", [3, 12])  # fewer and more than features: two orders of the same products

@@ -1,0 +1,166 @@
+"""Method "axis": trees over all features, each grown on what the others leave of `x @ w`; all choices by validation.
+
+A share of the rows is set aside. From each start (no trees; the paper's) trees are regrown in passes for as long as the
+error on the rows set aside falls; the trees with the least error win, the starts themselves among them. Each trial
+solves for its tables by ridge regression, and takes the penalty that serves best there.
+
+The target is compressed: `x @ w` in its `DIMS` leading principal directions, which hold most of its energy. The tables
+at the end are solved for all outputs, from all rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_maddness.core.types import LEAVES, SplitTrees
+from jax_maddness.learn import groups, paper, regrow, shapes
+from jax_maddness.learn.progress import Progress
+from jax_maddness.learn.rows import in_blocks
+from jax_maddness.learn.solve import Learned, encoder, gather, padded_own, solve
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
+
+    from jax_maddness.learn.fit import FitConfig
+    from jax_maddness.learn.rows import Rows
+
+DIMS = 64
+"""Principal directions of the target that trees are grown on."""
+GROWTH_ROWS = 4096
+"""Rows that splits are searched on; tables use all."""
+VALIDATION = 0.15
+"""Share of the rows set aside, at most `GROWTH_ROWS`."""
+PASSES = 2
+"""Most passes of backfitting from a start."""
+RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+"""Penalties tried, in rows."""
+
+
+def learn(
+    rows: Rows, w: Float[np.ndarray, "features outputs"], num_codebooks: int, config: FitConfig, bar: Progress
+) -> Learned:
+    """The trees with the least error on rows set aside, from several starts."""
+    bar.expect(2 * PASSES + 3)
+    trial = Trial.of(rows, w)
+    dealt = groups.contiguous(rows.num_features, num_codebooks)
+    own = groups.owned(dealt, rows.num_features)
+    bar.stage("start: the paper's trees")
+    on_groups = paper.grow_on_groups(trial.train, dealt, rows.factor, config.num_candidates, bar)
+    best = trial.judge(on_groups, own)
+    bar.step()
+    for name, start in (("the paper's trees", on_groups), ("no trees", None)):
+        found = None if start is None else trial.judge(start, None)
+        forest = trial.forest(start, num_codebooks)
+        for number in range(PASSES + (start is None)):
+            bar.stage(f"from {name}, pass {number + 1}")
+            forest = trial.regrow(forest, num_codebooks)
+            after = trial.judge(forest.trees(num_codebooks, rows.num_features), None)
+            bar.step()
+            if found is not None and after.error >= found.error:
+                break
+            found = after
+        best = min(best, found, key=lambda judged: judged.error)
+    return best.learned
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """Trees and penalty, with the error on the rows set aside."""
+
+    error: float
+    learned: Learned
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What trees are grown and judged on.
+
+    Attributes:
+      train: rows that trees and tables are learned from, for the trial.
+      aside: the other rows.
+      mean: of the training rows.
+      factor: a power of two that brings the largest magnitude near 1.
+      w: the weights of the compressed target.
+      scale: the root of the energy of the compressed target, per row.
+      sample: what splits are searched on.
+    """
+
+    train: Float[np.ndarray, "train features"]
+    aside: Float[np.ndarray, "aside features"]
+    mean: Float[np.ndarray, " features"]
+    factor: np.float32
+    w: Float[np.ndarray, "features dims"]
+    sample: regrow.Sample
+
+    @classmethod
+    def of(cls, rows: Rows, w: Float[np.ndarray, "features outputs"]) -> Trial:
+        order = np.random.default_rng(0).permutation(len(rows.sample))
+        size = min(max(1, round(VALIDATION * len(order))), GROWTH_ROWS, len(order) - 1)
+        aside, train = rows.sample[order[:size]], rows.sample[order[size:]]
+        growth = (train[:GROWTH_ROWS] * rows.factor) - (rows.mean * rows.factor).astype(np.float32)
+        w = compress(growth, w, DIMS)
+        y = growth @ w
+        y -= y.mean(0)
+        energy = np.sqrt((y * y).sum(1).mean())
+        w = w / np.where(energy > 0, energy, 1)
+        sample = regrow.sample_of(train[:GROWTH_ROWS], y / np.where(energy > 0, energy, 1))
+        return cls(train, aside, rows.mean, rows.factor, w, sample)
+
+    def forest(self, start: SplitTrees | None, num_codebooks: int) -> regrow.Forest:
+        """The state that `regrow` begins with."""
+        codebooks = shapes.rounded(num_codebooks, shapes.CODEBOOKS)
+        if start is None:
+            return regrow.empty(self.sample, codebooks)
+        codes = encoder(start)(self.train[:GROWTH_ROWS])
+        codes = shapes.pad(codes, len(self.sample.y), codebooks)
+        padded = shapes.pad_trees(start, codebooks)
+        real = np.arange(codebooks) < num_codebooks
+        return regrow.start_from(self.sample, padded.indices, padded.thresholds, codes, real)
+
+    def regrow(self, forest: regrow.Forest, num_codebooks: int) -> regrow.Forest:
+        """One pass over all trees; tables are solved again some sixteen times in it."""
+        return jax.block_until_ready(regrow.regrow(self.sample, forest, num_codebooks, max(1, num_codebooks // 16)))
+
+    def judge(self, trees: SplitTrees, own: Bool[np.ndarray, "codebooks features"] | None) -> Judged:
+        """The trees with the penalty that leaves the least error on the rows set aside; that error is relative."""
+        encoded = encoder(trees)
+        statistics = gather(in_blocks([self.train], *self.train.shape), encoded, self.mean, self.factor)
+        shrink = padded_own(own, statistics)
+        y = ((self.aside - self.mean) * self.factor).astype(np.float32) @ self.w
+        codes = encoded(shapes.pad(self.aside, shapes.rounded(len(self.aside), shapes.ROWS), self.aside.shape[1]))
+        errors = []
+        for ridge in RIDGES:
+            found = solve(statistics, shrink, self.w, len(self.train), ridge)
+            expected = jax.jit(predict)(found.weights, found.intercept, shapes.pad(codes, len(codes), len(shrink)))
+            errors.append(float(((np.asarray(expected)[: len(y), : y.shape[1]] - y) ** 2).sum()))
+        best = int(np.argmin(errors))
+        return Judged(errors[best], Learned(trees, own, RIDGES[best]))
+
+
+def predict(weights: Float[Array, "codes dims"], intercept: Array, codes: Array) -> Float[Array, "rows dims"]:
+    """What float tables say of codes; padded codebooks have weight 0."""
+    return jax.nn.one_hot(codes, LEAVES, dtype=jnp.float32).reshape(len(codes), -1) @ weights + intercept
+
+
+def compress(
+    x: Float[np.ndarray, "rows features"], w: Float[np.ndarray, "features outputs"], dims: int
+) -> Float[np.ndarray, "features dims"]:
+    """`w @ v` with `v` the leading principal directions of `x @ w`, in the order of their energy.
+
+    By subspace iteration from random outputs (Halko, Martinsson & Tropp 2011, algorithm 4.4), three steps of it, with
+    16 directions to spare: `x @ w` itself is never formed. The rest of `x @ w` is orthogonal to the result, so least
+    squares for `x @ w` is least squares for `x @ (w @ v)` and for the rest.
+    """
+    spare = min(dims + 16, *w.shape, len(x))
+    v = np.random.default_rng(0).standard_normal((w.shape[1], spare)).astype(np.float32)
+    for _ in range(3):
+        q = np.linalg.qr(x @ (w @ v))[0]
+        v = np.linalg.qr(w.T @ (x.T @ q))[0]
+    w = w @ v
+    _, rotation = np.linalg.eigh((x @ w).T.astype(np.float64) @ (x @ w))
+    return w @ rotation[:, ::-1][:, : min(dims, spare)].astype(np.float32)

@@ -1,0 +1,134 @@
+"""codes -> lookup tables: the steps that all methods share, from any kind of trees.
+
+rows, trees --encode--> codes --gather--> Statistics --solve--> float tables --look_up--> LookupTables
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_maddness.core.encode import encode
+from jax_maddness.core.types import LEAVES, LookupTables, SplitTrees
+from jax_maddness.learn import checks, shapes
+from jax_maddness.learn.prototypes import Solution, Statistics, explained, fit_prototypes
+from jax_maddness.learn.tables import quantize_tables
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, UInt8
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """What a method hands over: which leaf a row reaches, and how to find what the leaves stand for.
+
+    Attributes:
+      trees: what `encode` takes.
+      own: the features in which the tables shrink toward each codebook's bucket means; None: those it explains best.
+      ridge: weight of the penalty, in rows.
+    """
+
+    trees: Any
+    own: Bool[np.ndarray, "codebooks features"] | None
+    ridge: float
+
+
+def encoder(trees: SplitTrees) -> Callable[[np.ndarray], UInt8[np.ndarray, "rows codebooks"]]:
+    """`encode` for rows that may have more features than the trees know: compiled for a padded number of codebooks."""
+    codebooks = trees.num_codebooks
+    padded = shapes.pad_trees(trees, shapes.rounded(codebooks, shapes.CODEBOOKS))
+    return lambda x: np.asarray(encode(x, padded))[:, :codebooks]
+
+
+def gather(
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]],
+    encoded: Callable[[np.ndarray], UInt8[np.ndarray, "rows codebooks"]],
+    mean: Float[np.ndarray, " features"],
+    factor: np.float32,
+    step: Callable[[], None] = lambda: None,
+) -> Statistics:
+    """The regression's statistics of `(x - mean) * factor`, block by block; codebooks and features are padded.
+
+    Args:
+      blocks: rows and which of them count, as `Rows.blocks` yields them.
+      encoded: rows -> codes.
+      mean: of all rows.
+      factor: a power of two that brings the largest magnitude near 1.
+      step: called after every block.
+    """
+    statistics = None
+    for x, counted in blocks:
+        codes = encoded(x)
+        if statistics is None:
+            codebooks = shapes.rounded(codes.shape[1], shapes.CODEBOOKS)
+            statistics = Statistics.zeros(codebooks, x.shape[1])
+            centre = shapes.pad((mean * factor).astype(np.float32), x.shape[1])
+        real = np.arange(codebooks) < codes.shape[1]
+        codes = shapes.pad(codes, len(x), codebooks)
+        statistics = jax.block_until_ready(_add(statistics, x, codes, counted, real, factor, centre))
+        step()
+    assert statistics is not None
+    return statistics
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add(
+    statistics: Statistics, x: Array, codes: Array, counted: Array, real: Array, factor: Array, centre: Array
+) -> Statistics:
+    return statistics.add(x * factor - centre, codes, counted, real)
+
+
+def padded_own(own: Bool[np.ndarray, "codebooks features"] | None, statistics: Statistics) -> Array:
+    """`own` in the statistics' sizes, or what `explained` says."""
+    if own is None:
+        return jax.jit(explained)(statistics)
+    size, width = statistics.sums.shape
+    return jnp.asarray(shapes.pad(own, size // LEAVES, width))
+
+
+def solve(
+    statistics: Statistics, own: Array, w: Float[np.ndarray, "features outputs"], rows: int, ridge: float
+) -> Solution:
+    """`fit_prototypes`, with a tenfold `ridge` as long as f32 cannot factorise the system."""
+    w = shapes.pad(w, statistics.sums.shape[1], shapes.rounded(w.shape[1], shapes.OUTPUTS))
+    while True:
+        found = fit_prototypes(statistics, own, w, rows, ridge)
+        if np.isfinite(checks.largest(found.weights)) or ridge > rows:
+            _log.info("ridge %g, condition %.1e", ridge, found.condition)
+            return found
+        ridge *= 10
+
+
+def look_up(
+    found: Solution,
+    used: Bool[Array, " codes"],
+    constant: Float[np.ndarray, " outputs"],
+    exponent: int,
+    bias: Float[np.ndarray, " outputs"],
+    codebooks: int,
+) -> LookupTables:
+    """8-bit tables of `2**exponent * (G @ weights + intercept + constant) + bias`.
+
+    Args:
+      found: float tables, padded; of `codebooks` and as many outputs as `bias`, the rest is left out.
+      used: which codes have rows.
+      constant: the product of the mean row.
+      exponent: what learning scaled by.
+      bias: what the user wants added.
+    """
+    outputs = len(bias)
+    tables = found.weights.reshape(-1, LEAVES, found.weights.shape[1])
+    values, scale, offset = quantize_tables(tables, used.reshape(-1, LEAVES))
+    scale, offset, intercept = (np.asarray(a, np.float64)[:outputs] for a in (scale, offset, found.intercept))
+    scale, offset = (np.ldexp(a, exponent) for a in (scale, offset + intercept + constant))
+    values = jnp.asarray(np.asarray(values)[:outputs, :codebooks])
+    return LookupTables(values, *checks.in_range(scale, offset + np.asarray(bias, np.float64)))
