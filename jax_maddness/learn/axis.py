@@ -45,27 +45,25 @@ def learn(
     rows: Rows, w: Float[np.ndarray, "features outputs"], num_codebooks: int, config: FitConfig, bar: Progress
 ) -> Learned:
     """The trees with the least error on rows set aside, from several starts."""
-    bar.expect(2 * PASSES + 3)
+    bar.expect(2 * PASSES + 2)
     trial = Trial.of(rows, w)
     dealt = groups.contiguous(rows.num_features, num_codebooks)
-    own = groups.owned(dealt, rows.num_features)
-    bar.stage("start: the paper's trees")
+    bar.stage("the paper's trees")
     on_groups = paper.grow_on_groups(trial.train, dealt, rows.factor, config.num_candidates, bar)
-    best = trial.judge(on_groups, own)
+    judged = [trial.judge(on_groups, groups.owned(dealt, rows.num_features))]
     bar.step()
-    for name, start in (("the paper's trees", on_groups), ("no trees", None)):
-        found = None if start is None else trial.judge(start, None)
+    for name, start, passes in (("the paper's trees", on_groups, PASSES), ("no trees", None, PASSES + 1)):
         forest = trial.forest(start, num_codebooks)
-        for number in range(PASSES + (start is None)):
-            bar.stage(f"from {name}, pass {number + 1}")
+        error = np.inf
+        for number in range(passes):
+            bar.stage(f"trees from {name}, pass {number + 1}")
             forest = trial.regrow(forest, num_codebooks)
-            after = trial.judge(forest.trees(num_codebooks, rows.num_features), None)
+            judged.append(trial.judge(forest.trees(num_codebooks, rows.num_features), None))
             bar.step()
-            if found is not None and after.error >= found.error:
+            if judged[-1].error >= error:
                 break
-            found = after
-        best = min(best, found, key=lambda judged: judged.error)
-    return best.learned
+            error = judged[-1].error
+    return min(judged, key=lambda j: j.error).learned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +84,6 @@ class Trial:
       mean: of the training rows.
       factor: a power of two that brings the largest magnitude near 1.
       w: the weights of the compressed target.
-      scale: the root of the energy of the compressed target, per row.
       sample: what splits are searched on.
     """
 

@@ -51,23 +51,23 @@ def codebooks(num_codebooks: int, num_features: int) -> int:
     return number
 
 
-def samples(x_train: Any) -> Float[np.ndarray, "rows features"]:
-    """`x_train` in float32 with its leading dimensions flattened to rows: finite, at least one row."""
-    x = _real(x_train, "x_train")
+def samples(x_train: Any, name: str = "x_train") -> Float[np.ndarray, "rows features"]:
+    """`x_train`, called `name`, in float32 with its leading dimensions flattened to rows: finite, at least one row."""
+    x = _real(x_train, name)
     if x.ndim < 2:
         raise ValueError(
-            f"`x_train` has shape {x.shape}; expected [..., features] with at least two dimensions. "
+            f"`{name}` has shape {x.shape}; expected [..., features] with at least two dimensions. "
             "Pass many rows: an op is learned from samples of `x`."
         )
     if 0 in x.shape:
-        raise ValueError(f"`x_train` has shape {x.shape}, so no rows. Pass at least one, better thousands.")
+        raise ValueError(f"`{name}` has shape {x.shape}, so no rows. Pass at least one, better thousands.")
     x = x.reshape(-1, x.shape[-1])
-    _finite(x, "x_train")
+    _finite(x, name)
     return x
 
 
-def product(num_features: int, w: Any, bias: Any) -> tuple[np.ndarray, np.ndarray]:
-    """`w` and `bias` (zeros for None) in float32: finite, and of shapes that match."""
+def product(num_features: int, w: Any, bias: Any, name: str = "x_train") -> tuple[np.ndarray, np.ndarray]:
+    """`w` and `bias` (zeros for None) in float32: finite, and of shapes that match each other and `name`."""
     w = _real(w, "w")
     if w.ndim != 2 or 0 in w.shape:
         raise ValueError(
@@ -76,7 +76,7 @@ def product(num_features: int, w: Any, bias: Any) -> tuple[np.ndarray, np.ndarra
         )
     if num_features != w.shape[0]:
         raise ValueError(
-            f"`x_train` has {num_features} features, but `w` has {w.shape[0]} rows. Pass `w` as [features, outputs]: "
+            f"`{name}` has {num_features} features, but `w` has {w.shape[0]} rows. Pass `w` as [features, outputs]: "
             "the op approximates `x @ w`."
         )
     bias = np.zeros(w.shape[1], np.float32) if bias is None else _real(bias, "bias")

@@ -93,22 +93,36 @@ def fit(
       MaddnessOp(8 -> 3, 2 codebooks, 272 bytes)
     """
     checks.kind(config, FitConfig, "config")
+    rows = Rows.of(x_train)
+    weights, offset = checks.product(rows.num_features, w, bias)
+    codebooks = checks.codebooks(num_codebooks, rows.num_features)
+    with Progress(progress) as bar:
+        op = learn(rows, weights, offset, codebooks, config, bar)
+    return dataclasses.replace(op, weights=jnp.asarray(weights)) if keep_weights else op
+
+
+def learn(
+    rows: Rows,
+    w: Float[np.ndarray, "features outputs"],
+    bias: Float[np.ndarray, " outputs"],
+    num_codebooks: int,
+    config: FitConfig,
+    bar: Progress,
+) -> MaddnessOp:
+    """`fit`, of arguments that have been checked."""
+    w_exponent = exponent(float(np.abs(w).max()))
+    w = w * power_of_two(-w_exponent)
     # Learning mixes counts with floats, and vectors with matrices, whatever a caller's strict mode says.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), Progress(progress) as bar:
-        rows = Rows.of(x_train)
-        weights, offset = checks.product(rows.num_features, w, bias)
-        codebooks = checks.codebooks(num_codebooks, rows.num_features)
-        w_exponent = exponent(float(np.abs(weights).max()))
-        scaled = weights * power_of_two(-w_exponent)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         bar.expect(rows.num_blocks + 1)
         bar.stage("splits")
-        learned = METHODS[config.method](rows, scaled, codebooks, config, bar)
+        learned = METHODS[config.method](rows, w, num_codebooks, config, bar)
         bar.stage("prototypes")
         statistics = gather(rows.blocks(), encoder(learned.trees), rows.mean, rows.factor, bar.step)
         bar.stage("tables")
-        found = solve(statistics, padded_own(learned.own, statistics), scaled, rows.count, learned.ridge)
-        constant = np.ldexp(rows.mean, -rows.exponent) @ scaled.astype(np.float64)
-        used, together = np.asarray(statistics.counts) > 0, rows.exponent + w_exponent
-        tables = look_up(found, used, constant, together, offset, codebooks)
+        found = solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
+        constant = np.ldexp(rows.mean, -rows.exponent) @ w.astype(np.float64)
+        used = np.asarray(statistics.counts) > 0
+        tables = look_up(found, used, constant, rows.exponent + w_exponent, bias, num_codebooks)
         bar.step()
-    return MaddnessOp(learned.trees, tables, jnp.asarray(weights) if keep_weights else None)
+    return MaddnessOp(learned.trees, tables)

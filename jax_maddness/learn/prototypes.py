@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -135,7 +136,7 @@ def ridge_regression(
     return Solution(solution, -_dot(counts / rows, solution), condition)
 
 
-def _largest(times: object, size: int) -> Float[Array, ""]:
+def _largest(times: Callable[[Array], Array], size: int) -> Float[Array, ""]:
     """The largest eigenvalue of a positive definite matrix, given as a function of a vector, by power iteration."""
 
     def step(_: int, v: Array) -> Array:

@@ -180,7 +180,7 @@ def grow_tree(
     first = jax.random.normal(jax.random.key(0), (dims, min(_SKETCH, dims)))
     sketch = jnp.linalg.qr(target.T @ (target @ first))[0]
 
-    def level(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    def level(state: tuple[Array, Array], nothing: None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         residual = centre(state[0][None], state[1][None])
         _, tried = lax.top_k(_promise(sample, residual[0] @ sketch, state[1]), min(CANDIDATES, len(sample.ranks)))
         ranks = jnp.take(sample.ranks, tried, axis=0)[None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core.types import SplitTrees
@@ -34,4 +35,4 @@ def pad_trees(trees: SplitTrees, codebooks: int) -> SplitTrees:
     more = codebooks - trees.num_codebooks
     never = np.finfo(np.float32).max
     thresholds = np.pad(np.asarray(trees.thresholds), ((0, more), (0, 0)), constant_values=never)
-    return SplitTrees(indices, thresholds)
+    return SplitTrees(jnp.asarray(indices), jnp.asarray(thresholds))

@@ -46,7 +46,7 @@ def encoder(trees: SplitTrees) -> Callable[[np.ndarray], UInt8[np.ndarray, "rows
     """`encode` for rows that may have more features than the trees know: compiled for a padded number of codebooks."""
     codebooks = trees.num_codebooks
     padded = shapes.pad_trees(trees, shapes.rounded(codebooks, shapes.CODEBOOKS))
-    return lambda x: np.asarray(encode(x, padded))[:, :codebooks]
+    return lambda x: np.asarray(encode(jnp.asarray(x), padded))[:, :codebooks]
 
 
 def gather(
@@ -110,7 +110,7 @@ def solve(
 
 def look_up(
     found: Solution,
-    used: Bool[Array, " codes"],
+    used: Bool[np.ndarray, " codes"],
     constant: Float[np.ndarray, " outputs"],
     exponent: int,
     bias: Float[np.ndarray, " outputs"],
@@ -127,7 +127,7 @@ def look_up(
     """
     outputs = len(bias)
     tables = found.weights.reshape(-1, LEAVES, found.weights.shape[1])
-    values, scale, offset = quantize_tables(tables, used.reshape(-1, LEAVES))
+    values, scale, offset = quantize_tables(tables, jnp.asarray(used.reshape(-1, LEAVES)))
     scale, offset, intercept = (np.asarray(a, np.float64)[:outputs] for a in (scale, offset, found.intercept))
     scale, offset = (np.ldexp(a, exponent) for a in (scale, offset + intercept + constant))
     values = jnp.asarray(np.asarray(values)[:outputs, :codebooks])

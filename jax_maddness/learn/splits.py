@@ -120,9 +120,11 @@ def split_level(
     keys, keys_in_order = _pick(best, keys), _pick(best, keys_in_order)
     gains = _by_bucket(_pick(best, gains), _pick(best, buckets_in_order))  # [codebooks, 8, rows]
     position = gains.argmax(-1)  # the last row of each bucket that goes left
-    sides = tuple(jnp.where(gains.max(-1) >= 0, _take(keys_in_order, position + i), NO_KEY) for i in (0, 1))
-    goes_right = keys > _take(sides[0], buckets)
-    return best, sides, jnp.where(buckets == _OUTSIDE, _OUTSIDE, 2 * buckets + goes_right)
+    split = gains.max(-1) >= 0
+    left = jnp.where(split, _take(keys_in_order, position), NO_KEY)
+    right = jnp.where(split, _take(keys_in_order, position + 1), NO_KEY)
+    goes_right = keys > _take(left, buckets)
+    return best, (left, right), jnp.where(buckets == _OUTSIDE, _OUTSIDE, 2 * buckets + goes_right)
 
 
 def _by_bucket(gains: Float[Array, "... rows"], buckets: Int32[Array, "... rows"]) -> Float[Array, "... 8 rows"]:
