@@ -41,7 +41,7 @@ def test_it_learns_more_than_the_paper_from_an_output_that_few_features_make(rng
 def test_never_worse_than_the_papers_trees_on_the_rows_set_aside(data):
     x, w = data
     rows = Rows.of(x)
-    trial = axis.Trial.of(rows, w)
+    trial = axis.Trial.of(rows, w, axis.ASIDE)
     learned = axis.learn(rows, w, 3, AXIS, Progress(False))
     dealt = groups.contiguous(FEATURES, 3)
     on_groups = paper.grow_on_groups(trial.train, dealt, rows.factor, 4, Progress(False))
@@ -135,8 +135,8 @@ def exhaustive(x, y):
 def test_the_forest_is_what_encode_and_its_tables_say(data):
     x, w = data
     own = sample(x, x @ w)
-    forest = regrow.regrow(own, regrow.empty(own, 4), 3, every=2)
-    forest = regrow.regrow(own, forest, 3, every=2)
+    forest = regrow.regrow(own, regrow.empty(own, 4), 3)
+    forest = regrow.regrow(own, forest, 3)
     codes = np.asarray(encode(x, forest.trees(3, FEATURES)))
     one_hot = np.asarray(forest.one_hot).reshape(-1, 4, 16)
     np.testing.assert_array_equal(one_hot[:ROWS, :3], codes[:, :, None] == np.arange(16))
@@ -154,7 +154,7 @@ def test_each_pass_leaves_less(data):
     own = sample(x, x @ w)
     forest, errors = regrow.empty(own, 4), []
     for _ in range(3):
-        forest = regrow.regrow(own, forest, 3, every=1)
+        forest = regrow.regrow(own, forest, 3)
         errors.append(float((forest.residual**2).sum()))
     assert errors == sorted(errors, reverse=True)
 

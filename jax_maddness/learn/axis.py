@@ -1,8 +1,9 @@
 """Method "axis": trees over all features, each grown on what the others leave of `x @ w`; all choices by validation.
 
 A share of the rows is set aside. From each start (no trees; the paper's) trees are regrown in passes for as long as the
-error on the rows set aside falls; the trees with the least error win, the starts themselves among them. Each trial
-solves for its tables by ridge regression, and takes the penalty that serves best there.
+error on the rows set aside falls; the trees with the least error win, the paper's among them. Each trial solves for its
+tables by ridge regression, and takes the penalty that serves best there. Trees that won are regrown once more with the
+rows that had been set aside, where these are missed.
 
 The target is compressed: `x @ w` in its `DIMS` leading principal directions, which hold most of its energy. The tables
 at the end are solved for all outputs, from all rows.
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 DIMS = 64
 """Principal directions of the target that trees are grown on."""
 GROWTH_ROWS = 4096
-"""Rows that splits are searched on; tables use all."""
-VALIDATION = 0.15
+"""Rows that splits are searched on."""
+TRIAL_ROWS = 16384
+"""Rows that the tables of a trial are learned from; those of the op use all."""
+ASIDE = 0.15
 """Share of the rows set aside, at most `GROWTH_ROWS`."""
 PASSES = 2
 """Most passes of backfitting from a start."""
@@ -45,8 +48,8 @@ def learn(
     rows: Rows, w: Float[np.ndarray, "features outputs"], num_codebooks: int, config: FitConfig, bar: Progress
 ) -> Learned:
     """The trees with the least error on rows set aside, from several starts."""
-    bar.expect(2 * PASSES + 2)
-    trial = Trial.of(rows, w)
+    bar.expect(2 * PASSES + 3)
+    trial = Trial.of(rows, w, ASIDE)
     dealt = groups.contiguous(rows.num_features, num_codebooks)
     bar.stage("the paper's trees")
     on_groups = paper.grow_on_groups(trial.train, dealt, rows.factor, config.num_candidates, bar)
@@ -57,18 +60,26 @@ def learn(
         error = np.inf
         for number in range(passes):
             bar.stage(f"trees from {name}, pass {number + 1}")
-            forest = trial.regrow(forest, num_codebooks)
+            forest = regrow.regrow(trial.sample, forest, num_codebooks)
             judged.append(trial.judge(forest.trees(num_codebooks, rows.num_features), None))
             bar.step()
             if judged[-1].error >= error:
                 break
             error = judged[-1].error
-    return min(judged, key=lambda j: j.error).learned
+    best = min(judged, key=lambda j: j.error).learned
+    if best.trees is on_groups:
+        return dataclasses.replace(paper.learn(rows, w, num_codebooks, config, bar), ridge=best.ridge)
+    if len(trial.train) < GROWTH_ROWS:
+        whole = Trial.of(rows, w, 0)
+        forest = regrow.regrow(whole.sample, whole.forest(best.trees, num_codebooks), num_codebooks)
+        best = dataclasses.replace(best, trees=forest.trees(num_codebooks, rows.num_features))
+    bar.step()
+    return best
 
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """Trees and penalty, with the error on the rows set aside."""
+    """Trees and penalty, with the squared error on the rows set aside."""
 
     error: float
     learned: Learned
@@ -79,66 +90,77 @@ class Trial:
     """What trees are grown and judged on.
 
     Attributes:
-      train: rows that trees and tables are learned from, for the trial.
-      aside: the other rows.
-      mean: of the training rows.
+      train: rows that tables are learned from.
+      mean: of these.
       factor: a power of two that brings the largest magnitude near 1.
       w: the weights of the compressed target.
+      growth: the rows of `sample`, padded.
       sample: what splits are searched on.
+      aside: rows set aside, padded.
+      y: their compressed target.
     """
 
     train: Float[np.ndarray, "train features"]
-    aside: Float[np.ndarray, "aside features"]
     mean: Float[np.ndarray, " features"]
     factor: np.float32
     w: Float[np.ndarray, "features dims"]
+    growth: Float[np.ndarray, "growth padded"]
     sample: regrow.Sample
+    aside: Float[np.ndarray, "aside padded"]
+    y: Float[np.ndarray, "aside dims"]
 
     @classmethod
-    def of(cls, rows: Rows, w: Float[np.ndarray, "features outputs"]) -> Trial:
+    def of(cls, rows: Rows, w: Float[np.ndarray, "features outputs"], share: float) -> Trial:
+        """Sets a share of the rows aside, at least one of two."""
         order = np.random.default_rng(0).permutation(len(rows.sample))
-        size = min(max(1, round(VALIDATION * len(order))), GROWTH_ROWS, len(order) - 1)
-        aside, train = rows.sample[order[:size]], rows.sample[order[size:]]
-        growth = (train[:GROWTH_ROWS] * rows.factor) - (rows.mean * rows.factor).astype(np.float32)
-        w = compress(growth, w, DIMS)
-        y = growth @ w
+        size = min(max(round(share * len(order)), share > 0), GROWTH_ROWS, len(order) - 1)
+        aside, train = rows.sample[order[:size]], rows.sample[order[size : size + TRIAL_ROWS]]
+        mean = train.mean(0, dtype=np.float64)
+
+        def scaled(x: np.ndarray) -> np.ndarray:
+            return x * rows.factor - (mean * rows.factor).astype(np.float32)
+
+        growth = train[:GROWTH_ROWS]
+        w = compress(scaled(growth), w, DIMS)
+        y = scaled(growth) @ w
         y -= y.mean(0)
         energy = np.sqrt((y * y).sum(1).mean())
-        w = w / np.where(energy > 0, energy, 1)
-        sample = regrow.sample_of(train[:GROWTH_ROWS], y / np.where(energy > 0, energy, 1))
-        return cls(train, aside, rows.mean, rows.factor, w, sample)
+        if energy > 0:
+            w, y = w / energy, y / energy
+        return cls(
+            train, mean, rows.factor, w, _padded(growth), regrow.sample_of(growth, y), _padded(aside), scaled(aside) @ w
+        )
 
     def forest(self, start: SplitTrees | None, num_codebooks: int) -> regrow.Forest:
         """The state that `regrow` begins with."""
         codebooks = shapes.rounded(num_codebooks, shapes.CODEBOOKS)
         if start is None:
             return regrow.empty(self.sample, codebooks)
-        codes = encoder(start)(self.train[:GROWTH_ROWS])
-        codes = shapes.pad(codes, len(self.sample.y), codebooks)
+        codes = shapes.pad(encoder(start)(self.growth), len(self.growth), codebooks)
         padded = shapes.pad_trees(start, codebooks)
         real = np.arange(codebooks) < num_codebooks
         return regrow.start_from(self.sample, padded.indices, padded.thresholds, codes, real)
 
-    def regrow(self, forest: regrow.Forest, num_codebooks: int) -> regrow.Forest:
-        """One pass over all trees; tables are solved again some sixteen times in it."""
-        return jax.block_until_ready(regrow.regrow(self.sample, forest, num_codebooks, max(1, num_codebooks // 16)))
-
     def judge(self, trees: SplitTrees, own: Bool[np.ndarray, "codebooks features"] | None) -> Judged:
-        """The trees with the penalty that leaves the least error on the rows set aside; that error is relative."""
+        """The trees with the penalty that leaves the least error on the rows set aside."""
         encoded = encoder(trees)
         statistics = gather(in_blocks([self.train], *self.train.shape), encoded, self.mean, self.factor)
         shrink = padded_own(own, statistics)
-        y = ((self.aside - self.mean) * self.factor).astype(np.float32) @ self.w
-        codes = encoded(shapes.pad(self.aside, shapes.rounded(len(self.aside), shapes.ROWS), self.aside.shape[1]))
+        codes = shapes.pad(encoded(self.aside), len(self.aside), len(shrink))
         errors = []
         for ridge in RIDGES:
             found = solve(statistics, shrink, self.w, len(self.train), ridge)
-            expected = jax.jit(predict)(found.weights, found.intercept, shapes.pad(codes, len(codes), len(shrink)))
-            errors.append(float(((np.asarray(expected)[: len(y), : y.shape[1]] - y) ** 2).sum()))
+            expected = np.asarray(predict(found.weights, found.intercept, codes))
+            errors.append(float(((expected[: len(self.y), : self.y.shape[1]] - self.y) ** 2).sum()))
         best = int(np.argmin(errors))
         return Judged(errors[best], Learned(trees, own, RIDGES[best]))
 
 
+def _padded(x: Float[np.ndarray, "rows features"]) -> Float[np.ndarray, "rows features"]:
+    return shapes.pad(x, shapes.rounded(len(x), shapes.ROWS), shapes.rounded(x.shape[1], shapes.FEATURES))
+
+
+@jax.jit
 def predict(weights: Float[Array, "codes dims"], intercept: Array, codes: Array) -> Float[Array, "rows dims"]:
     """What float tables say of codes; padded codebooks have weight 0."""
     return jax.nn.one_hot(codes, LEAVES, dtype=jnp.float32).reshape(len(codes), -1) @ weights + intercept
@@ -159,5 +181,6 @@ def compress(
         q = np.linalg.qr(x @ (w @ v))[0]
         v = np.linalg.qr(w.T @ (x.T @ q))[0]
     w = w @ v
-    _, rotation = np.linalg.eigh((x @ w).T.astype(np.float64) @ (x @ w))
+    y = (x @ w).astype(np.float64)
+    _, rotation = np.linalg.eigh(y.T @ y)
     return w @ rotation[:, ::-1][:, : min(dims, spare)].astype(np.float32)

@@ -92,6 +92,7 @@ def bucket_means(statistics: Statistics, own: Bool[Array, "codebooks features"])
     return jnp.where(jnp.repeat(own, LEAVES, axis=0), means, 0.0)
 
 
+@jax.jit
 def explained(statistics: Statistics) -> Bool[Array, "codebooks features"]:
     """Gives every feature to the codebook whose bucket means explain most of it: `own` for trees without groups.
 

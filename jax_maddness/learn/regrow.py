@@ -7,7 +7,6 @@ are the same step from different starts: from no trees, and from those of the st
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import TYPE_CHECKING
 
 import jax
@@ -36,6 +35,8 @@ CANDIDATES = 16
 """Features whose thresholds are searched, per level."""
 RIDGE = 1.0
 """Weight of the penalty while trees grow, in rows."""
+SOLVES = 16
+"""How often, in one pass over all trees, their tables are solved together."""
 _SKETCH = 16  # leading directions of what is left, by which candidates are chosen
 
 
@@ -124,12 +125,13 @@ def start_from(
     return _solved(sample, Forest(indices, thresholds, one_hot, one_hot.T @ one_hot, tables, sample.y))
 
 
-@functools.partial(jax.jit, static_argnames=("every",))
-def regrow(sample: Sample, forest: Forest, num_codebooks: Int32[Array, ""], every: int) -> Forest:
+@jax.jit
+def regrow(sample: Sample, forest: Forest, num_codebooks: int | Int32[Array, ""]) -> Forest:
     """Grows the trees again, one after the other, each on what all others leave.
 
-    A new tree's tables are its bucket means, shrunk by `RIDGE`; after `every` trees all tables are solved together.
+    A new tree's tables are its bucket means, shrunk by `RIDGE`; some `SOLVES` times, all tables are solved together.
     """
+    every = jnp.maximum(1, num_codebooks // SOLVES)
 
     def step(c: Array, forest: Forest) -> Forest:
         forest = _regrow_one(sample, forest, c)

@@ -90,7 +90,7 @@ def _add(
 def padded_own(own: Bool[np.ndarray, "codebooks features"] | None, statistics: Statistics) -> Array:
     """`own` in the statistics' sizes, or what `explained` says."""
     if own is None:
-        return jax.jit(explained)(statistics)
+        return explained(statistics)
     size, width = statistics.sums.shape
     return jnp.asarray(shapes.pad(own, size // LEAVES, width))
 
