@@ -6,48 +6,55 @@ import pytest
 from jax_maddness import evaluate, fit_budget
 from jax_maddness.learn import budget
 
-FEATURES, OUTPUTS = 16, 4
+FEATURES, OUTPUTS = 8, 4
 
 
 @pytest.fixture
 def data(rng):
     """x, w."""
-    x = (rng.standard_normal((800, 5)) @ rng.standard_normal((5, FEATURES))).astype(np.float32)
+    x = (rng.standard_normal((300, 3)) @ rng.standard_normal((3, FEATURES))).astype(np.float32)
     return x, rng.standard_normal((FEATURES, OUTPUTS)).astype(np.float32)
 
 
 def test_fewest_codebooks_that_reach_an_error(data):
     x, w = data
-    found = fit_budget(x, w, max_nmse=0.1)
+    found = fit_budget(x, w, max_nmse=0.2)
     by_codebooks = {t.codebooks: t for t in found.trace}
     chosen = by_codebooks[found.op.num_codebooks]
-    assert chosen.nmse <= 0.1
-    assert all(t.nmse > 0.1 for c, t in by_codebooks.items() if c < chosen.codebooks)
-    assert evaluate(found.op, x, w).nmse < 0.1
+    assert chosen.nmse <= 0.2
+    assert all(t.nmse > 0.2 for c, t in by_codebooks.items() if c < chosen.codebooks)
+    assert evaluate(found.op, x, w).nmse < 0.2
     assert chosen.num_bytes == found.op.nbytes
-
-
-@pytest.mark.parametrize("num_bytes", [172, 700, 10**6])
-def test_size_is_kept(data, num_bytes):
-    found = fit_budget(*data, num_bytes=num_bytes)
-    assert found.op.nbytes <= num_bytes
-    assert found.op.num_codebooks == 1 or found.op.nbytes > num_bytes / 3 or found.op.num_codebooks == FEATURES
-
-
-def test_time_is_kept(data, monkeypatch):
-    monkeypatch.setattr(budget, "_seconds", lambda op, x: 1e-3 * op.num_codebooks)
-    found = fit_budget(*data, max_seconds=0.01)
-    assert found.op.num_codebooks in (8, 9, 10)
-    assert found.trace[0].seconds == pytest.approx(1e-3 * found.trace[0].codebooks)
-    with pytest.raises(ValueError, match=r"one codebook takes 0.001 s on 800 rows"):
-        fit_budget(*data, max_seconds=1e-4)
-
-
-def test_the_trace_is_a_table(data):
-    found = fit_budget(*data, num_bytes=700)
     lines = str(found).splitlines()
     assert len(lines) == 2 + len(found.trace)
     assert sum(line.startswith(f"| **{found.op.num_codebooks}**") for line in lines) == 1
+
+
+@pytest.mark.parametrize("num_bytes", [172, 700])
+def test_size_is_kept(data, num_bytes):
+    found = fit_budget(*data, num_bytes=num_bytes)
+    assert found.op.nbytes <= num_bytes
+    assert found.op.num_codebooks == 1 or found.op.nbytes > num_bytes / 3
+
+
+def test_time_is_kept(data, monkeypatch):
+    x, _ = data
+    monkeypatch.setattr(budget, "_seconds", lambda op, x: 1e-3 * op.num_codebooks)
+    assert budget._most(x, OUTPUTS, None, 0.0061) == 6
+    assert budget._most(x, OUTPUTS, None, 1.0) == FEATURES
+    with pytest.raises(ValueError, match=r"one codebook takes 0.001 s on 300 rows"):
+        fit_budget(*data, max_seconds=1e-4)
+
+
+def test_a_call_takes_some_time(data):
+    assert 0 < budget._seconds(budget._blank(FEATURES, 4, OUTPUTS), data[0]) < 1
+
+
+def test_fewer_codebooks_where_more_do_not_help():
+    def attempt(codebooks):
+        return budget.Tried(codebooks, max(10 / codebooks, 1), 0, None)
+
+    assert budget._most_useful(attempt, 64) == 16
 
 
 def test_search_takes_few_attempts():

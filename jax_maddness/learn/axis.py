@@ -1,9 +1,9 @@
 """Method "axis": trees over all features, each grown on what the others leave of `x @ w`; all choices by validation.
 
-A share of the rows is set aside. From each start (no trees; the paper's) trees are regrown in passes for as long as the
-error on the rows set aside falls; the trees with the least error win, the paper's among them. Each trial solves for its
-tables by ridge regression, and takes the penalty that serves best there. Trees that won are regrown once more with the
-rows that had been set aside, where these are missed.
+A share of the rows is set aside. From each start (no trees; the paper's) trees are regrown, and those that serve better
+on the rows set aside are regrown again for as long as that helps; the trees with the least error win, the paper's among
+them. Each trial solves for its tables by ridge regression, and takes the penalty that serves best. Trees that won are
+regrown once more with the rows that had been set aside, where these are missed.
 
 The target is compressed: `x @ w` in its `DIMS` leading principal directions, which hold most of its energy. The tables
 at the end are solved for all outputs, from all rows.
@@ -38,8 +38,9 @@ TRIAL_ROWS = 16384
 """Rows that the tables of a trial are learned from; those of the op use all."""
 ASIDE = 0.15
 """Share of the rows set aside, at most `GROWTH_ROWS`."""
-PASSES = 2
-"""Most passes of backfitting from a start."""
+PASSES = 3
+"""Most passes of backfitting of the trees that are returned."""
+_MOST_PASSES = PASSES + 3
 RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """Penalties tried, in rows."""
 
@@ -48,24 +49,30 @@ def learn(
     rows: Rows, w: Float[np.ndarray, "features outputs"], num_codebooks: int, config: FitConfig, bar: Progress
 ) -> Learned:
     """The trees with the least error on rows set aside, from several starts."""
-    bar.expect(2 * PASSES + 3)
+    bar.expect(_MOST_PASSES)
     trial = Trial.of(rows, w, ASIDE)
     dealt = groups.contiguous(rows.num_features, num_codebooks)
     bar.stage("the paper's trees")
     on_groups = paper.grow_on_groups(trial.train, dealt, rows.factor, config.num_candidates, bar)
     judged = [trial.judge(on_groups, groups.owned(dealt, rows.num_features))]
-    bar.step()
-    for name, start, passes in (("the paper's trees", on_groups, PASSES), ("no trees", None, PASSES + 1)):
-        forest = trial.forest(start, num_codebooks)
-        error = np.inf
-        for number in range(passes):
-            bar.stage(f"trees from {name}, pass {number + 1}")
-            forest = regrow.regrow(trial.sample, forest, num_codebooks)
-            judged.append(trial.judge(forest.trees(num_codebooks, rows.num_features), None))
-            bar.step()
-            if judged[-1].error >= error:
-                break
-            error = judged[-1].error
+
+    def one_pass(forest: regrow.Forest, name: str) -> tuple[Judged, regrow.Forest]:
+        bar.stage(name)
+        forest = regrow.regrow(trial.sample, forest, num_codebooks)
+        judged.append(trial.judge(forest.trees(num_codebooks, rows.num_features), None))
+        bar.step()
+        return judged[-1], forest
+
+    starts = [one_pass(trial.forest(on_groups, num_codebooks), "the paper's trees, regrown")]
+    starts.append(one_pass(trial.forest(None, num_codebooks), "trees on what is left"))
+    starts.append(one_pass(starts[1][1], "regrown"))
+    last, forest = min(starts, key=lambda start: start[0].error)
+    for _ in range(PASSES - 1):
+        after, forest = one_pass(forest, "the better ones, regrown")
+        if after.error >= last.error:
+            break
+        last = after
+    bar.step(_MOST_PASSES - len(judged))  # one judged without a pass, one pass below
     best = min(judged, key=lambda j: j.error).learned
     if best.trees is on_groups:
         return dataclasses.replace(paper.learn(rows, w, num_codebooks, config, bar), ridge=best.ridge)
@@ -121,14 +128,17 @@ class Trial:
             return x * rows.factor - (mean * rows.factor).astype(np.float32)
 
         growth = train[:GROWTH_ROWS]
+        padded = shapes.rounded(min(len(order), GROWTH_ROWS), shapes.ROWS)  # the same, whatever the share
         w = compress(scaled(growth), w, DIMS)
         y = scaled(growth) @ w
         y -= y.mean(0)
         energy = np.sqrt((y * y).sum(1).mean())
         if energy > 0:
             w, y = w / energy, y / energy
+        sample = regrow.sample_of(growth, y, padded)
+        own_rows = shapes.rounded(len(aside), shapes.ROWS)
         return cls(
-            train, mean, rows.factor, w, _padded(growth), regrow.sample_of(growth, y), _padded(aside), scaled(aside) @ w
+            train, mean, rows.factor, w, _filled(growth, padded), sample, _filled(aside, own_rows), scaled(aside) @ w
         )
 
     def forest(self, start: SplitTrees | None, num_codebooks: int) -> regrow.Forest:
@@ -150,14 +160,15 @@ class Trial:
         errors = []
         for ridge in RIDGES:
             found = solve(statistics, shrink, self.w, len(self.train), ridge)
-            expected = np.asarray(predict(found.weights, found.intercept, codes))
+            expected = np.asarray(predict(found.weights, found.intercept, codes), np.float64)
             errors.append(float(((expected[: len(self.y), : self.y.shape[1]] - self.y) ** 2).sum()))
+        errors = [error if np.isfinite(error) else np.inf for error in errors]
         best = int(np.argmin(errors))
         return Judged(errors[best], Learned(trees, own, RIDGES[best]))
 
 
-def _padded(x: Float[np.ndarray, "rows features"]) -> Float[np.ndarray, "rows features"]:
-    return shapes.pad(x, shapes.rounded(len(x), shapes.ROWS), shapes.rounded(x.shape[1], shapes.FEATURES))
+def _filled(x: Float[np.ndarray, "rows features"], rows: int) -> Float[np.ndarray, "padded features"]:
+    return shapes.pad(x, rows, shapes.rounded(x.shape[1], shapes.FEATURES))
 
 
 @jax.jit

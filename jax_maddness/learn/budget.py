@@ -96,9 +96,9 @@ def fit_budget(
       TypeError, ValueError: as `fit`; no limit is given; or no number of codebooks is within the limits.
 
     Example:
-      >>> x = np.random.default_rng(0).standard_normal((1000, 8))
-      >>> fit_budget(x, np.ones((8, 3)), num_bytes=700).op
-      MaddnessOp(8 -> 3, 5 codebooks, 644 bytes)
+      >>> x = np.random.default_rng(0).standard_normal((300, 8))
+      >>> fit_budget(x, np.ones((8, 3)), num_bytes=300).op
+      MaddnessOp(8 -> 3, 2 codebooks, 272 bytes)
     """
     checks.kind(config, FitConfig, "config")
     limits = {"max_nmse": max_nmse, "num_bytes": num_bytes, "max_seconds": max_seconds}

@@ -94,7 +94,7 @@ def in_range(scale: np.ndarray, offset: np.ndarray) -> tuple[Array, Array]:
         raise ValueError(
             f"`x_train @ w + bias` reaches {reached:.2g}, more than float32 holds. Scale `x_train` or `w` down."
         )
-    return jnp.asarray(scale, jnp.float32), jnp.asarray(offset, jnp.float32)
+    return jax.device_put(scale.astype(np.float32)), jax.device_put(offset.astype(np.float32))
 
 
 def _real(value: Any, name: str) -> np.ndarray:

@@ -29,6 +29,6 @@ class Progress:
         """Names what the next steps do."""
         self._bar.set_description(f"fit: {name}", refresh=False)
 
-    def step(self) -> None:
-        """One step is done."""
-        self._bar.update()
+    def step(self, count: int = 1) -> None:
+        """One step is done, or several."""
+        self._bar.update(count)

@@ -58,9 +58,8 @@ class Sample:
     y: Float[Array, "rows dims"]
 
 
-def sample_of(x: Float[np.ndarray, "rows features"], y: Float[np.ndarray, "rows dims"]) -> Sample:
-    """A sample of padded shape; `x` as it is, without a scale."""
-    rows = shapes.rounded(len(x), shapes.ROWS)
+def sample_of(x: Float[np.ndarray, "rows features"], y: Float[np.ndarray, "rows dims"], rows: int) -> Sample:
+    """A sample padded to `rows` rows; `x` as it is, without a scale."""
     x_padded = shapes.pad(x, rows, shapes.rounded(x.shape[1], shapes.FEATURES))
     y_padded = shapes.pad(y, rows, shapes.rounded(y.shape[1], shapes.OUTPUTS))
     return _ranked(x_padded, np.arange(rows) < len(x), y_padded)
@@ -130,6 +129,7 @@ def regrow(sample: Sample, forest: Forest, num_codebooks: int | Int32[Array, ""]
     """Grows the trees again, one after the other, each on what all others leave.
 
     A new tree's tables are its bucket means, shrunk by `RIDGE`; some `SOLVES` times, all tables are solved together.
+    The new tree replaces the old one even where it leaves more: keeping the better of the two ends at 2 to 5 % more.
     """
     every = jnp.maximum(1, num_codebooks // SOLVES)
 

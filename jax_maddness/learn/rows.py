@@ -78,7 +78,15 @@ class Rows:
 
     def blocks(self) -> Iterator[tuple[Float[np.ndarray, "block features"], Bool[np.ndarray, " block"]]]:
         """All rows in blocks of one padded shape, with a mask of those that count."""
-        return in_blocks(self.batches(), self.count, self.num_features)
+        seen = 0
+        for x, counted in in_blocks(self.batches(), self.count, self.num_features):
+            yield x, counted
+            seen += int(counted.sum())
+        if seen != self.count:
+            raise ValueError(
+                f"`x_train()` yielded {self.count} rows first, {seen} later. "
+                "It must return a new iterator over the same batches at every call."
+            )
 
 
 def in_blocks(

@@ -65,7 +65,7 @@ def gather(
       factor: a power of two that brings the largest magnitude near 1.
       step: called after every block.
     """
-    statistics = None
+    statistics: Statistics | None = None
     for x, counted in blocks:
         codes = encoded(x)
         if statistics is None:
@@ -130,5 +130,5 @@ def look_up(
     values, scale, offset = quantize_tables(tables, jnp.asarray(used.reshape(-1, LEAVES)))
     scale, offset, intercept = (np.asarray(a, np.float64)[:outputs] for a in (scale, offset, found.intercept))
     scale, offset = (np.ldexp(a, exponent) for a in (scale, offset + intercept + constant))
-    values = jnp.asarray(np.asarray(values)[:outputs, :codebooks])
+    values = jax.device_put(np.ascontiguousarray(np.asarray(values)[:outputs, :codebooks]))  # asarray would compile
     return LookupTables(values, *checks.in_range(scale, offset + np.asarray(bias, np.float64)))
