@@ -14,18 +14,16 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jax_maddness.core.types import LEAVES, SplitTrees
+from jax_maddness.core.types import SplitTrees
 from jax_maddness.learn import groups, paper, regrow, shapes
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.rows import in_blocks
-from jax_maddness.learn.solve import Learned, encoder, gather, padded_own, solve
+from jax_maddness.learn.solve import Learned, encoder, gather, padded_own, validated_ridge
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
+    from jaxtyping import Bool, Float
 
     from jax_maddness.learn.fit import FitConfig
     from jax_maddness.learn.rows import Rows
@@ -41,8 +39,6 @@ ASIDE = 0.15
 PASSES = 3
 """Most passes of backfitting of the trees that are returned."""
 _MOST_PASSES = PASSES + 3
-RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-"""Penalties tried, in rows."""
 
 
 def learn(
@@ -79,7 +75,8 @@ def learn(
     if len(trial.train) < GROWTH_ROWS:
         whole = Trial.of(rows, w, 0)
         forest = regrow.regrow(whole.sample, whole.forest(best.trees, num_codebooks), num_codebooks)
-        best = dataclasses.replace(best, trees=forest.trees(num_codebooks, rows.num_features))
+        trees = forest.trees(num_codebooks, rows.num_features)
+        best = dataclasses.replace(best, trees=trees, encoded=encoder(trees))
     bar.step()
     return best
 
@@ -156,25 +153,12 @@ class Trial:
         encoded = encoder(trees)
         statistics = gather(in_blocks([self.train], *self.train.shape), encoded, self.mean, self.factor)
         shrink = padded_own(own, statistics)
-        codes = shapes.pad(encoded(self.aside), len(self.aside), len(shrink))
-        errors = []
-        for ridge in RIDGES:
-            found = solve(statistics, shrink, self.w, len(self.train), ridge)
-            expected = np.asarray(predict(found.weights, found.intercept, codes), np.float64)
-            errors.append(float(((expected[: len(self.y), : self.y.shape[1]] - self.y) ** 2).sum()))
-        errors = [error if np.isfinite(error) else np.inf for error in errors]
-        best = int(np.argmin(errors))
-        return Judged(errors[best], Learned(trees, own, RIDGES[best]))
+        ridge, error = validated_ridge(statistics, shrink, self.w, len(self.train), encoded(self.aside), self.y)
+        return Judged(error, Learned(trees, encoded, own, ridge))
 
 
 def _filled(x: Float[np.ndarray, "rows features"], rows: int) -> Float[np.ndarray, "padded features"]:
     return shapes.pad(x, rows, shapes.rounded(x.shape[1], shapes.FEATURES))
-
-
-@jax.jit
-def predict(weights: Float[Array, "codes dims"], intercept: Array, codes: Array) -> Float[Array, "rows dims"]:
-    """What float tables say of codes; padded codebooks have weight 0."""
-    return jax.nn.one_hot(codes, LEAVES, dtype=jnp.float32).reshape(len(codes), -1) @ weights + intercept
 
 
 def compress(

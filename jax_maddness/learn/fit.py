@@ -19,7 +19,7 @@ from jax_maddness.core.types import MaddnessOp
 from jax_maddness.learn import axis, checks, paper
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.rows import Rows, exponent, power_of_two
-from jax_maddness.learn.solve import Learned, encoder, gather, look_up, padded_own, solve
+from jax_maddness.learn.solve import Learned, gather, look_up, padded_own, solve
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -118,7 +118,7 @@ def learn(
         bar.stage("splits")
         learned = METHODS[config.method](rows, w, num_codebooks, config, bar)
         bar.stage("prototypes")
-        statistics = gather(rows.blocks(), encoder(learned.trees), rows.mean, rows.factor, bar.step)
+        statistics = gather(rows.blocks(), learned.encoded, rows.mean, rows.factor, bar.step)
         bar.stage("tables")
         found = solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
         constant = np.ldexp(rows.mean, -rows.exponent) @ w.astype(np.float64)

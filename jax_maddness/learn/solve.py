@@ -24,6 +24,8 @@ from jax_maddness.learn.tables import quantize_tables
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, UInt8
 
+RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+"""Penalties that `validated_ridge` tries, in rows."""
 _log = logging.getLogger(__name__)
 
 
@@ -33,11 +35,14 @@ class Learned:
 
     Attributes:
       trees: what `encode` takes.
+      encoded: `encode` with these trees, for rows in blocks as `Rows.blocks` yields them: padded features are to be
+        ignored. The steps after it see codes only, wherever they come from.
       own: the features in which the tables shrink toward each codebook's bucket means; None: those it explains best.
       ridge: weight of the penalty, in rows.
     """
 
     trees: Any
+    encoded: Callable[[np.ndarray], UInt8[np.ndarray, "rows codebooks"]]
     own: Bool[np.ndarray, "codebooks features"] | None
     ridge: float
 
@@ -106,6 +111,41 @@ def solve(
             _log.info("ridge %g, condition %.1e", ridge, found.condition)
             return found
         ridge *= 10
+
+
+def validated_ridge(
+    statistics: Statistics,
+    own: Array,
+    w: Float[np.ndarray, "features outputs"],
+    rows: int,
+    codes: UInt8[np.ndarray, "aside codebooks"],
+    y: Float[np.ndarray, "aside outputs"],
+) -> tuple[float, float]:
+    """Which of `RIDGES` leaves the least squared error on rows set aside, and that error.
+
+    Args:
+      statistics: of the rows to learn from, about their mean.
+      own: as `fit_prototypes` takes it.
+      w: the weights.
+      rows: how many rows `statistics` counted.
+      codes: of the rows set aside; more of them than `y` has are there to fill the array.
+      y: their exact outputs, less those of the mean row.
+    """
+    codes = shapes.pad(codes, len(codes), len(own))
+    errors = []
+    for ridge in RIDGES:
+        found = solve(statistics, own, w, rows, ridge)
+        expected = np.asarray(_predict(found.weights, found.intercept, codes), np.float64)
+        error = float(((expected[: len(y), : y.shape[1]] - y) ** 2).sum())
+        errors.append(error if np.isfinite(error) else np.inf)
+    best = int(np.argmin(errors))
+    return RIDGES[best], errors[best]
+
+
+@jax.jit
+def _predict(weights: Float[Array, "codes outputs"], intercept: Array, codes: Array) -> Float[Array, "rows outputs"]:
+    """What float tables say of codes; padded codebooks have weight 0."""
+    return jax.nn.one_hot(codes, LEAVES, dtype=jnp.float32).reshape(len(codes), -1) @ weights + intercept
 
 
 def look_up(
