@@ -8,8 +8,8 @@ CXX_SOURCES := CMakeLists.txt pyproject.toml $(wildcard xla_ffi/*)
 CXX_TESTS   := $(CXX_SOURCES) $(wildcard xla_ffi/tests/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python test-cpp test-emulated test-aarch64 bench bench-kernels bazel-test lint format doctor \
-  clean
+.PHONY: help demo test test-python test-cpp test-emulated test-aarch64 bench bench-kernels quality bazel-test lint format \
+  doctor clean
 
 help:  ## Lists the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,11 @@ bench: $(VENV)/.bench $(BUILD)/bench/.built  ## amm beside XLA f32, bf16, int8 a
 
 bench-kernels: $(BUILD)/bench/.built  ## Look-ups per cycle and cycles per encoding of every tier, without Python.
 	$(BUILD)/bench/xla_ffi/tests/bench_kernels
+
+# Problems of your own with QUALITY="--problems FOLDER"; benchmarks/quality.py --help lists the options.
+QUALITY ?=
+quality: $(VENV)/.examples  ## NMSE of every method on data that come with scikit-learn: tables and a picture; minutes.
+	$(BIN)/python -m benchmarks.quality $(QUALITY) --output $(BUILD)/quality
 
 doctor: $(VENV)/.examples  ## Says whether the installation is well.
 	$(BIN)/python -m jax_maddness doctor

@@ -9,15 +9,20 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jax_maddness import SplitTrees, encode
+from jax_maddness.learn import groups as groups_of
 from jax_maddness.learn import splits
 
 FACTOR = np.float32(1)
 
 
-def grow(x, groups, num_candidates=4, factor=FACTOR):
+def grow(x, groups, num_candidates=4, factor=FACTOR, filling=0):
     """Trees for `groups`, and the codes that `encode` gives the training rows."""
-    indices, thresholds = splits.grow_trees(jnp.asarray(x), factor, np.asarray(groups, np.int32), num_candidates)
-    trees = SplitTrees(indices, thresholds, x.shape[1])
+    groups = np.asarray(groups)
+    columns = x[:, np.maximum(groups, 0)].transpose(1, 0, 2)
+    columns = np.pad(columns, ((0, 0), (0, filling), (0, 0)))
+    counted = np.arange(columns.shape[1]) < len(x)
+    positions, thresholds = splits.grow_trees(columns, groups >= 0, counted, factor, num_candidates)
+    trees = SplitTrees(jnp.asarray(np.take_along_axis(groups, np.asarray(positions), 1)), thresholds, x.shape[1])
     return trees, np.asarray(encode(x, trees))
 
 
@@ -31,7 +36,7 @@ def test_trees_leave_the_same_error_as_the_exhaustive_search(rng, values):
     elif values == "duplicate rows":
         x = np.repeat(x[:20], 3, axis=0)
     x = x.astype(np.float32)
-    groups = splits.subspaces(7, 2)
+    groups = groups_of.contiguous(7, 2)
     trees, codes = grow(x, groups)
     for c, group in enumerate(groups):
         own = x[:, group[group >= 0]]
@@ -60,8 +65,18 @@ def test_neighbouring_floats_are_told_apart():
     np.testing.assert_array_equal(codes[:, 0], np.arange(16))
 
 
+def test_rows_that_fill_the_arrays_change_nothing(rng):
+    x = rng.standard_normal((60, 7)).astype(np.float32) + 3
+    groups = groups_of.contiguous(7, 2)
+    trees, codes = grow(x, groups)
+    filled, filled_codes = grow(x, groups, filling=40)
+    np.testing.assert_array_equal(filled.indices, trees.indices)
+    np.testing.assert_array_equal(filled.thresholds, trees.thresholds)
+    np.testing.assert_array_equal(filled_codes, codes)
+
+
 def test_constant_features_go_left_whole():
-    trees, codes = grow(np.full((60, 7), 3, np.float32), splits.subspaces(7, 2))
+    trees, codes = grow(np.full((60, 7), 3, np.float32), groups_of.contiguous(7, 2))
     assert not codes.any()
     assert np.isfinite(trees.thresholds).all()
 
@@ -89,11 +104,12 @@ def test_any_finite_rows_give_trees_that_split_them_as_searched(x):
             assert not right.all() or not inside.any()
 
 
+@pytest.mark.parametrize("key_bits", [32, 31, 13, 1])
 @pytest.mark.parametrize("rows", [1, 2, 5, 33, 5000, 70_000])
-def test_bucket_order_sorts_by_bucket_then_key_then_row(rng, rows):
-    keys = rng.integers(0, 2**32, (2, rows), np.uint32) >> rng.integers(0, 32, (2, rows), np.uint32)
-    buckets = rng.integers(0, 8, (2, rows), np.int32)
-    order = splits.bucket_order(jnp.asarray(keys), jnp.asarray(buckets))
+def test_bucket_order_sorts_by_bucket_then_key_then_row(rng, rows, key_bits):
+    keys = rng.integers(0, 2**key_bits, (2, rows), np.uint32) >> rng.integers(0, 32, (2, rows), np.uint32)
+    buckets = rng.integers(0, 9, (2, rows), np.int32)
+    order = splits.bucket_order(jnp.asarray(keys), jnp.asarray(buckets), key_bits)
     for i in range(2):
         np.testing.assert_array_equal(order[i], np.lexsort((keys[i], buckets[i])))
 
@@ -108,7 +124,7 @@ def test_sort_keys_compare_as_ieee_floats(x):
 
 @pytest.mark.parametrize(("features", "codebooks"), [(1, 1), (7, 2), (7, 7), (384, 32), (75, 16)])
 def test_subspaces_deal_out_every_feature_once(features, codebooks):
-    groups = splits.subspaces(features, codebooks)
+    groups = groups_of.contiguous(features, codebooks)
     np.testing.assert_array_equal(groups[groups >= 0], np.arange(features))
     sizes = (groups >= 0).sum(1)
     assert sizes.max() - sizes.min() <= 1

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import references
 
-from jax_maddness.learn.prototypes import Statistics, fit_prototypes
+from jax_maddness.learn import solve
+from jax_maddness.learn.prototypes import Statistics, fit_prototypes, ridge_regression
 from jax_maddness.learn.tables import quantize_tables
 
 
@@ -13,8 +14,8 @@ def learn(x, codes, own, w, ridge):
     """Float tables [16 C, M] and the offset [M] that goes with them."""
     mean = x.mean(0)
     statistics = Statistics.zeros(codes.shape[1], x.shape[1]).add(x - mean, codes, np.ones(len(x), bool))
-    tables, intercept = fit_prototypes(statistics, own, w, len(x), ridge)
-    return np.asarray(tables).reshape(-1, w.shape[1]), np.asarray(intercept) + mean @ w
+    found = fit_prototypes(statistics, own, w, len(x), ridge)
+    return np.asarray(found.weights), np.asarray(found.intercept) + mean @ w
 
 
 @pytest.mark.parametrize("outputs", [3, 12])  # fewer and more than features: two orders of the same products
@@ -64,3 +65,48 @@ def test_each_used_entry_is_rounded_to_the_nearest_step(rng):
     assert not np.asarray(values)[3].any()
     ranges = np.where(used[:, :, None], tables, -np.inf).max(1) - minima
     np.testing.assert_allclose(scale, ranges.max(0) / 255, rtol=1e-6)
+
+
+def test_the_penalty_is_the_best_on_rows_set_aside(rng):
+    """Against every penalty tried in float64; codes that say little of x, so that penalties matter."""
+    codes = rng.integers(0, 16, (160, 4), np.uint8)
+    x = (rng.standard_normal((160, 8)) + 0.1 * codes[:, :1]).astype(np.float32)
+    own = np.repeat(np.eye(4, dtype=bool), 2, axis=1)
+    w = rng.standard_normal((8, 3)).astype(np.float32)
+    (train, codes_train), (aside, codes_aside) = (x[:100], codes[:100]), (x[100:], codes[100:])
+    mean = train.mean(0)
+    statistics = Statistics.zeros(4, 8).add(train - mean, codes_train, np.ones(100, bool))
+    ridge, error = solve.validated_ridge(statistics, own, w, 100, codes_aside, (aside - mean) @ w)
+
+    one_hot = (codes_aside[:, :, None] == np.arange(16)).reshape(60, -1)
+    expected = {}
+    for tried in solve.RIDGES:
+        prototypes, intercept = references.prototypes(train, codes_train, own, tried)
+        expected[tried] = (((one_hot @ prototypes + intercept - aside) @ w) ** 2).sum()
+    assert ridge == min(expected, key=expected.get)
+    np.testing.assert_allclose(error, expected[ridge], rtol=1e-4)
+
+
+def test_the_condition_is_that_of_the_scaled_system(rng):
+    codes = rng.integers(0, 16, (300, 3), np.uint8)
+    codes[:, 2] = codes[:, 1]
+    statistics = Statistics.zeros(3, 1).add(np.zeros((300, 1)), codes, np.ones(300, bool))
+    counts = np.asarray(statistics.counts, np.float64)
+    system = np.asarray(statistics.gram) - np.outer(counts, counts) / 300 + np.eye(48)
+    system += np.kron(np.eye(3), np.ones((16, 16))) * 300 / 256
+    scale = 1 / np.sqrt(np.diag(system))
+    found = ridge_regression(statistics.gram, statistics.sums, 300, 1.0)
+    np.testing.assert_allclose(found.condition, np.linalg.cond(system * scale[:, None] * scale), rtol=0.3)
+
+
+def test_padded_codebooks_and_outputs_count_for_nothing(rng):
+    tables = np.zeros((4, 16, 8), np.float32)
+    tables[:3, :, :5] = rng.standard_normal((3, 16, 5))
+    used = np.zeros((4, 16), bool)
+    used[:3] = True
+    for whole, part in zip(quantize_tables(tables, used), quantize_tables(tables[:3, :, :5], used[:3]), strict=True):
+        np.testing.assert_array_equal(whole[:5, :3] if whole.ndim == 3 else whole[:5], part)
+    values, scale, offset = quantize_tables(tables, used)
+    assert not np.asarray(scale)[5:].any()
+    assert not np.asarray(offset)[5:].any()
+    assert not np.asarray(values)[5:].any()

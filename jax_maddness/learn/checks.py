@@ -51,33 +51,40 @@ def codebooks(num_codebooks: int, num_features: int) -> int:
     return number
 
 
-def arrays(x_train: Any, w: Any, bias: Any) -> tuple[Float[Array, "rows features"], Array, Array]:
-    """`x_train` with its leading dimensions flattened, `w` and `bias` (zeros for None), in float32."""
-    x, w = _real(x_train, "x_train"), _real(w, "w")
+def samples(x_train: Any, name: str = "x_train") -> Float[np.ndarray, "rows features"]:
+    """`x_train`, called `name`, in float32 with its leading dimensions flattened to rows: finite, at least one row."""
+    x = _real(x_train, name)
     if x.ndim < 2:
         raise ValueError(
-            f"`x_train` has shape {x.shape}; expected [..., features] with at least two dimensions. "
+            f"`{name}` has shape {x.shape}; expected [..., features] with at least two dimensions. "
             "Pass many rows: an op is learned from samples of `x`."
         )
+    if 0 in x.shape:
+        raise ValueError(f"`{name}` has shape {x.shape}, so no rows. Pass at least one, better thousands.")
+    x = x.reshape(-1, x.shape[-1])
+    _finite(x, name)
+    return x
+
+
+def product(num_features: int, w: Any, bias: Any, name: str = "x_train") -> tuple[np.ndarray, np.ndarray]:
+    """`w` and `bias` (zeros for None) in float32: finite, and of shapes that match each other and `name`."""
+    w = _real(w, "w")
     if w.ndim != 2 or 0 in w.shape:
         raise ValueError(
             f"`w` has shape {w.shape}; expected [features, outputs], neither of them 0. "
             "Reshape it so that `x @ w` is a matrix product: a single output is `w[:, None]`."
         )
-    if x.shape[-1] != w.shape[0]:
+    if num_features != w.shape[0]:
         raise ValueError(
-            f"`x_train` has {x.shape[-1]} features, but `w` has {w.shape[0]} rows. Pass `w` as [features, outputs]: "
+            f"`{name}` has {num_features} features, but `w` has {w.shape[0]} rows. Pass `w` as [features, outputs]: "
             "the op approximates `x @ w`."
         )
-    x = x.reshape(-1, x.shape[-1])
-    if len(x) == 0:
-        raise ValueError(f"`x_train` has shape {np.shape(x_train)}, so no rows. Pass at least one, better thousands.")
-    bias = jnp.zeros(w.shape[1], jnp.float32) if bias is None else _real(bias, "bias")
+    bias = np.zeros(w.shape[1], np.float32) if bias is None else _real(bias, "bias")
     if bias.shape != w.shape[1:]:
         raise ValueError(f"`bias` has shape {bias.shape}; expected {w.shape[1:]}, one number per column of `w`.")
-    for array, name in ((x, "x_train"), (w, "w"), (bias, "bias")):
-        _finite(array, name)
-    return x, w, bias
+    _finite(w, "w")
+    _finite(bias, "bias")
+    return w, bias
 
 
 def in_range(scale: np.ndarray, offset: np.ndarray) -> tuple[Array, Array]:
@@ -87,11 +94,11 @@ def in_range(scale: np.ndarray, offset: np.ndarray) -> tuple[Array, Array]:
         raise ValueError(
             f"`x_train @ w + bias` reaches {reached:.2g}, more than float32 holds. Scale `x_train` or `w` down."
         )
-    return jnp.asarray(scale, jnp.float32), jnp.asarray(offset, jnp.float32)
+    return jax.device_put(scale.astype(np.float32)), jax.device_put(offset.astype(np.float32))
 
 
-def _real(value: Any, name: str) -> Array:
-    """`value` as a float32 array."""
+def _real(value: Any, name: str) -> np.ndarray:
+    """`value` as a float32 array of NumPy; on a CPU nothing is copied that is one already."""
     if isinstance(value, jax.core.Tracer):
         raise TypeError(
             f"`{name}` is traced: `fit` looks at values, so it cannot run inside of jax.jit, jax.vmap or jax.grad. "
@@ -106,13 +113,13 @@ def _real(value: Any, name: str) -> Array:
             hint = f"Cast it: `{name}.astype(np.float32)`."
         raise TypeError(f"`{name}` is {value.dtype}; expected real numbers. {hint}")
     with np.errstate(over="ignore"):  # float64 beyond float32's range becomes infinite, and is reported as such
-        return jnp.asarray(value if isinstance(value, jax.Array) else np.asarray(value, np.float32), jnp.float32)
+        return np.asarray(value, np.float32)
 
 
-def _finite(array: Array, name: str) -> None:
-    if np.isfinite(largest(array)):
+def _finite(array: np.ndarray, name: str) -> None:
+    if np.isfinite(np.abs(array).max()):  # NaN if there is one, unlike XLA's maximum on CPU
         return
-    bad = np.argwhere(~np.isfinite(np.asarray(array)))
+    bad = np.argwhere(~np.isfinite(array))
     raise ValueError(
         f"`{name}` has {len(bad)} NaN or infinite values (as float32), the first at {tuple(bad[0].tolist())}. "
         "Remove or replace them."

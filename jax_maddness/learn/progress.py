@@ -12,8 +12,8 @@ _DELAY = 2.0  # seconds: shorter fits stay silent
 class Progress:
     """Counts the steps of a fit: silent for the first seconds if `show` is None, always or never if True or False."""
 
-    def __init__(self, total: int, show: bool | None):
-        self._bar = tqdm(total=total, disable=show is False, delay=_DELAY if show is None else 0, leave=show is True)
+    def __init__(self, show: bool | None):
+        self._bar = tqdm(total=0, disable=show is False, delay=_DELAY if show is None else 0, leave=show is True)
 
     def __enter__(self) -> Progress:
         return self
@@ -21,10 +21,14 @@ class Progress:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
 
+    def expect(self, steps: int) -> None:
+        """So many steps more are to come."""
+        self._bar.total += steps
+
     def stage(self, name: str) -> None:
         """Names what the next steps do."""
         self._bar.set_description(f"fit: {name}", refresh=False)
 
-    def step(self) -> None:
-        """One step is done."""
-        self._bar.update()
+    def step(self, count: int = 1) -> None:
+        """One step is done, or several."""
+        self._bar.update(count)

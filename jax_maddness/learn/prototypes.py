@@ -1,21 +1,23 @@
-"""x_train, codes -> prototypes: what each code stands for, by ridge regression (section 4.2, equation 8).
+"""codes -> prototypes: what each code stands for, by ridge regression (section 4.2, equation 8).
 
 With `G` [rows, 16 C] the one-hot codes of the training rows, the prototypes `P` [16 C, D] minimise
 
     |x - G P - 1 i|^2 + ridge * |P - P_0|^2
 
-where `P_0` are the trees' own bucket means (zero outside of the codebook's features) and `i` is an intercept that
+where `P_0` are the codebooks' own bucket means (zero outside of the codebook's features) and `i` is an intercept that
 costs nothing. The paper prints `P_0 = 0`, its code regresses what the bucket means leave, as here: with thousands of
 rows that is the same, with a hundred the error of `P_0 = 0` is up to 4 times larger.
 
-Only `G^T G` and `G^T x` are needed: `Statistics`, which add up over blocks of rows.
+Only `G^T G` and `G^T x` are needed: `Statistics`, which add up over blocks of rows. Where the codes come from plays no
+part: every method ends here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 _dot = functools.partial(jnp.matmul, precision="highest")
+_POWER_STEPS = 8  # of the estimate of the condition: within a factor of two
 
 
 @jax.tree_util.register_dataclass
@@ -57,14 +60,30 @@ class Statistics:
         x: Float[Array, "rows features"],
         codes: UInt8[Array, "rows codebooks"],
         counted: Bool[Array, " rows"],
+        real: Bool[Array, " codebooks"] | bool = True,
     ) -> Statistics:
-        """Adds the rows of `x` that are `counted`. A block has fewer than 2^24 rows, so that f32 counts exactly."""
-        one_hot = jax.nn.one_hot(codes, LEAVES, dtype=jnp.float32) * counted[:, None, None]
-        one_hot = one_hot.reshape(len(codes), -1)
+        """Adds the rows of `x` that are `counted`. A block has fewer than 2^24 rows, so that f32 counts exactly.
+
+        Codebooks that are not `real` are there to fill the arrays: none of their codes occurs.
+        """
+        seen = counted[:, None, None] & jnp.broadcast_to(real, codes.shape[1])[:, None]
+        one_hot = (jax.nn.one_hot(codes, LEAVES, dtype=jnp.float32) * seen).reshape(len(codes), -1)
         return Statistics(
             gram=self.gram + _dot(one_hot.T, one_hot).astype(jnp.int32),
             sums=self.sums + _dot(one_hot.T, x),
         )
+
+
+class Solution(NamedTuple):
+    """What `ridge_regression` found: `weights` and `intercept` are NaN where f32 cannot solve the system.
+
+    `condition` is an estimate of the ratio of the scaled system's largest eigenvalue to its smallest: relative errors
+    of the solution are about `condition * 2**-24`, squared after the refinement.
+    """
+
+    weights: Float[Array, "codes columns"]
+    intercept: Float[Array, " columns"]
+    condition: Float[Array, ""]
 
 
 def bucket_means(statistics: Statistics, own: Bool[Array, "codebooks features"]) -> Float[Array, "codes features"]:
@@ -73,12 +92,23 @@ def bucket_means(statistics: Statistics, own: Bool[Array, "codebooks features"])
     return jnp.where(jnp.repeat(own, LEAVES, axis=0), means, 0.0)
 
 
+@jax.jit
+def explained(statistics: Statistics) -> Bool[Array, "codebooks features"]:
+    """Gives every feature to the codebook whose bucket means explain most of it: `own` for trees without groups.
+
+    The trees of contiguous groups, grown to explain their own features, mostly get these.
+    """
+    energy = statistics.sums**2 / jnp.maximum(statistics.counts, 1)[:, None]
+    energy = energy.reshape(-1, LEAVES, energy.shape[1]).sum(1)
+    return energy.argmax(0) == jnp.arange(len(energy))[:, None]
+
+
 def ridge_regression(
     gram: Int32[Array, "codes codes"],
     sums: Float[Array, "codes columns"],
     rows: int | Int32[Array, ""],
     ridge: float | Float[Array, ""],
-) -> tuple[Float[Array, "codes columns"], Float[Array, " columns"]]:
+) -> Solution:
     """Minimises `|r - G W - 1 i|^2 + ridge |W|^2` over `W` and `i`, given `G^T G` and `G^T r` of `r` with mean 0.
 
     Eliminating the intercept centres the system: `(G^T G - g g^T / rows + ridge) W = G^T r`, `i = -(g / rows) W` with
@@ -86,9 +116,6 @@ def ridge_regression(
     - Each codebook's all-ones vector is an eigenvector with eigenvalue `ridge`, to which `G^T r` is orthogonal. Raising
       that eigenvalue by `rows / 16` changes nothing in `W`, and removes the smallest eigenvalues.
     - The diagonal is scaled to one, and one step of iterative refinement follows the Cholesky solve.
-
-    Returns:
-      `W` and `i`: NaN where the system is too ill-conditioned for f32 (many duplicated codebooks on millions of rows).
     """
     counts = jnp.diagonal(gram).astype(jnp.float32)
     size = len(counts)
@@ -104,7 +131,21 @@ def ridge_regression(
 
     solution = solve(sums)
     solution += solve(sums - _dot(system, solution))
-    return solution, -_dot(counts / rows, solution)
+    condition = _largest(lambda v: _dot(scaled, v), size) * _largest(
+        lambda v: jax.scipy.linalg.cho_solve(factor, v), size
+    )
+    return Solution(solution, -_dot(counts / rows, solution), condition)
+
+
+def _largest(times: Callable[[Array], Array], size: int) -> Float[Array, ""]:
+    """The largest eigenvalue of a positive definite matrix, given as a function of a vector, by power iteration."""
+
+    def step(_: int, v: Array) -> Array:
+        v = times(v)
+        return v / jnp.linalg.norm(v)
+
+    start = jax.random.normal(jax.random.key(0), (size, 1))
+    return jnp.linalg.norm(times(lax.fori_loop(0, _POWER_STEPS, step, start / jnp.linalg.norm(start))))
 
 
 @jax.jit
@@ -114,15 +155,15 @@ def fit_prototypes(
     w: Float[Array, "features outputs"],
     rows: Int32[Array, ""],
     ridge: Float[Array, ""],
-) -> tuple[Float[Array, "codebooks 16 outputs"], Float[Array, " outputs"]]:
-    """Float tables: `prototypes @ w`, and `intercept @ w`.
+) -> Solution:
+    """Float tables: `prototypes @ w` [16 C, outputs], and `intercept @ w`.
 
     Regression is linear in its targets, so prototypes for `x` times `w` are the prototypes for `x @ w`: with fewer
     outputs than features the product comes first, and the system is solved for fewer right-hand sides.
 
     Args:
       statistics: of the training rows, centred by column: only differences from the mean should be left to f32.
-      own: which features a codebook's tree was grown on.
+      own: the features in which a codebook's bucket means are what the penalty shrinks toward.
       w: the weights.
       rows: how many rows `statistics` counted.
       ridge: weight of the penalty, in rows.
@@ -130,9 +171,7 @@ def fit_prototypes(
     means = bucket_means(statistics, own)
     sums = statistics.sums - _dot(statistics.gram.astype(jnp.float32), means)
     if w.shape[1] < w.shape[0]:
-        corrections, intercept = ridge_regression(statistics.gram, _dot(sums, w), rows, ridge)
-        tables = _dot(means, w) + corrections
-    else:
-        corrections, intercept = ridge_regression(statistics.gram, sums, rows, ridge)
-        tables, intercept = _dot(means + corrections, w), _dot(intercept, w)
-    return tables.reshape(len(own), LEAVES, w.shape[1]), intercept
+        found = ridge_regression(statistics.gram, _dot(sums, w), rows, ridge)
+        return found._replace(weights=_dot(means, w) + found.weights)
+    found = ridge_regression(statistics.gram, sums, rows, ridge)
+    return found._replace(weights=_dot(means + found.weights, w), intercept=_dot(found.intercept, w))

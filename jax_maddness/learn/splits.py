@@ -26,35 +26,23 @@ from jax import lax
 from jax_maddness.core.types import LEVELS
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int32, UInt32
+    from jaxtyping import Array, Bool, Float, Int32, UInt32
 
-_BUCKETS = 2 ** (LEVELS - 1)  # buckets of the last level that is split; earlier levels leave some of them empty
-_BUCKET_BITS = LEVELS - 1
+BUCKETS = 2 ** (LEVELS - 1)  # buckets of the last level that is split; earlier levels leave some of them empty
+_OUTSIDE = BUCKETS  # the bucket of rows that do not count
+_BUCKET_BITS = _OUTSIDE.bit_length()
 _BLOCK = 32  # rows per step of the running sums; 16 to 64 are equally fast, whole columns 2 to 6 times slower
 _SIGN = np.uint32(1 << 31)
+NO_KEY = np.uint32(2**32 - 1)  # greater than the sort key of any finite float
 _NEVER = np.float32(np.finfo(np.float32).max)  # the threshold that no finite value exceeds
-
-
-def subspaces(num_features: int, num_codebooks: int) -> np.ndarray:
-    """Deals the features out to codebooks in contiguous groups of near-equal size, the larger groups first.
-
-    Returns:
-      int32 [codebooks, width]: the features of each codebook, padded at the end with -1.
-
-    Example:
-      >>> subspaces(5, 2).tolist()
-      [[0, 1, 2], [3, 4, -1]]
-    """
-    groups = np.array_split(np.arange(num_features), num_codebooks)
-    width = len(groups[0])
-    return np.stack([np.pad(g, (0, width - len(g)), constant_values=-1) for g in groups]).astype(np.int32)
 
 
 @functools.partial(jax.jit, static_argnames="num_candidates")
 def grow_trees(
-    x: Float[Array, "rows features"],
+    columns: Float[Array, "codebooks rows width"],
+    own: Bool[Array, "codebooks width"],
+    counted: Bool[Array, " rows"],
     factor: Float[Array, ""],
-    groups: Int32[Array, "codebooks width"],
     num_candidates: int,
 ) -> tuple[Int32[Array, "codebooks 4"], Float[Array, "codebooks 15"]]:
     """Grows one tree per group of features (section 4.1, Algorithm 3).
@@ -64,59 +52,89 @@ def grow_trees(
     leave the least squared error over all features of the group is chosen.
 
     Args:
-      x: training rows, finite.
-      factor: a power of two that brings the largest magnitude of `x` near 1, so that no square overflows.
-      groups: the features of each codebook, padded with -1.
+      columns: the training rows in the features of each codebook, finite.
+      own: False where a group is narrower than the widest one.
+      counted: False for rows that are only there to fill the array.
+      factor: a power of two that brings the largest magnitude near 1, so that no square overflows.
       num_candidates: features tried per level.
 
     Returns:
-      `indices` and `thresholds` of `SplitTrees`. `x > threshold` in IEEE f32 reproduces every split of the search on
-      the training rows. A bucket that cannot be split (empty, or constant in the chosen feature) goes left whole.
+      The position of the feature in its group and the thresholds, as in `SplitTrees`. `x > threshold` in IEEE f32
+      reproduces every split of the search on the training rows. A bucket that cannot be split (empty, or constant in
+      the chosen feature) goes left whole.
     """
-    own = groups >= 0
-    columns = jnp.take(x, jnp.maximum(groups, 0), axis=1).transpose(1, 0, 2)  # [codebooks, rows, width]
-    columns = columns * factor
-    residuals = jnp.where(own[:, None], columns - columns[:, :1], 0.0)  # so that a large mean costs no precision
-    buckets = jnp.zeros(residuals.shape[:2], jnp.int32)
-    grow = functools.partial(_grow_level, x, groups, min(num_candidates, groups.shape[1]))
-    _, (indices, thresholds) = lax.scan(grow, (residuals, buckets), length=LEVELS)
-    heap = [thresholds[level, :, : 2**level] for level in range(LEVELS)]
-    return indices.T, jnp.concatenate(heap, axis=1)
+    scaled = columns * factor
+    seen = own[:, None] & counted[:, None]
+    residuals = jnp.where(seen, scaled - scaled[:, :1], 0.0)  # so that a large mean costs no precision
+    keys = sort_keys(columns.transpose(0, 2, 1))
+    buckets = jnp.broadcast_to(first_buckets(counted), residuals.shape[:2])
+
+    def grow(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        residuals = centre(state[0], state[1])
+        errors = jnp.where(own, (residuals * residuals).sum(1), -1.0)
+        errors, tried = lax.top_k(errors, min(num_candidates, own.shape[1]))
+        tried_keys = jnp.take_along_axis(keys, tried[..., None], axis=1)
+        best, (left, right), buckets = split_level(residuals, state[1], tried_keys, errors >= 0)
+        return (residuals, buckets), (_pick(best, tried), threshold_between(left, right))
+
+    _, (positions, thresholds) = lax.scan(grow, (residuals, buckets), length=LEVELS)
+    return positions.T, heap_order(thresholds)
 
 
-def _grow_level(
-    x: Array, groups: Array, num_candidates: int, state: tuple[Array, Array], _: None
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """One level of all trees: (residuals, buckets) -> (..., (features [codebooks], thresholds [codebooks, 8]))."""
-    residuals, buckets = state
-    residuals = _centre(residuals, buckets)
-    errors = jnp.where(groups >= 0, (residuals * residuals).sum(1), -1.0)
-    errors, candidates = lax.top_k(errors, num_candidates)
-    features = jnp.take_along_axis(groups, candidates, axis=1)  # [codebooks, candidates]
-    keys = sort_keys(jnp.take(x, jnp.maximum(features, 0), axis=1).transpose(1, 2, 0))  # [codebooks, candidates, rows]
-    order = bucket_order(keys, jnp.broadcast_to(buckets[:, None], keys.shape))
+def first_buckets(counted: Bool[Array, " rows"]) -> Int32[Array, " rows"]:
+    """The buckets that a tree starts from: all rows in bucket 0, those that do not count outside of all."""
+    return jnp.where(counted, 0, _OUTSIDE)
+
+
+def heap_order(thresholds: Float[Array, "4 ... 8"]) -> Float[Array, "... 15"]:
+    """The thresholds of four levels, one after the other."""
+    return jnp.concatenate([thresholds[level, ..., : 2**level] for level in range(LEVELS)], axis=-1)
+
+
+def split_level(
+    residuals: Float[Array, "codebooks rows width"],
+    buckets: Int32[Array, "codebooks rows"],
+    keys: UInt32[Array, "codebooks candidates rows"],
+    allowed: Bool[Array, "codebooks candidates"],
+    key_bits: int = 32,
+) -> tuple[Int32[Array, " codebooks"], tuple[Array, Array], Int32[Array, "codebooks rows"]]:
+    """Splits every bucket at its best threshold of that candidate feature which saves most over all buckets.
+
+    Args:
+      residuals: what the tree should explain, centred by bucket.
+      buckets: the bucket of every row.
+      keys: integers in the order of the rows' values in each candidate feature.
+      allowed: which candidates may be chosen.
+      key_bits: keys are below `2**key_bits`; the fewer, the sooner they are sorted.
+
+    Returns:
+      The candidate; for each bucket the largest key that goes left and the smallest that goes right, `NO_KEY` where all
+      go left; and the rows' buckets at the next level.
+    """
+    order = bucket_order(keys, jnp.broadcast_to(buckets[:, None], keys.shape), key_bits)
     keys_in_order, buckets_in_order = _take(keys, order), _take(buckets[:, None], order)
     gains = _split_gains(residuals, order, keys_in_order, buckets_in_order)
     total = jnp.maximum(_by_bucket(gains, buckets_in_order).max(-1), 0.0).sum(-1)
-    best = jnp.where(errors < 0, -1.0, total).argmax(-1)  # [codebooks]
+    best = jnp.where(allowed, total, -1.0).argmax(-1)  # [codebooks]
 
-    keys, keys_in_order, features = (_pick(best, a) for a in (keys, keys_in_order, features))
+    keys, keys_in_order = _pick(best, keys), _pick(best, keys_in_order)
     gains = _by_bucket(_pick(best, gains), _pick(best, buckets_in_order))  # [codebooks, 8, rows]
     position = gains.argmax(-1)  # the last row of each bucket that goes left
-    left, right = _take(keys_in_order, position), _take(keys_in_order, position + 1)
-    thresholds = jnp.where(gains.max(-1) >= 0, _threshold_between(left, right), _NEVER)
-    goes_right = keys > _take(sort_keys(thresholds), buckets)
-    return (residuals, 2 * buckets + goes_right), (features, thresholds)
+    split = gains.max(-1) >= 0
+    left = jnp.where(split, _take(keys_in_order, position), NO_KEY)
+    right = jnp.where(split, _take(keys_in_order, position + 1), NO_KEY)
+    goes_right = keys > _take(left, buckets)
+    return best, (left, right), jnp.where(buckets == _OUTSIDE, _OUTSIDE, 2 * buckets + goes_right)
 
 
 def _by_bucket(gains: Float[Array, "... rows"], buckets: Int32[Array, "... rows"]) -> Float[Array, "... 8 rows"]:
     """The gains of each bucket alone, -inf elsewhere."""
-    return jnp.where(buckets[..., None, :] == jnp.arange(_BUCKETS)[:, None], gains[..., None, :], -jnp.inf)
+    return jnp.where(buckets[..., None, :] == jnp.arange(BUCKETS)[:, None], gains[..., None, :], -jnp.inf)
 
 
-def _centre(residuals: Float[Array, "codebooks rows width"], buckets: Int32[Array, "codebooks rows"]) -> Array:
+def centre(residuals: Float[Array, "codebooks rows width"], buckets: Int32[Array, "codebooks rows"]) -> Array:
     """Subtracts from every row the mean of its bucket."""
-    members = jax.nn.one_hot(buckets, _BUCKETS, dtype=jnp.float32)
+    members = jax.nn.one_hot(buckets, BUCKETS, dtype=jnp.float32)
     counts = members.sum(1)[..., None]
     sums = jnp.einsum("cnb,cnd->cbd", members, residuals, precision="highest")
     return residuals - jnp.einsum("cnb,cbd->cnd", members, sums / jnp.maximum(counts, 1), precision="highest")
@@ -137,15 +155,21 @@ def _from_sort_keys(keys: UInt32[Array, "..."]) -> Float[Array, "..."]:
     return lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def _threshold_between(left: UInt32[Array, "..."], right: UInt32[Array, "..."]) -> Float[Array, "..."]:
-    """A float `t` with `left <= t < right`, of sort keys: their midpoint, or `left` if rounding spoils it."""
+def threshold_between(left: UInt32[Array, "..."], right: UInt32[Array, "..."]) -> Float[Array, "..."]:
+    """A float `t` with `left <= t < right`, of sort keys: their midpoint, or `left` if rounding spoils it.
+
+    Where `left` is `NO_KEY`: the threshold that no finite value exceeds.
+    """
     midpoint = 0.5 * _from_sort_keys(left) + 0.5 * _from_sort_keys(right)
     key = sort_keys(midpoint)
-    return _from_sort_keys(jnp.where((left <= key) & (key < right), key, left))
+    between = _from_sort_keys(jnp.where((left <= key) & (key < right), key, left))
+    return jnp.where(left == NO_KEY, _NEVER, between)
 
 
-def bucket_order(keys: UInt32[Array, "... rows"], buckets: Int32[Array, "... rows"]) -> Int32[Array, "... rows"]:
-    """Row numbers sorted by bucket (< 8), then key, then row number.
+def bucket_order(
+    keys: UInt32[Array, "... rows"], buckets: Int32[Array, "... rows"], key_bits: int = 32
+) -> Int32[Array, "... rows"]:
+    """Row numbers sorted by bucket (<= 8), then key, then row number.
 
     XLA's CPU sort takes 50 ns per element for one array of integers, but 250 to 450 ns for several arrays. So: a radix
     sort from the least digit up, each pass one sort of `digit << bits | position`; 5,000 rows take two, of 19 bits.
@@ -155,18 +179,26 @@ def bucket_order(keys: UInt32[Array, "... rows"], buckets: Int32[Array, "... row
     digit_bits = 32 - position_bits
     position = lax.broadcasted_iota(jnp.uint32, keys.shape, keys.ndim - 1)
     order = position
-    for shift in range(0, 32 + _BUCKET_BITS, digit_bits):
-        digit = _take(_digit(keys, buckets.astype(jnp.uint32), shift, digit_bits), order)
+    low, high = _pair(keys, buckets.astype(jnp.uint32), key_bits)
+    for shift in range(0, key_bits + _BUCKET_BITS, digit_bits):
+        digit = _take(_digit(low, high, shift, digit_bits), order)
         step = lax.sort(digit << np.uint32(position_bits) | position, is_stable=False)
         order = _take(order, step & np.uint32((1 << position_bits) - 1))
     return order.astype(jnp.int32)
 
 
-def _digit(keys: Array, buckets: Array, shift: int, width: int) -> Array:
-    """Bits [shift, shift + width) of the number `buckets << 32 | keys`."""
-    low = keys >> np.uint32(shift) if shift < 32 else jnp.zeros_like(keys)
-    high = buckets << np.uint32(32 - shift) if 0 < shift < 32 else buckets >> np.uint32(max(shift - 32, 0))
-    return ((low | high) if shift else low) & np.uint32((1 << width) - 1)
+def _pair(keys: Array, buckets: Array, key_bits: int) -> tuple[Array, Array]:
+    """The number `buckets << key_bits | keys` as its low and its high 32 bits."""
+    if key_bits == 32:
+        return keys, buckets
+    return keys | buckets << np.uint32(key_bits), buckets >> np.uint32(32 - key_bits)
+
+
+def _digit(low: Array, high: Array, shift: int, width: int) -> Array:
+    """Bits [shift, shift + width) of the number `high << 32 | low`."""
+    below = low >> np.uint32(shift) if shift < 32 else jnp.zeros_like(low)
+    above = high << np.uint32(32 - shift) if 0 < shift < 32 else high >> np.uint32(max(shift - 32, 0))
+    return ((below | above) if shift else below) & np.uint32((1 << width) - 1)
 
 
 def _split_gains(
@@ -180,7 +212,7 @@ def _split_gains(
     `keys` and `buckets` are in `order`. Residuals of a bucket sum to zero, so running sums over all rows are the
     running sums within each bucket.
     """
-    counts = (buckets[..., None, :] == jnp.arange(_BUCKETS)[:, None]).sum(-1)  # [codebooks, candidates, 8]
+    counts = (buckets[..., None, :] == jnp.arange(BUCKETS)[:, None]).sum(-1)  # [codebooks, candidates, 8]
     ends = jnp.cumsum(counts, axis=-1)
     n = _take(counts, buckets)
     n_left = jnp.arange(1, order.shape[-1] + 1) - _take(ends - counts, buckets)

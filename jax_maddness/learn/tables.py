@@ -24,11 +24,12 @@ def quantize_tables(
 
     `scale[m]` is the largest range of any codebook's entries over 255; rounding is to nearest, so each used entry is
     off by at most `scale[m] / 2`. Entries of codes without rows do not count for the range, and are clipped into it.
-    An output whose tables are constant gets scale 0 and values 0.
+    An output whose tables are constant gets scale 0 and values 0; a codebook without rows counts for nothing.
     """
     by_output = tables.transpose(2, 0, 1)
-    low = jnp.where(used, by_output, jnp.inf).min(-1)
-    high = jnp.where(used, by_output, -jnp.inf).max(-1)
+    seen = used.any(-1)
+    low = jnp.where(seen, jnp.where(used, by_output, jnp.inf).min(-1), 0.0)
+    high = jnp.where(seen, jnp.where(used, by_output, -jnp.inf).max(-1), 0.0)
     width = (high - low).max(-1)
     width = jnp.where(width >= jnp.finfo(jnp.float32).tiny * STEPS, width, 0.0)
     steps_per_unit = jnp.where(width > 0, STEPS / jnp.where(width > 0, width, 1.0), 0.0)

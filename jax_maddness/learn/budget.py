@@ -1,0 +1,209 @@
+"""x_train, w, a budget -> the smallest op that meets it: a short search over the number of codebooks."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_maddness.core.amm import amm
+from jax_maddness.core.types import LEAVES, LEVELS, NODES, LookupTables, MaddnessOp, SplitTrees
+from jax_maddness.learn import checks
+from jax_maddness.learn.evaluate import evaluate
+from jax_maddness.learn.fit import FitConfig, learn
+from jax_maddness.learn.progress import Progress
+from jax_maddness.learn.rows import Rows
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Float
+
+ASIDE = 0.2
+"""Share of the rows that NMSE is measured on, at most `MOST_ASIDE`; the op that is returned is learned from all."""
+MOST_ASIDE = 4096
+CLOSE = 1.125
+"""The search ends when the fewest codebooks that reach the error and the most that do not are as close as this."""
+
+_PAPER = FitConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """A number of codebooks: what it costs and brings.
+
+    Attributes:
+      nmse: on rows set aside.
+      num_bytes: of the op.
+      seconds: of `jit(amm)` on the rows of `x_train` (at most 16,384 of them), the least of some calls; None where it
+        was not asked for.
+    """
+
+    codebooks: int
+    nmse: float
+    num_bytes: int
+    seconds: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Budgeted:
+    """The op, and how it was found; `print` it for the table."""
+
+    op: MaddnessOp
+    trace: tuple[Tried, ...]
+
+    def __str__(self) -> str:
+        lines = ["| C | NMSE on rows set aside | bytes | seconds |", "|---|---|---|---|"]
+        for t in sorted(self.trace, key=lambda t: t.codebooks):
+            chosen = "**" if t.codebooks == self.op.num_codebooks else ""
+            seconds = "" if t.seconds is None else f"{t.seconds:.2e}"
+            lines.append(f"| {chosen}{t.codebooks}{chosen} | {t.nmse:.4g} | {t.num_bytes:,} | {seconds} |")
+        return "\n".join(lines)
+
+
+def fit_budget(
+    x_train: Float[ArrayLike, "... features"],
+    w: Float[ArrayLike, "features outputs"],
+    bias: Float[ArrayLike, " outputs"] | None = None,
+    *,
+    max_nmse: float | None = None,
+    num_bytes: int | None = None,
+    max_seconds: float | None = None,
+    config: FitConfig = _PAPER,
+    progress: bool | None = None,
+) -> Budgeted:
+    """`fit` with the number of codebooks that a budget asks for.
+
+    With `max_nmse`: the fewest codebooks that reach it, on rows set aside. Without it: the most codebooks that the
+    other limits allow, or fewer where more do not help. Sizes and times are known without learning.
+
+    Args:
+      x_train: samples of `x`; leading dimensions are flattened to rows.
+      w: the weights to multiply with.
+      bias: what to add to every row of the product.
+      max_nmse: |y - y_exact|^2 / |y_exact - mean|^2 to reach.
+      num_bytes: the largest size of the op.
+      max_seconds: the longest time of one call of `amm` on the rows of `x_train` (at most 16,384 of them), on this
+        machine as it is now.
+      config: how to learn.
+      progress: show a progress bar; None shows it where learning takes longer than two seconds.
+
+    Raises:
+      TypeError, ValueError: as `fit`; no limit is given; or no number of codebooks is within the limits.
+
+    Example:
+      >>> x = np.random.default_rng(0).standard_normal((300, 8))
+      >>> fit_budget(x, np.ones((8, 3)), num_bytes=300).op
+      MaddnessOp(8 -> 3, 2 codebooks, 272 bytes)
+    """
+    checks.kind(config, FitConfig, "config")
+    limits = {"max_nmse": max_nmse, "num_bytes": num_bytes, "max_seconds": max_seconds}
+    _check(limits)
+    x = checks.samples(x_train)
+    weights, offset = checks.product(x.shape[1], w, bias)
+    order = np.random.default_rng(0).permutation(len(x))
+    aside = min(max(1, round(ASIDE * len(x))), MOST_ASIDE, len(x) - 1)
+    if aside < 1:
+        raise ValueError("`x_train` has one row; a budget needs rows to judge by. Pass many rows.")
+    part, test = Rows.of(x[order[aside:]]), x[order[:aside]]
+    most = _most(x, weights.shape[1], num_bytes, max_seconds)
+    trace: dict[int, Tried] = {}
+    with Progress(progress) as bar:
+
+        def attempt(codebooks: int) -> Tried:
+            if codebooks not in trace:
+                op = learn(part, weights, offset, codebooks, config, bar)
+                seconds = None if max_seconds is None else _seconds(op, x)
+                trace[codebooks] = Tried(codebooks, evaluate(op, test, weights, offset).nmse, op.nbytes, seconds)
+            return trace[codebooks]
+
+        chosen = _most_useful(attempt, most) if max_nmse is None else _fewest(attempt, most, max_nmse)
+        op = learn(Rows.of(x), weights, offset, chosen, config, bar)
+    return Budgeted(op, tuple(trace.values()))
+
+
+def _check(limits: dict[str, float | None]) -> None:
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    if not given:
+        raise ValueError("No budget is given. Pass `max_nmse`, `num_bytes` or `max_seconds`, or several of them.")
+    for name, limit in given.items():
+        if not (isinstance(limit, int | float) and np.isfinite(limit) and limit > 0):
+            raise ValueError(f"`{name}` is {limit!r}; expected a positive number.")
+
+
+def _most(x: np.ndarray, outputs: int, num_bytes: int | None, max_seconds: float | None) -> int:
+    """The largest number of codebooks within the limits."""
+    most = x.shape[1]
+    if num_bytes is not None:
+        per_codebook = 4 * LEVELS + 4 * NODES + LEAVES * outputs
+        most = min(most, (int(num_bytes) - 8 * outputs) // per_codebook)
+        if most < 1:
+            raise ValueError(
+                f"`num_bytes` is {num_bytes}; one codebook takes {per_codebook + 8 * outputs:,}. Allow as many."
+            )
+    if max_seconds is not None and _seconds(_blank(x.shape[1], most, outputs), x) > max_seconds:
+        least = _seconds(_blank(x.shape[1], 1, outputs), x)
+        if least > max_seconds:
+            raise ValueError(
+                f"`max_seconds` is {max_seconds}; one codebook takes {least:.2g} s on {len(x):,} rows. Allow more time."
+            )
+        low, high = 1, most
+        while high > max(CLOSE * low, low + 1):
+            middle = round(np.sqrt(low * high))
+            middle = min(max(middle, low + 1), high - 1)
+            fits = _seconds(_blank(x.shape[1], middle, outputs), x) <= max_seconds
+            low, high = (middle, high) if fits else (low, middle)
+        most = low
+    return most
+
+
+def _most_useful(attempt: Callable[[int], Tried], most: int) -> int:
+    """`most`, halved for as long as that makes the error no larger."""
+    while most > 1 and attempt(most // 2).nmse <= attempt(most).nmse:
+        most //= 2
+    return attempt(most).codebooks
+
+
+def _fewest(attempt: Callable[[int], Tried], most: int, max_nmse: float) -> int:
+    """The fewest codebooks that reach `max_nmse`: doubled until they do, then bisected, on a logarithmic scale."""
+    low, high = 0, 1
+    while attempt(high).nmse > max_nmse:
+        if high == most:
+            best = min((attempt(c) for c in _powers(most)), key=lambda t: t.nmse)
+            raise ValueError(
+                f"`max_nmse` is {max_nmse:g}, but the best within the limits is {best.nmse:.3g}, with "
+                f"{best.codebooks} codebooks. Allow more error or codebooks, pass more rows, or take another method."
+            )
+        low, high = high, min(2 * high, most)
+    while high > max(CLOSE * low, low + 1):
+        middle = min(max(round(np.sqrt(low * high)), low + 1), high - 1)
+        low, high = (low, middle) if attempt(middle).nmse <= max_nmse else (middle, high)
+    return high
+
+
+def _powers(most: int) -> list[int]:
+    return sorted({min(2**k, most) for k in range(most.bit_length() + 1)})
+
+
+def _blank(features: int, codebooks: int, outputs: int) -> MaddnessOp:
+    """An op of a given size that has learned nothing: it takes as long as any other."""
+    indices = np.arange(codebooks * LEVELS).reshape(codebooks, LEVELS) % features
+    trees = SplitTrees(jnp.asarray(indices, jnp.int32), jnp.zeros((codebooks, NODES)), features)
+    tables = LookupTables(jnp.zeros((outputs, codebooks, LEAVES), jnp.uint8), jnp.zeros(outputs), jnp.zeros(outputs))
+    return MaddnessOp(trees, tables)
+
+
+def _seconds(op: MaddnessOp, x: np.ndarray) -> float:
+    """The least time of a call on the rows of `x`, of at least five calls and a tenth of a second."""
+    rows, call = jnp.asarray(x[:16384]), jax.jit(amm)
+    jax.block_until_ready(call(rows, op))
+    times: list[float] = []
+    while len(times) < 5 or (sum(times) < 0.1 and len(times) < 1000):
+        start = time.perf_counter()
+        jax.block_until_ready(call(rows, op))
+        times.append(time.perf_counter() - start)
+    return min(times)

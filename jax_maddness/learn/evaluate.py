@@ -1,0 +1,199 @@
+"""op, x, w -> a report: how large the error is, where it comes from, and what to do about it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from jax_maddness.core.amm import amm
+from jax_maddness.core.encode import encode
+from jax_maddness.core.types import LEAVES, MaddnessOp
+from jax_maddness.learn import checks
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Float
+
+_BLOCK = 8192  # rows whose products are in memory at once
+_ROWS_PER_ENTRY = 20  # training rows per table row that leave little to gain from more, in practice
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `evaluate` found. `print` it for the words.
+
+    Attributes:
+      nmse: |y - y_exact|^2 / |y_exact - mean|^2 over all rows and outputs, the mean being that of each output.
+      nmse_per_output: the same for every output alone; NaN for one that is constant.
+      encoder, quantization, shift: the parts of `nmse`; they add up to it. `quantization` is what rounding the tables
+        to 8 bits is expected to add: a twelfth of a squared step per codebook. `shift` is by how much the error exceeds
+        that on the training rows, 0 without `x_train`. `encoder` is the rest: what 16 prototypes per codebook cannot
+        express.
+      train_nmse: the error on the training rows; None without `x_train`.
+      occupancy: the share of the rows in each leaf.
+      rows, train_rows: how many there are.
+      suggestion: what to do, in words; empty where there is nothing to say.
+    """
+
+    nmse: float
+    nmse_per_output: Float[np.ndarray, " outputs"]
+    encoder: float
+    quantization: float
+    shift: float
+    train_nmse: float | None
+    occupancy: Float[np.ndarray, "codebooks 16"]
+    rows: int
+    train_rows: int | None
+    suggestion: str
+
+    @property
+    def r2(self) -> float:
+        """The share of the outputs' variance that is explained: `1 - nmse`."""
+        return 1 - self.nmse
+
+    @property
+    def unused_leaves(self) -> int:
+        """Leaves that no row reaches."""
+        return int((self.occupancy == 0).sum())
+
+    @property
+    def bits(self) -> float:
+        """The mean entropy of a code, of 4 bits that it could have."""
+        p = self.occupancy
+        return float(-(p * np.log2(np.where(p > 0, p, 1))).sum(1).mean())
+
+    def __str__(self) -> str:
+        worst = np.nan_to_num(self.nmse_per_output, nan=-1).argmax()
+        quartiles = np.nanquantile(self.nmse_per_output, [0.25, 0.5, 0.75]) if np.isfinite(self.nmse) else [np.nan] * 3
+        lines = [
+            f"NMSE {self.nmse:.4g} (R2 {self.r2:.4g}) on {self.rows:,} rows",
+            f"  encoder       {self.encoder:.4g}",
+            f"  quantization  {self.quantization:.4g}",
+        ]
+        if self.train_nmse is not None:
+            lines.append(
+                f"  shift         {self.shift:.4g}  (NMSE on {self.train_rows:,} training rows: {self.train_nmse:.4g})"
+            )
+        lines += [
+            "outputs: quartiles {:.3g}, {:.3g}, {:.3g}; ".format(*quartiles)
+            + f"worst {self.nmse_per_output[worst]:.3g} (output {worst})",
+            f"leaves: {self.unused_leaves} of {self.occupancy.size} unused, {self.bits:.2f} of 4 bits used per code",
+        ]
+        return "\n".join([*lines, self.suggestion] if self.suggestion else lines)
+
+
+def evaluate(
+    op: MaddnessOp,
+    x: Float[ArrayLike, "... features"],
+    w: Float[ArrayLike, "features outputs"],
+    bias: Float[ArrayLike, " outputs"] | None = None,
+    x_train: Float[ArrayLike, "... features"] | None = None,
+) -> Report:
+    """How well `amm(x, op)` approximates `x @ w + bias`, where the error comes from, and what to do about it.
+
+    Args:
+      op: what `fit` learned.
+      x: rows that were not used for learning, else the error looks smaller than it is.
+      w: the weights that `op` stands for.
+      bias: what it adds.
+      x_train: the rows that `op` was learned from: tells what was not learned from what did not carry over.
+
+    Raises:
+      TypeError: an argument is of the wrong kind.
+      ValueError: shapes do not match, there are no rows, or values are not finite.
+
+    Example:
+      >>> import jax_maddness
+      >>> x = np.random.default_rng(0).standard_normal((2000, 8))
+      >>> op = jax_maddness.fit(x[:1000], np.ones((8, 3)), num_codebooks=8)
+      >>> jax_maddness.evaluate(op, x[1000:], np.ones((8, 3)), x_train=x[:1000]).nmse < 0.05
+      True
+    """
+    checks.kind(op, MaddnessOp, "op")
+    rows = checks.samples(x, "x")
+    weights, offset = checks.product(rows.shape[1], w, bias, "x")
+    if weights.shape[1] != op.num_outputs:
+        raise ValueError(
+            f"`w` has {weights.shape[1]} columns, but `op` has {op.num_outputs} outputs. Pass the `w` that it was "
+            "learned for."
+        )
+    error, spread, occupancy = _errors(op, rows, weights, offset)
+    total = max(spread.sum(), np.finfo(np.float64).tiny)
+    nmse = float(error.sum() / total)
+    step = np.asarray(op.tables.scale, np.float64)
+    rounding = min(float(op.num_codebooks * len(rows) * (step**2).sum() / 12 / total), nmse)
+    train_nmse, shift, train_rows = None, 0.0, None
+    if x_train is not None:
+        train = checks.samples(x_train, "x_train")
+        checks.product(train.shape[1], w, bias)
+        train_error, train_spread, _ = _errors(op, train, weights, offset)
+        train_nmse = float(train_error.sum() / max(train_spread.sum(), np.finfo(np.float64).tiny))
+        shift, train_rows = nmse - train_nmse, len(train)
+        rounding = min(rounding, train_nmse)
+    return Report(
+        nmse=nmse,
+        nmse_per_output=np.where(spread > 0, error / np.where(spread > 0, spread, 1), np.nan),
+        encoder=nmse - shift - rounding,
+        quantization=rounding,
+        shift=shift,
+        train_nmse=train_nmse,
+        occupancy=occupancy,
+        rows=len(rows),
+        train_rows=train_rows,
+        suggestion=suggestion(op.num_codebooks, nmse, rounding, train_nmse, train_rows, occupancy),
+    )
+
+
+def _errors(
+    op: MaddnessOp, x: np.ndarray, w: np.ndarray, bias: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, "codebooks 16"]]:
+    """Per output the squared error and the squared distance from the mean, summed over rows; and the leaves' shares."""
+    call = jax.jit(amm)
+    centre = x.mean(0, dtype=np.float64) @ w.astype(np.float64) + bias
+    error, spread = np.zeros(w.shape[1]), np.zeros(w.shape[1])
+    occupancy = np.zeros((op.num_codebooks, LEAVES))
+    for start in range(0, len(x), _BLOCK):
+        rows = x[start : start + _BLOCK]
+        exact = rows @ w + bias
+        error += ((np.asarray(call(rows, op), np.float64) - exact) ** 2).sum(0)
+        spread += ((exact - centre) ** 2).sum(0)
+        codes = np.asarray(encode(jax.numpy.asarray(rows), op.trees))
+        occupancy += (codes[:, :, None] == np.arange(LEAVES)).sum(0)
+    return error, spread, occupancy / len(x)
+
+
+def suggestion(
+    codebooks: int,
+    nmse: float,
+    quantization: float,
+    train_nmse: float | None,
+    train_rows: int | None,
+    occupancy: Float[np.ndarray, "codebooks 16"],
+) -> str:
+    """What to do about the largest part of the error.
+
+    Example:
+      >>> suggestion(64, 0.31, 1e-4, 0.02, 1600, np.full((64, 16), 1 / 16))
+      'Rows too few for C = 64: NMSE on training rows 0.02, on others 0.31. Use C <= 5, or >= 20,480 rows.'
+    """
+    if train_nmse is not None and train_rows is not None and nmse > 1.3 * train_nmse:
+        enough = _ROWS_PER_ENTRY * LEAVES * codebooks
+        text = f"NMSE on training rows {train_nmse:.2g}, on others {nmse:.2g}."
+        if train_rows < enough:
+            fewer = max(1, train_rows // (_ROWS_PER_ENTRY * LEAVES))
+            return f"Rows too few for C = {codebooks}: {text} Use C <= {fewer}, or >= {enough:,} rows."
+        return f"Rows of another kind: {text} Learn from rows like those that the op will see."
+    if nmse > 1:
+        return (
+            "Worse than predicting the mean: is this the `w` and `bias`, are these rows like those, it was learned for?"
+        )
+    if quantization > 0.25 * nmse:
+        return "Rounding the tables to 8 bits is much of the error: more codebooks bring little."
+    if (occupancy == 0).mean() > 0.5:
+        return "More than half of the leaves are unused: few different rows, or features that are constant."
+    if nmse > 0.05:
+        return f"The trees are the limit: use more codebooks (C = {2 * codebooks}), or a method that learns longer."
+    return ""

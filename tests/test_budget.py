@@ -1,0 +1,83 @@
+"""`fit_budget`: the op is within the budget, and no smaller one that was tried is."""
+
+import numpy as np
+import pytest
+
+from jax_maddness import evaluate, fit_budget
+from jax_maddness.learn import budget
+
+FEATURES, OUTPUTS = 8, 4
+
+
+@pytest.fixture
+def data(rng):
+    """x, w."""
+    x = (rng.standard_normal((300, 3)) @ rng.standard_normal((3, FEATURES))).astype(np.float32)
+    return x, rng.standard_normal((FEATURES, OUTPUTS)).astype(np.float32)
+
+
+def test_fewest_codebooks_that_reach_an_error(data):
+    x, w = data
+    found = fit_budget(x, w, max_nmse=0.2)
+    by_codebooks = {t.codebooks: t for t in found.trace}
+    chosen = by_codebooks[found.op.num_codebooks]
+    assert chosen.nmse <= 0.2
+    assert all(t.nmse > 0.2 for c, t in by_codebooks.items() if c < chosen.codebooks)
+    assert evaluate(found.op, x, w).nmse < 0.2
+    assert chosen.num_bytes == found.op.nbytes
+    lines = str(found).splitlines()
+    assert len(lines) == 2 + len(found.trace)
+    assert sum(line.startswith(f"| **{found.op.num_codebooks}**") for line in lines) == 1
+
+
+@pytest.mark.parametrize("num_bytes", [172, 700])
+def test_size_is_kept(data, num_bytes):
+    found = fit_budget(*data, num_bytes=num_bytes)
+    assert found.op.nbytes <= num_bytes
+    assert found.op.num_codebooks == 1 or found.op.nbytes > num_bytes / 3
+
+
+def test_time_is_kept(data, monkeypatch):
+    x, _ = data
+    monkeypatch.setattr(budget, "_seconds", lambda op, x: 1e-3 * op.num_codebooks)
+    assert budget._most(x, OUTPUTS, None, 0.0061) == 6
+    assert budget._most(x, OUTPUTS, None, 1.0) == FEATURES
+    with pytest.raises(ValueError, match=r"one codebook takes 0.001 s on 300 rows"):
+        fit_budget(*data, max_seconds=1e-4)
+
+
+def test_a_call_takes_some_time(data):
+    assert 0 < budget._seconds(budget._blank(FEATURES, 4, OUTPUTS), data[0]) < 1
+
+
+def test_fewer_codebooks_where_more_do_not_help():
+    def attempt(codebooks):
+        return budget.Tried(codebooks, max(10 / codebooks, 1), 0, None)
+
+    assert budget._most_useful(attempt, 64) == 16
+
+
+def test_search_takes_few_attempts():
+    tried = []
+
+    def attempt(codebooks):
+        tried.append(codebooks)
+        return budget.Tried(codebooks, 10 / codebooks, 0, None)
+
+    assert budget._fewest(attempt, 1000, 0.1) in range(100, 113)
+    assert len(set(tried)) <= 12
+    assert budget._fewest(attempt, 1000, 10) == 1
+
+
+def test_errors_say_what_to_do(data):
+    x, w = data
+    with pytest.raises(ValueError, match=r"No budget is given. Pass `max_nmse`"):
+        fit_budget(x, w)
+    with pytest.raises(ValueError, match="`max_nmse` is 0; expected a positive number"):
+        fit_budget(x, w, max_nmse=0)
+    with pytest.raises(ValueError, match="one codebook takes 172"):
+        fit_budget(x, w, num_bytes=100)
+    with pytest.raises(ValueError, match=r"`max_nmse` is 1e-09, but the best within the limits is .* 1 codebooks"):
+        fit_budget(x, w, max_nmse=1e-9, num_bytes=172)
+    with pytest.raises(ValueError, match=r"`x_train` has one row"):
+        fit_budget(x[:1], w, max_nmse=0.1)
