@@ -15,8 +15,8 @@ import numpy as np
 from jax import lax
 
 from jax_maddness.core.encode import encode
-from jax_maddness.core.types import LEAVES, LookupTables, MaddnessOp, SplitTrees
-from jax_maddness.learn import checks
+from jax_maddness.core.types import LEAVES, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
+from jax_maddness.learn import checks, oblique
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.prototypes import Statistics, fit_prototypes
 from jax_maddness.learn.splits import grow_trees, subspaces
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jax.typing import ArrayLike
     from jaxtyping import Array, Float
 
-METHODS = ("paper",)
+METHODS = ("paper", "oblique")
 _CHUNK = 2**25  # elements that the trees of one chunk of codebooks may keep at once: 128 MB
 _ROWS = 4096  # rows per block of the regression's statistics
 
@@ -36,7 +36,8 @@ class FitConfig:
     """How `fit` learns.
 
     Attributes:
-      method: `"paper"`: Blalock & Guttag 2021, with exact sums, and a scale and an offset per output.
+      method: `"paper"`: Blalock & Guttag 2021, with exact sums, and a scale and an offset per output. `"oblique"`:
+        trees on projections of each codebook's features (`ObliqueTrees`), trained; it chooses its own `ridge`.
       ridge: weight of the penalty that keeps prototypes near their bucket's mean, in rows (lambda of section 4.2).
       num_candidates: features whose thresholds are searched per level and codebook (section 4.1).
     """
@@ -100,12 +101,17 @@ def fit(
     standard = jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
     with standard[0], standard[1], Progress(len(chunks) + blocks + 1, progress) as bar:
         bar.stage("splits")
-        trees = _trees(x, x_factor, chunks, len(groups), config, bar)
+        own, ridge = _owned(groups, x.shape[1]), config.ridge
+        trees: SplitTrees | ObliqueTrees
+        if config.method == "oblique":
+            trees, own, ridge = oblique.learn(np.asarray(x), np.asarray(w), len(groups), done=bar.step)[:3]
+        else:
+            trees = _trees(x, x_factor, chunks, len(groups), config, bar)
         bar.stage("prototypes")
         mean, statistics = _statistics(x, x_factor, trees, blocks, bar)
         bar.stage("tables")
         w_scaled = w * _power_of_two(-w_exponent)
-        tables, intercept = _solve(statistics, _owned(groups, x.shape[1]), w_scaled, len(x), config.ridge)
+        tables, intercept = _solve(statistics, own, w_scaled, len(x), ridge)
         values, scale, offset = quantize_tables(tables, (statistics.counts > 0).reshape(-1, LEAVES))
         offset += intercept + jnp.matmul(mean, w_scaled, precision="highest")
         scale, offset = (np.ldexp(np.asarray(a, np.float64), x_exponent + w_exponent) for a in (scale, offset))
@@ -136,7 +142,7 @@ def _trees(
 
 
 def _statistics(
-    x: Array, factor: np.float32, trees: SplitTrees, blocks: int, bar: Progress
+    x: Array, factor: np.float32, trees: SplitTrees | ObliqueTrees, blocks: int, bar: Progress
 ) -> tuple[Array, Statistics]:
     """The mean row, and the regression's statistics of the rows about it, block by block; both of `x * factor`."""
     mean = _mean(x, factor)
@@ -154,7 +160,7 @@ def _mean(x: Array, factor: Array) -> Array:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _add_block(
-    statistics: Statistics, x: Array, factor: Array, mean: Array, trees: SplitTrees, block: int
+    statistics: Statistics, x: Array, factor: Array, mean: Array, trees: SplitTrees | ObliqueTrees, block: int
 ) -> Statistics:
     """Adds rows `[_ROWS * block, _ROWS * (block + 1))` of `x`; the last block starts earlier, counts only these."""
     size = min(_ROWS, len(x))
