@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 STEPS = 600
 """Steps of training at most."""
+ROWS = 2**15
+"""Rows that trees are learned from, at most: a random sample. Tables, which the caller solves, may see all."""
 HELD_OUT = 0.15
 """Share of the rows that decides."""
 RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
@@ -128,8 +130,10 @@ def learn(
       ValueError: `width`, `steps` or `extra` do not fit.
     """
     _check(x, num_codebooks, width, steps, loss, extra)
+    order = np.random.default_rng(seed).permutation(len(x))[:ROWS]
+    x, extra = x[order], tuple(np.asarray(e)[order] for e in extra)
     center, scale = projections.rounding(x)
-    data = prepare(x, w, center, scale, seed, extra, principal=loss is None)
+    data = prepare(x, w, center, scale, extra, principal=loss is None)
     groupings = GROUPINGS if x.shape[1] <= _EXCHANGED else GROUPINGS[:-1]
     starts = [begin(data, num_codebooks, width, grouping) for grouping in groupings]
     chosen = [best_ridge(data, start, start.trees, _FIRST_RIDGE) for start in starts]
@@ -141,6 +145,8 @@ def learn(
         best = _trained_on(loss, offset, data, start, best, steps, seed, done)
     elif steps:
         best = _trained(data, start, best, steps, seed, done)
+    reached = train.codes(best.model.trees, jnp.asarray(start.features), data.rows.q).any(0)
+    _log.info("%d of %d leaves have no training row", int((~reached).sum()), reached.size)
     trees = ObliqueTrees(
         jnp.asarray(np.maximum(start.features, 0)),
         *projections.integers(best.model.trees),
@@ -156,12 +162,11 @@ def learn(
 
 
 def prepare(
-    x: np.ndarray, w: np.ndarray, center: np.ndarray, scale: np.ndarray, seed: int, extra: tuple, principal: bool
+    x: np.ndarray, w: np.ndarray, center: np.ndarray, scale: np.ndarray, extra: tuple[np.ndarray, ...], principal: bool
 ) -> Data:
-    """Rounds rows, holds some out, and finds their exact outputs: of `w`, or its principal ones."""
-    order = np.random.default_rng(seed).permutation(len(x))
+    """Rounds rows, holds the first ones out, and finds their exact outputs: of `w`, or its principal ones."""
     held = round(HELD_OUT * len(x)) or 1
-    learned, held_out = (order[held:], order[:held]) if len(x) > 1 else (order, order)
+    learned, held_out = (slice(held, None), slice(held)) if len(x) > 1 else (slice(None), slice(None))
     q = projections.rounded(x, center, scale)
     z = q[learned] * STEP
     covariance = (z.T @ z / len(z)).astype(np.float64)
@@ -171,9 +176,10 @@ def prepare(
     targets = (x - center) @ (w @ basis / unit).astype(np.float32)
     mean = targets[learned].mean(0)
 
-    def samples(rows: np.ndarray) -> train.Samples:
-        more = tuple(jnp.asarray(np.asarray(e)[rows]) for e in extra)
-        return train.Samples(jnp.asarray(q[rows]), jnp.asarray(targets[rows] - mean), more)
+    def samples(rows: slice) -> train.Samples:
+        return train.Samples(
+            jnp.asarray(q[rows]), jnp.asarray(targets[rows] - mean), tuple(jnp.asarray(e[rows]) for e in extra)
+        )
 
     outputs = center.astype(np.float64) @ w @ basis + mean * unit
     seen = jnp.asarray(v @ basis / unit, jnp.float32)
