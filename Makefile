@@ -32,7 +32,8 @@ ifeq ($(SIMDE),)
 	@echo "SIMDe is not installed: the AVX-512 tier was not tested on emulated intrinsics (apt-get install libsimde-dev)."
 else
 	cmake -S . -B $(BUILD)/emulated -DJAX_MADDNESS_PYTHON=OFF -DJAX_MADDNESS_TESTS=ON -DJAX_MADDNESS_SIMDE_TESTS=ON
-	cmake --build $(BUILD)/emulated --parallel $(JOBS) --target test_kernels_simde test_halves_simde
+	cmake --build $(BUILD)/emulated --parallel $(JOBS) --target test_kernels_simde test_oblique_simde \
+	  test_halves_simde
 	ctest --test-dir $(BUILD)/emulated --output-on-failure --tests-regex simde
 endif
 

@@ -13,7 +13,7 @@ import numpy as np
 import jax_maddness
 from jax_maddness import testing
 from jax_maddness.core import aggregate, amm, encode, ffi
-from jax_maddness.core.types import LookupTables, MaddnessOp, SplitTrees
+from jax_maddness.core.types import LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
 
 
 def report() -> tuple[list[tuple[str, str]], list[str]]:
@@ -58,35 +58,46 @@ def main() -> int:
 
 def _self_test() -> Iterator[str]:
     """Complaints about tiers that disagree with the definitions."""
-    op, x = _example()
-    indices, thresholds = (a[None] for a in encode.arrays(op.trees))
-    tables = (op.tables.values[None], op.tables.scale[None], op.tables.offset[None])
-    codes = encode.definition(x[None], indices, thresholds)[0]
-    sums = aggregate.definition(codes[None], tables[0])[0]
-    y = amm.definition(x[None], indices, thresholds, *tables)[0]
-    for tier in ffi.supported_tiers():
-        with testing.force_tier(tier):
-            if not np.array_equal(encode.encode(x, op.trees), codes):
-                yield f"tier {tier}: codes differ from pure JAX"
-            if not np.array_equal(aggregate.aggregate(codes, op.tables), sums):
-                yield f"tier {tier}: sums differ from pure JAX"
-            if not np.allclose(amm.amm(x, op), y, rtol=1e-5, atol=1e-3):
-                yield f"tier {tier}: outputs differ from pure JAX"
+    for op, x in _examples():
+        kind = encode.KINDS[type(op.trees)]
+        trees = tuple(a[None] for a in encode.arrays(op.trees))
+        tables = (op.tables.values[None], op.tables.scale[None], op.tables.offset[None])
+        codes = kind.definition(x[None], *trees)[0]
+        sums = aggregate.definition(codes[None], tables[0])[0]
+        y = amm.definition(kind)(x[None], *trees, *tables)[0]
+        for tier in ffi.supported_tiers():
+            with testing.force_tier(tier):
+                if not np.array_equal(encode.encode(x, op.trees), codes):
+                    yield f"tier {tier}: codes of {type(op.trees).__name__} differ from pure JAX"
+                if not np.array_equal(aggregate.aggregate(codes, op.tables), sums):
+                    yield f"tier {tier}: sums differ from pure JAX"
+                if not np.allclose(amm.amm(x, op), y, rtol=1e-5, atol=1e-3):
+                    yield f"tier {tier}: outputs differ from pure JAX"
 
 
-def _example() -> tuple[MaddnessOp, jax.Array]:
-    """An op and rows of awkward sizes, with ties, NaN, infinities and denormals among the features."""
-    rows, features, outputs, codebooks = 77, 37, 19, 5
+def _examples() -> list[tuple[MaddnessOp, jax.Array]]:
+    """Ops and rows of awkward sizes, with ties, NaN, infinities and denormals among the features."""
+    rows, features, outputs, codebooks, width = 77, 37, 19, 5, 9
     rng = np.random.default_rng(0)
     special = np.array([0.0, -0.0, 1.0, np.nan, np.inf, -np.inf, 1e-40, -1e-40], np.float32)
     x = rng.standard_normal((rows, features), np.float32)
     x = np.where(rng.random(x.shape) < 0.3, rng.choice(special, x.shape), x)
-    thresholds = rng.choice(np.array([0.0, 1.0, -1e-40, 0.3], np.float32), (codebooks, 15))
-    indices = rng.integers(0, features, (codebooks, 4), np.int32)
     values = rng.integers(0, 256, (outputs, codebooks, 16), np.uint8)
-    trees = SplitTrees(jnp.asarray(indices), jnp.asarray(thresholds), features)
     tables = LookupTables(jnp.asarray(values), jnp.full(outputs, 0.5), jnp.arange(outputs, dtype=jnp.float32))
-    return MaddnessOp(trees, tables), jnp.asarray(x)
+    axis = SplitTrees(
+        jnp.asarray(rng.integers(0, features, (codebooks, 4), np.int32)),
+        jnp.asarray(rng.choice(np.array([0.0, 1.0, -1e-40, 0.3], np.float32), (codebooks, 15))),
+        features,
+    )
+    oblique = ObliqueTrees(
+        jnp.asarray(rng.integers(0, features, (codebooks, width), np.int32)),
+        jnp.asarray(rng.integers(-127, 128, (codebooks, 4, width), np.int8)),
+        jnp.asarray(rng.integers(-9000, 9000, (codebooks, 15), np.int32)),
+        jnp.zeros(features),
+        jnp.full(features, 50.0),
+        features,
+    )
+    return [(MaddnessOp(trees, tables), jnp.asarray(x)) for trees in (axis, oblique)]
 
 
 def _dotted(version: tuple[int, int] | None) -> str:

@@ -41,6 +41,12 @@ def op(rng):
 
 
 @pytest.fixture
+def any_op(rng, make_trees):
+    """The same with trees of every kind."""
+    return random_op(rng, 8, 3, 5, weights=True, make_trees=make_trees)
+
+
+@pytest.fixture
 def x(rng):
     """12 rows for `op`."""
     return jnp.asarray(random_rows(rng, 12, 8))

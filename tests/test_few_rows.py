@@ -1,10 +1,12 @@
 """with_few_rows_layout: calls of few rows read the tables by code, and give the same bits."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_op, random_rows
+from conftest import random_oblique_trees, random_op, random_rows
 from jax import export
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -22,6 +24,15 @@ def assert_same(one, other):
 @pytest.mark.parametrize(("codebooks", "outputs"), [(1, 1), (5, 63), (16, 64), (33, 129), (257, 520), (600, 100)])
 def test_the_same_bits(tier, rng, rows, codebooks, outputs):
     op, x = random_op(rng, 20, codebooks, outputs), random_rows(rng, rows, 20, special=0.1)
+    assert_same(jax.jit(amm)(x, with_few_rows_layout(op)), jax.jit(amm)(x, op))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(("rows", "codebooks", "width"), [(1, 5, 4), (3, 33, 70)])
+def test_the_same_bits_with_projections(tier, rng, dtype, rows, codebooks, width):
+    op = random_op(rng, 20, codebooks, 65)
+    op = dataclasses.replace(op, trees=random_oblique_trees(rng, 20, codebooks, special=0.1, width=width))
+    x = jnp.asarray(random_rows(rng, rows, 20, special=0.1)).astype(dtype)
     assert_same(jax.jit(amm)(x, with_few_rows_layout(op)), jax.jit(amm)(x, op))
 
 

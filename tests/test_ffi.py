@@ -155,6 +155,53 @@ def test_the_handler_checks_dtypes_results_and_indices():
         call("jax_maddness_encode", codes, x, indices.astype(jnp.int16), thresholds)
 
 
+OBLIQUE = {
+    "x": ((1, 2, 5), jnp.float32),
+    "features": ((1, 3, 4), jnp.int32),
+    "projections": ((1, 3, 4, 4), jnp.int8),
+    "thresholds": ((1, 3, 15), jnp.int32),
+    "center": ((1, 5), jnp.float32),
+    "scale": ((1, 5), jnp.float32),
+}
+
+
+def encode_oblique(codes=(1, 2, 3), fill=0, **changes):
+    args = [
+        jnp.full(shape, fill if name == "features" else 0, dtype)
+        for name, (shape, dtype) in (OBLIQUE | changes).items()
+    ]
+    return call("jax_maddness_encode_oblique", jax.ShapeDtypeStruct(codes, jnp.uint8), *args)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"x": ((1, 2, 6), jnp.float32)},
+        {"x": ((2, 2, 5), jnp.float32)},
+        {"x": ((1, 2, 5), jnp.int32)},
+        {"features": ((1, 3, 5), jnp.int32)},
+        {"features": ((3, 4), jnp.int32)},
+        {"features": ((1, 3, 4), jnp.int16)},
+        {"features": ((1, 3, 0), jnp.int32), "projections": ((1, 3, 4, 0), jnp.int8)},
+        {"features": ((1, 3, 100_001), jnp.int32), "projections": ((1, 3, 4, 100_001), jnp.int8)},
+        {"projections": ((1, 3, 4, 3), jnp.int8)},
+        {"projections": ((1, 3, 4, 4), jnp.uint8)},
+        {"thresholds": ((1, 3, 14), jnp.int32)},
+        {"thresholds": ((1, 3, 15), jnp.float32)},
+        {"center": ((1, 4), jnp.float32)},
+        {"scale": ((5,), jnp.float32)},
+        {"codes": (1, 2, 4)},
+        {"fill": 5},
+        {"fill": -1},
+    ],
+)
+def test_the_handler_checks_oblique_trees_itself(changes):
+    assert not encode_oblique().any()
+    with pytest.raises(Exception, match=r"(?i)invalid|wrong"):
+        encode_oblique(**changes)
+
+
 def test_doctor_says_that_all_is_well():
     status, text = run("from jax_maddness.__main__ import main; raise SystemExit(main(['doctor']))")
     assert (status == 0) == ("All is well." in text) == bool(ffi.supported_tiers())

@@ -1,5 +1,6 @@
 """save / load: one stable file; whatever happens to it, a clear error or the same op."""
 
+import dataclasses
 import io
 import json
 import pathlib
@@ -9,14 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_op, random_rows
+from conftest import random_oblique_trees, random_op, random_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_maddness import LookupTables, MaddnessOp, SplitTrees, amm, load, save
+from jax_maddness import LookupTables, MaddnessOp, ObliqueTrees, SplitTrees, amm, load, save
 from jax_maddness.core import serialize
 
 GOLDEN = pathlib.Path(__file__).parent / "data" / "golden_v1.maddness"
+GOLDEN_OBLIQUE = GOLDEN.with_name("golden_v2.maddness")
 
 
 def golden_op():
@@ -27,6 +29,17 @@ def golden_op():
     tables = LookupTables(values, jnp.array([0.5, 1e-3, 3e38, 1e-45]), jnp.array([0.0, -1.5, 7.0, 1e-40]))
     weights = (jnp.arange(40, dtype=jnp.float32) / 7).reshape(10, 4).astype(jnp.bfloat16)
     return MaddnessOp(SplitTrees(indices, thresholds, 10), tables, weights)
+
+
+def golden_oblique_op():
+    """The same for the second version, which added other trees."""
+    features = (jnp.arange(15, dtype=jnp.int32) * 7 % 10).reshape(3, 5)
+    projections = (jnp.arange(60) * 37 % 255 - 127).astype(jnp.int8).reshape(3, 4, 5)
+    thresholds = (jnp.arange(45, dtype=jnp.int32) * 1000 - 20_000).reshape(3, 15).at[0, 0].set(2**31 - 1)
+    center = (jnp.arange(10, dtype=jnp.float32) / 3).at[0].set(-0.0).at[1].set(1e-40)
+    scale = (jnp.arange(10, dtype=jnp.float32) * 2.5).at[8].set(2.0**100).at[9].set(2.0**-100)
+    op = golden_op()
+    return MaddnessOp(ObliqueTrees(features, projections, thresholds, center, scale, 10), op.tables, op.weights)
 
 
 def assert_equal_ops(one, other):
@@ -60,6 +73,20 @@ def test_the_golden_file_still_loads_and_is_still_written(path):
     assert_equal_ops(load(GOLDEN), golden_op())
     save(path, golden_op())
     assert path.read_bytes() == GOLDEN.read_bytes()
+
+
+def test_the_golden_file_with_oblique_trees_still_loads_and_is_still_written(path):
+    assert_equal_ops(load(GOLDEN_OBLIQUE), golden_oblique_op())
+    save(path, golden_oblique_op())
+    assert path.read_bytes() == GOLDEN_OBLIQUE.read_bytes()
+
+
+@pytest.mark.parametrize("num_features", [7, None])
+def test_round_trip_with_oblique_trees(path, rng, num_features):
+    op = random_op(rng, 7, 3, 5, weights=True, make_trees=random_oblique_trees)
+    op = dataclasses.replace(op, trees=dataclasses.replace(op.trees, num_features=num_features))
+    save(path, op)
+    assert_equal_ops(load(path), op)
 
 
 def test_a_loaded_op_computes_the_same(path, rng, op):
@@ -140,7 +167,7 @@ def npy(array):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "format version 2, this jax_maddness reads up to 1. Upgrade"),
+        ({"version": 3}, "format version 3, this jax_maddness reads up to 2. Upgrade"),
         ({"version": "1"}, "its version is '1'"),
         ({"format": "other"}, "does not say 'jax_maddness.op'"),
         ({"num_features": 3}, r"a split index is not an int32 in \[0, 3\)"),
@@ -155,6 +182,34 @@ def test_a_header_that_does_not_fit_is_refused(path, changes, message):
     changed_header(path, **changes)
     with pytest.raises(ValueError, match=message):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"version": 1}, "it lists the arrays"), ({"num_features": 3}, "a split index"), ({"num_features": 11}, "center")],
+)
+def test_a_header_that_does_not_fit_oblique_trees_is_refused(path, changes, message):
+    path.write_bytes(GOLDEN_OBLIQUE.read_bytes())
+    changed_header(path, **changes)
+    with pytest.raises(ValueError, match=message):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": jnp.full((3, 5), 10, jnp.int32)}, r"a split index is not an int32 in \[0, 10\)"),
+        ({"center": jnp.full(10, jnp.nan)}, "center is not finite"),
+        ({"scale": jnp.full(10, -1.0)}, "scale is neither"),
+        ({"scale": jnp.full(10, 2.0**-120)}, "scale is neither"),
+        ({"scale": jnp.full(10, jnp.inf)}, "scale is neither"),
+    ],
+)
+def test_oblique_trees_with_wild_contents_are_not_saved(path, change, message):
+    op = golden_oblique_op()
+    with pytest.raises(ValueError, match=message):
+        save(path, dataclasses.replace(op, trees=dataclasses.replace(op.trees, **change)))
+    assert not path.exists()
 
 
 def test_changed_members_are_refused(path):
@@ -189,4 +244,6 @@ def test_arrays_that_do_not_fit_together_are_refused(path):
 
 if __name__ == "__main__":
     GOLDEN.parent.mkdir(exist_ok=True)
-    save(GOLDEN, golden_op())
+    for golden, op in ((GOLDEN, golden_op()), (GOLDEN_OBLIQUE, golden_oblique_op())):
+        if not golden.exists():
+            save(golden, op)

@@ -19,8 +19,8 @@ def mesh(request):
 
 
 @pytest.fixture
-def op(rng):
-    return random_op(rng, 8, 3, 6, weights=True)
+def op(rng, make_trees):
+    return random_op(rng, 8, 3, 6, weights=True, make_trees=make_trees)
 
 
 @pytest.fixture

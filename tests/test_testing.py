@@ -1,13 +1,16 @@
 """Fallbacks: what TPU and GPU would run, how a backend or a tier is forced, exports."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import random_oblique_trees, random_op
 from jax import export
 
 import jax_maddness
-from jax_maddness import aggregate, amm, encode, testing
+from jax_maddness import ObliqueTrees, aggregate, amm, encode, testing
 from jax_maddness.core import ffi
 
 needs_kernels = pytest.mark.skipif(not ffi.supported_tiers(), reason="the extension is not installed")
@@ -33,6 +36,17 @@ def test_lowers_without_a_custom_call_under_jit_and_vmap(name, platform, op, x):
     testing.assert_portable(jax.vmap(f, (None, 0)), x, ops, platforms=[platform])
 
 
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_projections_lower_without_a_custom_call_as_an_integer_product(rng, platform, x):
+    op = random_op(rng, 8, 3, 5, weights=True, make_trees=random_oblique_trees)
+    ops = jax.tree.map(lambda a: jnp.stack([a, a]), op)
+    testing.assert_portable(jax.vmap(amm, (None, 0)), x, ops, platforms=[platform])
+    for f in (FUNCTIONS["encode"], FUNCTIONS["amm"]):
+        module = export.export(jax.jit(f), platforms=[platform])(x, op).mlir_module()
+        assert not testing.custom_calls(module)
+        assert re.search(r"dot_general.*tensor<[0-9x]*i8>, tensor<[0-9x]*i8>\) -> tensor<[0-9x]*i32>", module)
+
+
 @needs_kernels
 def test_on_cpu_the_kernels_are_called(op, x):
     with pytest.raises(AssertionError, match="lowered for cpu, the function calls jax_maddness_amm"):
@@ -42,8 +56,10 @@ def test_on_cpu_the_kernels_are_called(op, x):
 
 
 @needs_kernels
-def test_an_export_for_several_platforms_is_serialised_and_runs(op, x):
-    safe = [export.DisabledSafetyCheck.custom_call("jax_maddness_amm")]
+def test_an_export_for_several_platforms_is_serialised_and_runs(any_op, x):
+    op = any_op
+    suffix = "_oblique" if isinstance(op.trees, ObliqueTrees) else ""
+    safe = [export.DisabledSafetyCheck.custom_call(f"jax_maddness_amm{suffix}")]
     exported = export.export(jax.jit(amm), platforms=["cpu", "tpu"], disabled_checks=safe)(x, op)
     flat = jax.tree.leaves(op)
     structure = jax.tree.structure(op)

@@ -19,15 +19,16 @@ def assert_same(actual, desired):
     np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-4)
 
 
-def test_vmap_over_rows(tier, op, x):
+def test_vmap_over_rows(tier, any_op, x):
+    op = any_op
     batches = x.reshape(2, 3, 2, 8)
     for f in (amm, jax.vmap(amm, (0, None)), jax.vmap(jax.vmap(amm, (0, None)), (0, None))):
         assert_same(jax.jit(f)(batches, op), amm(x, op).reshape(2, 3, 2, 5))
     assert_same(jax.vmap(amm, (1, None), 1)(batches, op), amm(x, op).reshape(2, 3, 2, 5))
 
 
-def test_vmap_over_ops(tier, rng, op, x):
-    ops = [op, random_op(rng, 8, 3, 5, weights=True), random_op(rng, 8, 3, 5, weights=True)]
+def test_vmap_over_ops(tier, rng, make_trees, x):
+    ops = [random_op(rng, 8, 3, 5, make_trees=make_trees) for _ in range(3)]
     shared = jax.jit(jax.vmap(amm, (None, 0)))(x, stack(*ops))
     assert_same(shared, jnp.stack([amm(x, o) for o in ops]))
     own = jax.vmap(amm)(x.reshape(3, 4, 8), stack(*ops))
@@ -51,7 +52,8 @@ def _with_offset(op, offset):
     return MaddnessOp(op.trees, type(op.tables)(op.tables.values, op.tables.scale, offset), op.weights)
 
 
-def test_vmap_of_encode_and_aggregate(tier, rng, op, x):
+def test_vmap_of_encode_and_aggregate(tier, any_op, x):
+    op = any_op
     codes = jax.vmap(encode, (0, None))(x.reshape(3, 4, 8), op.trees)
     np.testing.assert_array_equal(codes.reshape(12, 3), encode(x, op.trees))
     sums = jax.vmap(aggregate, (0, None))(codes, op.tables)
@@ -71,7 +73,8 @@ def test_gradient_is_that_of_the_exact_product(tier, op, x):
     np.testing.assert_allclose(dy, jnp.ones_like(x) @ op.weights, rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_of_the_op(tier, op, x):
+def test_gradients_of_the_op(tier, any_op, x):
+    op = any_op
     g = jax.grad(lambda op: amm(x, op).sum(), allow_int=True)(op)
     sums = aggregate(encode(x, op.trees), op.tables)
     np.testing.assert_allclose(g.tables.scale, sums.sum(0), rtol=1e-6)
@@ -98,7 +101,9 @@ def test_gradient_has_the_dtype_of_the_rows(tier, op, x, dtype):
     np.testing.assert_allclose(np.float32(dx), np.tile(op.weights.sum(1), (12, 1)), rtol=0.02, atol=0.02)
 
 
-def test_vmap_of_grad_and_grad_of_vmap(tier, op, x):
+def test_vmap_of_grad_and_grad_of_vmap(tier, any_op, x):
+    op = any_op
+
     def loss(x, op):
         return (amm(x, op) ** 2).sum()
 
@@ -108,8 +113,8 @@ def test_vmap_of_grad_and_grad_of_vmap(tier, op, x):
     np.testing.assert_allclose(mapped, whole, rtol=1e-4)
 
 
-def test_scan_over_stacked_layers_with_checkpoint_and_grad(tier, rng):
-    layers = [random_op(rng, 6, 2, 6, weights=True) for _ in range(3)]
+def test_scan_over_stacked_layers_with_checkpoint_and_grad(tier, rng, make_trees):
+    layers = [random_op(rng, 6, 2, 6, weights=True, make_trees=make_trees) for _ in range(3)]
     x = jnp.asarray(random_rows(rng, 9, 6))
 
     def forward(x, layers):
@@ -125,8 +130,8 @@ def test_scan_over_stacked_layers_with_checkpoint_and_grad(tier, rng):
     assert np.all(np.isfinite(dx))
 
 
-def test_gradient_stops_at_codes(tier, op, x):
-    assert not np.any(jax.grad(lambda x: encode(x, op.trees).astype(jnp.float32).sum() + x.sum() * 0)(x))
+def test_gradient_stops_at_codes(tier, any_op, x):
+    assert not np.any(jax.grad(lambda x: encode(x, any_op.trees).astype(jnp.float32).sum() + x.sum() * 0)(x))
 
 
 def test_hessian_and_linearize(tier, op, x):
@@ -137,7 +142,8 @@ def test_hessian_and_linearize(tier, op, x):
     np.testing.assert_allclose(linear(x), x @ op.weights, rtol=1e-4, atol=1e-4)
 
 
-def test_conditionals_and_loops(tier, op, x):
+def test_conditionals_and_loops(tier, any_op, x):
+    op = any_op
     y = lax.cond(True, lambda: amm(x, op), lambda: jnp.zeros((12, 5)))
     assert_same(y, amm(x, op))
     doubled = lax.fori_loop(0, 3, lambda _, total: total + amm(x, op), jnp.zeros((12, 5)))

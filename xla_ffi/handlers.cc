@@ -1,3 +1,4 @@
+// The handlers for both kinds of trees: validate, split over the pool, call. No arithmetic.
 #include "handlers.h"
 
 #include <algorithm>
@@ -6,6 +7,7 @@
 #include <new>
 
 #include "dispatch.h"
+#include "handlers_trees.h"
 #include "pages.h"
 #include "parallel.h"
 #include "validate.h"
@@ -103,11 +105,6 @@ Scratch& scratch_of_this_thread() {
   return scratch;
 }
 
-template <typename T>
-T* data(const Named& array) {
-  return static_cast<T*>(array.buffer.untyped_data());
-}
-
 template <typename Kernel>
 void split_and_run(const Tier& tier, const Problem& problem, int64_t features, const Named& result,
                    ffi::ThreadPool& pool, const Kernel& kernel) {
@@ -147,19 +144,11 @@ ffi::Error guarded(const Body& body) {
 
 int64_t width(FloatType type) { return type == FloatType::kF32 ? 4 : 2; }
 
-// Everything about x and its trees; `codebooks` is what it finds.
-void check_trees(const Named& x, const Named& indices, const Named& thresholds, Problem* problem) {
+// Everything about x and its trees.
+void check_trees(const Named& x, const TreeArrays& trees, Problem* problem) {
   problem->rows = count_rows(x);
   problem->ops = x.dim(0);
-  check_type(indices, ffi::DataType::S32, "int32");
-  check_type(thresholds, ffi::DataType::F32, "float32");
-  if (indices.rank() != 3) throw InvalidArgument(describe(indices) + " must have three dimensions.");
-  problem->codebooks = indices.dim(1);
-  check_shape(indices, {problem->ops, problem->codebooks, kLevels});
-  check_shape(thresholds, {problem->ops, problem->codebooks, kNodes});
-  if (problem->codebooks < 1) throw InvalidArgument(describe(indices) + " must have at least one codebook.");
-  if (x.last() < 1) throw InvalidArgument(describe(x) + " must have at least one feature.");
-  check_indices(indices, x.last());
+  problem->codebooks = trees.check(x);
 }
 
 void check_by_code(const Named& by_code, Problem* problem) {
@@ -182,12 +171,6 @@ Rows rows_of(const Named& x, FloatType type, const Problem& problem, const Task&
   return {data<const char>(x) + first * width(type), type, task.rows.count, features};
 }
 
-Trees trees_of(const Named& indices, const Named& thresholds, const Problem& problem, const Task& task) {
-  const int64_t first = task.op * problem.codebooks;
-  return {data<const int32_t>(indices) + first * kLevels, data<const float>(thresholds) + first * kNodes,
-          problem.codebooks};
-}
-
 Tables tables_of(const Named& values, const Problem& problem, const Task& task) {
   const int64_t first = task.op * problem.outputs + task.outputs.begin;
   return {data<const uint8_t>(values) + first * problem.codebooks * kLeaves, nullptr, nullptr, task.outputs.count,
@@ -198,24 +181,6 @@ Tables by_code_of(const Named& by_code, const Problem& problem, const Task& task
   const int64_t first = task.op * problem.codebooks * kLeaves * problem.outputs + task.outputs.begin;
   return {
       data<const uint8_t>(by_code) + first, nullptr, nullptr, task.outputs.count, problem.codebooks, problem.outputs};
-}
-
-ffi::Error encode(ffi::ThreadPool pool, ffi::AnyBuffer x_, ffi::AnyBuffer indices_, ffi::AnyBuffer thresholds_,
-                  ffi::Result<ffi::AnyBuffer> codes_) {
-  return guarded([&](const Tier& tier) {
-    const Named x{"x", x_}, indices{"indices", indices_}, thresholds{"thresholds", thresholds_},
-        codes{"codes", *codes_};
-    Problem problem{0, 0, 0, 0, true};
-    const FloatType type = check_float_type(x);
-    check_trees(x, indices, thresholds, &problem);
-    check_type(codes, ffi::DataType::U8, "uint8");
-    check_rows(codes, x, problem.codebooks);
-    split_and_run(tier, problem, x.last(), codes, pool, [&](const Task& task, void* scratch, bool) noexcept {
-      const int64_t first = (task.op * problem.rows + task.rows.begin) * problem.codebooks;
-      tier.encode(rows_of(x, type, problem, task), trees_of(indices, thresholds, problem, task),
-                  data<uint8_t>(codes) + first, scratch);
-    });
-  });
 }
 
 ffi::Error aggregate(ffi::ThreadPool pool, ffi::AnyBuffer codes_, ffi::AnyBuffer values_,
@@ -239,46 +204,7 @@ ffi::Error aggregate(ffi::ThreadPool pool, ffi::AnyBuffer codes_, ffi::AnyBuffer
   });
 }
 
-// kByCode: `values_` are tables by code.
-template <bool kByCode>
-ffi::Error amm(ffi::ThreadPool pool, ffi::AnyBuffer x_, ffi::AnyBuffer indices_, ffi::AnyBuffer thresholds_,
-               ffi::AnyBuffer values_, ffi::AnyBuffer scale_, ffi::AnyBuffer offset_, ffi::Result<ffi::AnyBuffer> y_) {
-  return guarded([&](const Tier& tier) {
-    const Named x{"x", x_}, indices{"indices", indices_}, thresholds{"thresholds", thresholds_};
-    const Named values{kByCode ? "by_code" : "values", values_}, scale{"scale", scale_}, offset{"offset", offset_},
-        y{"y", *y_};
-    Problem problem{0, 0, 0, 0, true};
-    const FloatType type = check_float_type(x);
-    check_trees(x, indices, thresholds, &problem);
-    (kByCode ? check_by_code : check_values)(values, &problem);
-    for (const Named& vector : {scale, offset}) {
-      check_type(vector, ffi::DataType::F32, "float32");
-      check_shape(vector, {problem.ops, problem.outputs});
-    }
-    if (y.buffer.element_type() != x.buffer.element_type()) throw InvalidArgument("y must have the type of x.");
-    check_rows(y, x, problem.outputs);
-    if (problem.outputs == 0) return;
-    split_and_run(tier, problem, x.last(), y, pool, [&](const Task& task, void* scratch, bool streams) noexcept {
-      Tables tables = (kByCode ? by_code_of : tables_of)(values, problem, task);
-      tables.scale = data<const float>(scale) + task.op * problem.outputs + task.outputs.begin;
-      tables.offset = data<const float>(offset) + task.op * problem.outputs + task.outputs.begin;
-      const int64_t first = (task.op * problem.rows + task.rows.begin) * problem.outputs + task.outputs.begin;
-      const Output out{data<char>(y) + first * width(type), type, problem.outputs, streams};
-      (kByCode ? tier.amm_by_code : tier.amm)(rows_of(x, type, problem, task),
-                                              trees_of(indices, thresholds, problem, task), tables, out, scratch);
-    });
-  });
-}
-
 using ffi::AnyBuffer;
-
-XLA_FFI_DEFINE_HANDLER(bound_encode, encode,
-                       ffi::Ffi::Bind()
-                           .Ctx<ffi::ThreadPool>()
-                           .Arg<AnyBuffer>()    // x
-                           .Arg<AnyBuffer>()    // indices
-                           .Arg<AnyBuffer>()    // thresholds
-                           .Ret<AnyBuffer>());  // codes
 
 XLA_FFI_DEFINE_HANDLER(bound_aggregate, aggregate,
                        ffi::Ffi::Bind()
@@ -287,33 +213,53 @@ XLA_FFI_DEFINE_HANDLER(bound_aggregate, aggregate,
                            .Arg<AnyBuffer>()    // values
                            .Ret<AnyBuffer>());  // sums
 
-XLA_FFI_DEFINE_HANDLER(bound_amm, amm<false>,
-                       ffi::Ffi::Bind()
-                           .Ctx<ffi::ThreadPool>()
-                           .Arg<AnyBuffer>()    // x
-                           .Arg<AnyBuffer>()    // indices
-                           .Arg<AnyBuffer>()    // thresholds
-                           .Arg<AnyBuffer>()    // values
-                           .Arg<AnyBuffer>()    // scale
-                           .Arg<AnyBuffer>()    // offset
-                           .Ret<AnyBuffer>());  // y
-
-XLA_FFI_DEFINE_HANDLER(bound_amm_by_code, amm<true>,
-                       ffi::Ffi::Bind()
-                           .Ctx<ffi::ThreadPool>()
-                           .Arg<AnyBuffer>()    // x
-                           .Arg<AnyBuffer>()    // indices
-                           .Arg<AnyBuffer>()    // thresholds
-                           .Arg<AnyBuffer>()    // by_code
-                           .Arg<AnyBuffer>()    // scale
-                           .Arg<AnyBuffer>()    // offset
-                           .Ret<AnyBuffer>());  // y
-
 }  // namespace
 
-XLA_FFI_Error* encode_handler(XLA_FFI_CallFrame* frame) { return bound_encode(frame); }
+ffi::Error encode_with(const TreeArrays& trees, ffi::ThreadPool& pool, AnyBuffer x_, AnyBuffer codes_) {
+  return guarded([&](const Tier& tier) {
+    const Named x{"x", x_}, codes{"codes", codes_};
+    Problem problem{0, 0, 0, 0, true};
+    const FloatType type = check_float_type(x);
+    check_trees(x, trees, &problem);
+    check_type(codes, ffi::DataType::U8, "uint8");
+    check_rows(codes, x, problem.codebooks);
+    split_and_run(tier, problem, x.last(), codes, pool, [&](const Task& task, void* scratch, bool) noexcept {
+      const int64_t first = (task.op * problem.rows + task.rows.begin) * problem.codebooks;
+      trees.encode(tier, task.op, rows_of(x, type, problem, task), data<uint8_t>(codes) + first, scratch);
+    });
+  });
+}
+
+ffi::Error amm_with(const TreeArrays& trees, ffi::ThreadPool& pool, AnyBuffer x_, const TableArrays& arrays,
+                    AnyBuffer y_) {
+  return guarded([&](const Tier& tier) {
+    const bool by_code = arrays.by_code;
+    const Named x{"x", x_}, y{"y", y_}, values{by_code ? "by_code" : "values", arrays.values},
+        scale{"scale", arrays.scale}, offset{"offset", arrays.offset};
+    Problem problem{0, 0, 0, 0, true};
+    const FloatType type = check_float_type(x);
+    check_trees(x, trees, &problem);
+    (by_code ? check_by_code : check_values)(values, &problem);
+    for (const Named& vector : {scale, offset}) {
+      check_type(vector, ffi::DataType::F32, "float32");
+      check_shape(vector, {problem.ops, problem.outputs});
+    }
+    if (y.buffer.element_type() != x.buffer.element_type()) throw InvalidArgument("y must have the type of x.");
+    check_rows(y, x, problem.outputs);
+    if (problem.outputs == 0) return;
+    split_and_run(tier, problem, x.last(), y, pool, [&](const Task& task, void* scratch, bool streams) noexcept {
+      Tables tables = (by_code ? by_code_of : tables_of)(values, problem, task);
+      tables.scale = data<const float>(scale) + task.op * problem.outputs + task.outputs.begin;
+      tables.offset = data<const float>(offset) + task.op * problem.outputs + task.outputs.begin;
+      const int64_t first = (task.op * problem.rows + task.rows.begin) * problem.outputs + task.outputs.begin;
+      const Output out{data<char>(y) + first * width(type), type, problem.outputs, streams};
+      const Rows rows = rows_of(x, type, problem, task);
+      by_code ? trees.amm_by_code(tier, task.op, rows, tables, out, scratch)
+              : trees.amm(tier, task.op, rows, tables, out, scratch);
+    });
+  });
+}
+
 XLA_FFI_Error* aggregate_handler(XLA_FFI_CallFrame* frame) { return bound_aggregate(frame); }
-XLA_FFI_Error* amm_handler(XLA_FFI_CallFrame* frame) { return bound_amm(frame); }
-XLA_FFI_Error* amm_by_code_handler(XLA_FFI_CallFrame* frame) { return bound_amm_by_code(frame); }
 
 }  // namespace jax_maddness

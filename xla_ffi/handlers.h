@@ -5,6 +5,9 @@
 //   jax_maddness_amm        x, indices, thresholds, values, scale f32 [B, M], offset f32 [B, M]
 //                                                                                           -> y [B, ..., M] as x
 //   jax_maddness_amm_by_code  the same with by_code u8 [B, C, 16, M] in place of values
+//   jax_maddness_encode_oblique, jax_maddness_amm_oblique, jax_maddness_amm_oblique_by_code  the same with features i32
+//     [B, C, W], projections i8 [B, C, 4, W], thresholds i32 [B, C, 15], center f32 [B, D], scale f32 [B, D] in place
+//     of indices and thresholds
 //
 // x is f32, bf16 or f16. B counts ops, each with rows of its own: usually 1. The dimensions between are rows.
 // Any number of them may be zero, except D and C.
@@ -19,6 +22,9 @@ XLA_FFI_Error* encode_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* aggregate_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* amm_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* amm_by_code_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* encode_oblique_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* amm_oblique_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* amm_oblique_by_code_handler(XLA_FFI_CallFrame* frame);
 
 }  // namespace jax_maddness
 

@@ -21,6 +21,13 @@ struct Tier {
   void (*amm)(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* scratch) noexcept;
   // The same from tables by code (few_rows.inc): quicker for few rows.
   void (*amm_by_code)(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* scratch) noexcept;
+
+  // The same for oblique trees.
+  void (*encode_oblique)(const Rows& x, const ObliqueTrees& trees, uint8_t* codes, void* scratch) noexcept;
+  void (*amm_oblique)(const Rows& x, const ObliqueTrees& trees, const Tables& tables, const Output& y,
+                      void* scratch) noexcept;
+  void (*amm_oblique_by_code)(const Rows& x, const ObliqueTrees& trees, const Tables& tables, const Output& y,
+                              void* scratch) noexcept;
 };
 
 }  // namespace jax_maddness

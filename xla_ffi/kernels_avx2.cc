@@ -49,8 +49,12 @@ struct Packed {
   }
 };
 
+// clang-format off: in this order
+#include "plain.inc"
 #include "avx2_aggregate.inc"
 #include "avx2_encode.inc"
+#include "avx2_oblique.inc"
+// clang-format on
 
 // Rows encoded before the tables are read: many, so that large tables are read seldom, but not more than 512 KB of
 // codes.
@@ -98,65 +102,88 @@ bool supported() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 
-size_t scratch_bytes(int64_t /*features*/, int64_t codebooks) {
-  return sizeof(Workspace) + static_cast<size_t>(rows_at_once(codebooks) * codebooks);
+// Scratch, in this order: Workspace, what encode_rows needs, packed codes.
+int64_t bytes_of_encode(int64_t features) { return divide_up(features, 2) * 2 * kObliqueRows; }
+
+struct Scratch {
+  Workspace& work;
+  char* of_encode;
+  char* packed;
+
+  Scratch(void* memory, int64_t features)
+      : work(*static_cast<Workspace*>(memory)),
+        of_encode(static_cast<char*>(memory) + sizeof(Workspace)),
+        packed(of_encode + bytes_of_encode(features)) {}
+};
+
+size_t scratch_bytes(int64_t features, int64_t codebooks) {
+  return sizeof(Workspace) + static_cast<size_t>(bytes_of_encode(features) + rows_at_once(codebooks) * codebooks +
+                                                 Codes::scratch_bytes(codebooks));
 }
 
-void encode(const Rows& x, const Trees& trees, uint8_t* codes, void* /*scratch*/) noexcept {
+template <typename AnyTrees>
+void encode(const Rows& x, const AnyTrees& trees, uint8_t* codes, void* memory) noexcept {
   const CountDenormals guard;
-  encode_any(x, trees, RowMajor{codes, trees.codebooks});
-}
-
-void aggregate(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t* sums, int64_t stride,
-               void* scratch) noexcept {
-  auto& work = *static_cast<Workspace*>(scratch);
-  auto* memory = static_cast<uint8_t*>(scratch) + sizeof(Workspace);
-  const int64_t step = rows_at_once(tables.codebooks);
-  for (int64_t n = 0; n < rows; n += step) {
-    const int64_t count = smaller(rows - n, step);
-    const Packed packed(memory, count, tables.codebooks);
-    pack(codes + n * tables.codebooks, count, packed);
-    aggregate_blocks<SumSink>(packed, count, tables, reinterpret_cast<char*>(sums + n * stride), stride * 4, false,
-                              work);
+  const RowMajor to{codes, trees.codebooks};
+  char* const scratch = Scratch(memory, x.features).of_encode;
+  switch (x.type) {
+    case FloatType::kF32:
+      return encode_rows<FloatType::kF32>(x, 0, x.count, trees, to, scratch);
+    case FloatType::kBF16:
+      return encode_rows<FloatType::kBF16>(x, 0, x.count, trees, to, scratch);
+    case FloatType::kF16:
+      return encode_rows<FloatType::kF16>(x, 0, x.count, trees, to, scratch);
   }
 }
 
-template <FloatType kType>
-void amm_as(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* scratch) {
+void aggregate(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t* sums, int64_t stride,
+               void* memory) noexcept {
+  const Scratch scratch(memory, 0);
+  const int64_t step = rows_at_once(tables.codebooks);
+  for (int64_t n = 0; n < rows; n += step) {
+    const int64_t count = smaller(rows - n, step);
+    const Packed packed(scratch.packed, count, tables.codebooks);
+    pack(codes + n * tables.codebooks, count, packed);
+    aggregate_blocks<SumSink>(packed, count, tables, reinterpret_cast<char*>(sums + n * stride), stride * 4, false,
+                              scratch.work);
+  }
+}
+
+template <FloatType kType, typename AnyTrees>
+void amm_as(const Rows& x, const AnyTrees& trees, const Tables& tables, const Output& y, void* memory) {
   using Sink = RescaledSink<kType>;
-  auto& work = *static_cast<Workspace*>(scratch);
-  auto* memory = static_cast<uint8_t*>(scratch) + sizeof(Workspace);
+  const Scratch scratch(memory, x.features);
   const int64_t step = rows_at_once(trees.codebooks), stride = y.stride * Sink::kWidth;
   for (int64_t n = 0; n < x.count; n += step) {
     const int64_t count = smaller(x.count - n, step);
-    const PackedCodes packed{{memory, count, trees.codebooks}};
-    encode_rows<kType>(x, n, n + count, trees, packed);
-    aggregate_blocks<Sink>(packed, count, tables, static_cast<char*>(y.data) + n * stride, stride, y.streams, work);
+    const PackedCodes packed{{scratch.packed, count, trees.codebooks}};
+    encode_rows<kType>(x, n, n + count, trees, packed, scratch.of_encode);
+    aggregate_blocks<Sink>(packed, count, tables, static_cast<char*>(y.data) + n * stride, stride, y.streams,
+                           scratch.work);
   }
   if (y.streams) _mm_sfence();  // before the caller tells other threads that y is there
 }
 
 // x and y have one type: the handler has seen to it.
-void amm(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* scratch) noexcept {
+template <typename AnyTrees>
+void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Output& y, void* memory) noexcept {
   const CountDenormals guard;
   switch (x.type) {
     case FloatType::kF32:
-      return amm_as<FloatType::kF32>(x, trees, tables, y, scratch);
+      return amm_as<FloatType::kF32>(x, trees, tables, y, memory);
     case FloatType::kBF16:
-      return amm_as<FloatType::kBF16>(x, trees, tables, y, scratch);
+      return amm_as<FloatType::kBF16>(x, trees, tables, y, memory);
     case FloatType::kF16:
-      return amm_as<FloatType::kF16>(x, trees, tables, y, scratch);
+      return amm_as<FloatType::kF16>(x, trees, tables, y, memory);
   }
 }
 
-#include "plain.inc"
-// clang-format off: in this order
 #include "few_rows.inc"
-// clang-format on
 
 }  // namespace
 
 extern const Tier avx2_tier;
-const Tier avx2_tier = {"avx2", supported, scratch_bytes, encode, aggregate, amm, amm_by_code};
+const Tier avx2_tier = {"avx2", supported,   scratch_bytes, encode, aggregate,
+                        amm,    amm_by_code, encode,        amm,    amm_oblique_by_code};
 
 }  // namespace jax_maddness

@@ -28,8 +28,10 @@ namespace jax_maddness {
 namespace {
 
 // clang-format off: in this order
+#include "plain.inc"
 #include "avx512vnni_common.inc"
 #include "avx512vnni_encode.inc"
+#include "avx512vnni_oblique.inc"
 #include "avx512vnni_aggregate.inc"
 // clang-format on
 
@@ -69,12 +71,15 @@ void unpack(const uint8_t* packed, int64_t rows, int64_t codebooks, uint8_t* cod
 
 // ---- the tier ----
 
-// Scratch, in this order: Workspace, the groups, packed codes, and a copy of 16 rows.
+// What fills packed codes from rows: made by encoder_for, called as encoder(n, rows, packed) for at most 16 rows.
+AxisEncoder encoder_for(const Rows& x, const Trees& trees, char* scratch) { return {x, trees, scratch}; }
+ObliqueEncoder encoder_for(const Rows& x, const ObliqueTrees& trees, char* scratch) { return {x, trees, scratch}; }
+
+// Scratch, in this order: Workspace, packed codes, what the encoder needs.
 struct Scratch {
   Workspace* work;
-  Group* groups;
   uint8_t* packed;
-  char* copy;
+  char* of_encoder;
 
   static int64_t count(int64_t codebooks) { return divide_up(codebooks, kGroup); }
   static int64_t packed_bytes(int64_t codebooks) {
@@ -84,9 +89,8 @@ struct Scratch {
   Scratch(void* memory, int64_t codebooks) {
     auto* bytes = static_cast<char*>(memory);
     work = reinterpret_cast<Workspace*>(bytes);
-    groups = reinterpret_cast<Group*>(bytes += sizeof(Workspace));
-    packed = reinterpret_cast<uint8_t*>(bytes += count(codebooks) * static_cast<int64_t>(sizeof(Group)));
-    copy = bytes + packed_bytes(codebooks);
+    packed = reinterpret_cast<uint8_t*>(bytes += sizeof(Workspace));
+    of_encoder = bytes + packed_bytes(codebooks);
   }
 };
 
@@ -96,19 +100,21 @@ bool supported() {
          __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
 }
 
-size_t scratch_bytes(int64_t /*features*/, int64_t codebooks) {
-  return sizeof(Workspace) + static_cast<size_t>(Scratch::count(codebooks)) * sizeof(Group) +
-         static_cast<size_t>(Scratch::packed_bytes(codebooks) + Source::kCopyBytes);
+size_t scratch_bytes(int64_t features, int64_t codebooks) {
+  const int64_t of_encoder =
+      max(AxisEncoder::scratch_bytes(codebooks), ObliqueEncoder::scratch_bytes(features, codebooks));
+  return sizeof(Workspace) +
+         static_cast<size_t>(Scratch::packed_bytes(codebooks) + of_encoder + Codes::scratch_bytes(codebooks));
 }
 
-void encode(const Rows& x, const Trees& trees, uint8_t* codes, void* memory) noexcept {
+template <typename AnyTrees>
+void encode(const Rows& x, const AnyTrees& trees, uint8_t* codes, void* memory) noexcept {
   const CountDenormals guard;
   const Scratch scratch(memory, trees.codebooks);
-  const Source source(x, scratch.copy);
-  plan(trees, source.width, kLine / source.bytes, scratch.groups);
+  const auto encoder = encoder_for(x, trees, scratch.of_encoder);
   for (int64_t n = 0; n < x.count; n += kVector) {
     const int64_t rows = min(kVector, x.count - n);
-    source.encode(n, rows, scratch.groups, Scratch::count(trees.codebooks), scratch.packed);
+    encoder(n, rows, scratch.packed);
     unpack(scratch.packed, rows, trees.codebooks, codes + n * trees.codebooks);
   }
 }
@@ -141,18 +147,16 @@ void aggregate(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t
       [=](int64_t n, int64_t count, uint8_t* packed) { pack(codes + n * codebooks, count, codebooks, packed); });
 }
 
-template <typename Result>
-void amm_to(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* memory) {
+template <typename Result, typename AnyTrees>
+void amm_to(const Rows& x, const AnyTrees& trees, const Tables& tables, const Output& y, void* memory) {
   const Scratch scratch(memory, trees.codebooks);
-  const Source source(x, scratch.copy);
-  plan(trees, source.width, kLine / source.bytes, scratch.groups);
-  run_blocks<Result>(x.count, x.data, x.features * source.bytes, tables, y, scratch,
-                     [&](int64_t n, int64_t count, uint8_t* packed) {
-                       source.encode(n, count, scratch.groups, Scratch::count(trees.codebooks), packed);
-                     });
+  const auto encoder = encoder_for(x, trees, scratch.of_encoder);
+  const int64_t row_bytes = x.features * (x.type == FloatType::kF32 ? 4 : 2);
+  run_blocks<Result>(x.count, x.data, row_bytes, tables, y, scratch, encoder);
 }
 
-void amm(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* memory) noexcept {
+template <typename AnyTrees>
+void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Output& y, void* memory) noexcept {
   const CountDenormals guard;
   switch (y.type) {
     case FloatType::kF32:
@@ -164,14 +168,12 @@ void amm(const Rows& x, const Trees& trees, const Tables& tables, const Output& 
   }
 }
 
-#include "plain.inc"
-// clang-format off: in this order
 #include "few_rows.inc"
-// clang-format on
 
 }  // namespace
 
 extern const Tier avx512vnni_tier;
-const Tier avx512vnni_tier = {"avx512vnni", supported, scratch_bytes, encode, aggregate, amm, amm_by_code};
+const Tier avx512vnni_tier = {"avx512vnni", supported,   scratch_bytes, encode, aggregate,
+                              amm,          amm_by_code, encode,        amm,    amm_oblique_by_code};
 
 }  // namespace jax_maddness

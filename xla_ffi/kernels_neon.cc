@@ -46,7 +46,9 @@ struct Packed {
 };
 
 // clang-format off: in this order
+#include "plain.inc"
 #include "neon_encode.inc"
+#include "neon_oblique.inc"
 #include "neon_aggregate.inc"
 // clang-format on
 
@@ -122,20 +124,37 @@ int64_t rows_at_once(int64_t codebooks) { return codebooks <= 2048 ? 8 * kBlock 
 
 bool supported() { return true; }
 
-size_t scratch_bytes(int64_t /*features*/, int64_t codebooks) {
-  return sizeof(Sums) + static_cast<size_t>(rows_at_once(codebooks) * divide_up(codebooks, kPair) * kPair);
+// Scratch, in this order: Sums, packed codes, what encode_eight needs.
+struct Scratch {
+  Sums& work;
+  Packed packed;
+  void* of_encode;
+
+  static int64_t packed_bytes(int64_t codebooks) {
+    return rows_at_once(codebooks) * divide_up(codebooks, kPair) * kPair;
+  }
+  Scratch(void* memory, int64_t codebooks)
+      : work(*static_cast<Sums*>(memory)),
+        packed(&work + 1, codebooks),
+        of_encode(packed.codes + packed_bytes(codebooks)) {}
+};
+
+size_t scratch_bytes(int64_t features, int64_t codebooks) {
+  return sizeof(Sums) +
+         static_cast<size_t>(Scratch::packed_bytes(codebooks) + features * kVector + Codes::scratch_bytes(codebooks));
 }
 
-template <FloatType kType>
-void encode_as(const Rows& x, const Trees& trees, uint8_t* codes, void* scratch) {
-  const Packed packed(scratch, trees.codebooks);
+template <FloatType kType, typename AnyTrees>
+void encode_as(const Rows& x, const AnyTrees& trees, uint8_t* codes, void* memory) {
+  const Scratch scratch(memory, trees.codebooks);
   for (int64_t n = 0; n < x.count; n += kVector) {
-    encode_eight<kType>(x, n, trees, packed.at(0, 0));
-    unpack(packed, smaller(x.count - n, kVector), trees.codebooks, codes + n * trees.codebooks);
+    encode_eight<kType>(x, n, trees, scratch.packed.at(0, 0), scratch.of_encode);
+    unpack(scratch.packed, smaller(x.count - n, kVector), trees.codebooks, codes + n * trees.codebooks);
   }
 }
 
-void encode(const Rows& x, const Trees& trees, uint8_t* codes, void* scratch) noexcept {
+template <typename AnyTrees>
+void encode(const Rows& x, const AnyTrees& trees, uint8_t* codes, void* scratch) noexcept {
   const CountDenormals guard;
   switch (x.type) {
     case FloatType::kF32:
@@ -148,33 +167,35 @@ void encode(const Rows& x, const Trees& trees, uint8_t* codes, void* scratch) no
 }
 
 void aggregate(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t* sums, int64_t stride,
-               void* scratch) noexcept {
-  auto& work = *static_cast<Sums*>(scratch);
-  const Packed packed(&work + 1, tables.codebooks);
+               void* memory) noexcept {
+  const Scratch scratch(memory, tables.codebooks);
   const int64_t step = rows_at_once(tables.codebooks);
   for (int64_t n = 0; n < rows; n += step) {
     const int64_t count = smaller(rows - n, step);
-    pack(codes + n * tables.codebooks, count, tables.codebooks, packed);
-    aggregate_rows<AsTheyAre>(packed, count, tables, reinterpret_cast<char*>(sums + n * stride), stride, work);
+    pack(codes + n * tables.codebooks, count, tables.codebooks, scratch.packed);
+    char* const out = reinterpret_cast<char*>(sums + n * stride);
+    aggregate_rows<AsTheyAre>(scratch.packed, count, tables, out, stride, scratch.work);
   }
 }
 
-template <FloatType kType>
-void amm_as(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* scratch) {
+template <FloatType kType, typename AnyTrees>
+void amm_as(const Rows& x, const AnyTrees& trees, const Tables& tables, const Output& y, void* memory) {
   using Result = Rescaled<kType>;
-  auto& work = *static_cast<Sums*>(scratch);
-  const Packed packed(&work + 1, tables.codebooks);
+  const Scratch scratch(memory, tables.codebooks);
   const int64_t step = rows_at_once(tables.codebooks);
   for (int64_t n = 0; n < x.count; n += step) {
     const int64_t count = smaller(x.count - n, step);
-    for (int64_t r = 0; r < count; r += kVector) encode_eight<kType>(x, n + r, trees, packed.at(r, 0));
+    for (int64_t r = 0; r < count; r += kVector) {
+      encode_eight<kType>(x, n + r, trees, scratch.packed.at(r, 0), scratch.of_encode);
+    }
     char* out = static_cast<char*>(y.data) + n * y.stride * Result::kWidth;
-    aggregate_rows<Result>(packed, count, tables, out, y.stride, work);
+    aggregate_rows<Result>(scratch.packed, count, tables, out, y.stride, scratch.work);
   }
 }
 
 // x and y have one type: the handler has seen to it. y.streams is left aside: past the cache, ARM has only a hint.
-void amm(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* scratch) noexcept {
+template <typename AnyTrees>
+void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Output& y, void* scratch) noexcept {
   const CountDenormals guard;
   switch (x.type) {
     case FloatType::kF32:
@@ -186,14 +207,12 @@ void amm(const Rows& x, const Trees& trees, const Tables& tables, const Output& 
   }
 }
 
-#include "plain.inc"
-// clang-format off: in this order
 #include "few_rows.inc"
-// clang-format on
 
 }  // namespace
 
 extern const Tier neon_tier;
-const Tier neon_tier = {"neon", supported, scratch_bytes, encode, aggregate, amm, amm_by_code};
+const Tier neon_tier = {"neon", supported,   scratch_bytes, encode, aggregate,
+                        amm,    amm_by_code, encode,        amm,    amm_oblique_by_code};
 
 }  // namespace jax_maddness

@@ -20,9 +20,29 @@ int32_t sum(const uint8_t* codes, const Tables& tables, int64_t m) {
 
 bool supported() { return true; }
 
-size_t scratch_bytes(int64_t /*features*/, int64_t codebooks) { return static_cast<size_t>(codebooks); }
+size_t scratch_bytes(int64_t /*features*/, int64_t codebooks) {
+  return static_cast<size_t>(Codes::scratch_bytes(codebooks));
+}
 
-void encode(const Rows& x, const Trees& trees, uint8_t* codes, void* /*scratch*/) noexcept {
+void encode_row(const Rows& x, int64_t n, const ObliqueTrees& trees, uint8_t* codes) {
+  for (int64_t c = 0; c < trees.codebooks; ++c) {
+    int32_t sums[kLevels] = {};
+    for (int64_t w = 0; w < trees.width; ++w) {
+      const int32_t d = trees.features[c * trees.width + w];
+      const int32_t rounded =
+          round_feature(load_float(x.data, x.type, n * x.features + d), trees.center[d], trees.scale[d]);
+      const int8_t* const projections = trees.projections + c * kLevels * trees.width + w;
+      for (int64_t level = 0; level < kLevels; ++level) sums[level] += projections[level * trees.width] * rounded;
+    }
+    const int32_t* const thresholds = trees.thresholds + c * kNodes;
+    int64_t node = 0;
+    for (const int32_t sum : sums) node = 2 * node + 1 + (sum > thresholds[node]);
+    codes[c] = static_cast<uint8_t>(node - kNodes);
+  }
+}
+
+template <typename AnyTrees>
+void encode(const Rows& x, const AnyTrees& trees, uint8_t* codes, void* /*scratch*/) noexcept {
   const CountDenormals guard;
   for (int64_t n = 0; n < x.count; ++n) encode_row(x, n, trees, codes + n * trees.codebooks);
 }
@@ -36,7 +56,8 @@ void aggregate(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t
   }
 }
 
-void amm(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* scratch) noexcept {
+template <typename AnyTrees>
+void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Output& y, void* scratch) noexcept {
   const CountDenormals guard;
   auto* codes = static_cast<uint8_t*>(scratch);
   for (int64_t n = 0; n < x.count; ++n) {
@@ -53,6 +74,7 @@ void amm(const Rows& x, const Trees& trees, const Tables& tables, const Output& 
 }  // namespace
 
 extern const Tier scalar_tier;
-const Tier scalar_tier = {"scalar", supported, scratch_bytes, encode, aggregate, amm, amm_by_code};
+const Tier scalar_tier = {"scalar", supported,   scratch_bytes, encode, aggregate,
+                          amm,      amm_by_code, encode,        amm,    amm_oblique_by_code};
 
 }  // namespace jax_maddness

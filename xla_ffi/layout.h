@@ -4,6 +4,11 @@
 //   x           [rows][features]           f32|bf16|f16   row-major, dense
 //   indices     [codebooks][4]             i32            the feature compared at level l; 0 <= index < features
 //   thresholds  [codebooks][15]            f32            heap order: node j of level l stands at 2^l - 1 + j
+//   features    [codebooks][width]         i32            those that a codebook projects; 0 <= feature < features of x
+//   projections [codebooks][4][width]      i8             one per level
+//   thresholds  [codebooks][15]            i32            of projections, in heap order
+//   center      [features]                 f32            finite
+//   feature scale [features]               f32            0, or 2^-100 .. 2^100
 //   codes       [rows][codebooks]          u8             0..15; kernels that read codes look at the low 4 bits only
 //   tables      [outputs][codebooks][16]   u8             the 16 entries of a codebook are contiguous, and so are
 //                                                         the codebooks of an output: 64 bytes are four codebooks
@@ -20,6 +25,10 @@
 // x[indices[l]] > threshold of the node it stands on, as IEEE-754 f32 compares: ties and NaN go left, -0 equals +0, and
 // denormals count (XLA runs its threads with denormals flushed, so a kernel that compares must clear DAZ and FTZ).
 //
+// Oblique trees are the other kind: at level l a row goes right when the sum over w of projections[l][w] *
+// q[features[w]] is greater than the threshold; ties go left. q[d] = rint((x[d] - center[d]) * scale[d]) in f32, half
+// to even, then clamped to -127 .. 127; NaN becomes -127. With 1 <= width <= 100,000 no sum overflows.
+//
 // The handler (handlers.cc) has checked every size and index before a kernel runs. Pointers may be unaligned beyond
 // their element type; nothing past the last element may be read or written.
 #ifndef JAX_MADDNESS_LAYOUT_H_
@@ -30,9 +39,10 @@
 
 namespace jax_maddness {
 
-constexpr int64_t kLevels = 4;   // of a split tree
-constexpr int64_t kNodes = 15;   // inner nodes of a tree
-constexpr int64_t kLeaves = 16;  // codes of a codebook
+constexpr int64_t kLevels = 4;          // of a split tree
+constexpr int64_t kNodes = 15;          // inner nodes of a tree
+constexpr int64_t kLeaves = 16;         // codes of a codebook
+constexpr int64_t kMaxWidth = 100'000;  // of oblique trees
 
 enum class FloatType : uint8_t { kF32, kBF16, kF16 };
 
@@ -47,6 +57,16 @@ struct Trees {
   const int32_t* indices;
   const float* thresholds;
   int64_t codebooks;
+};
+
+struct ObliqueTrees {
+  const int32_t* features;
+  const int8_t* projections;
+  const int32_t* thresholds;
+  const float* center;
+  const float* scale;
+  int64_t codebooks;
+  int64_t width;
 };
 
 struct Tables {

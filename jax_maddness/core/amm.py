@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,10 @@ from jax.custom_derivatives import SymbolicZero
 
 from jax_maddness.core import aggregate, checks, encode
 from jax_maddness.core.stack import Stacked
-from jax_maddness.core.types import FEW_ROWS, MaddnessOp, ObliqueTrees
+from jax_maddness.core.types import FEW_ROWS, MaddnessOp
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int32, UInt8
+    from jaxtyping import Array, Float
 
 
 def amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... outputs"]:
@@ -47,15 +48,13 @@ def amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... ou
 
 @jax.custom_jvp
 def _amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... outputs"]:
-    trees, tables = op.trees, op.tables
-    if isinstance(trees, ObliqueTrees):  # no kernel yet
-        sums = aggregate.aggregate(encode.encode(x, trees), tables)
-        return _rescale(sums[None], tables.scale[None], tables.offset[None])[0].astype(x.dtype)
+    tables = op.tables
     by_code = tables.by_code if _has_few_rows(x) else None
-    call, entries = (_stacked, tables.values) if by_code is None else (_stacked_by_code, by_code)
+    stacked = _stacked[type(op.trees)]
+    call, entries = (stacked.by_output, tables.values) if by_code is None else (stacked.by_code, by_code)
     return call(
         x,
-        *encode.arrays(trees),
+        *encode.arrays(op.trees),
         entries,
         tables.scale.astype(jnp.float32),
         tables.offset.astype(jnp.float32),
@@ -100,41 +99,50 @@ def _along_rows(per_output: Array, y: Array) -> Array:
     return per_output.astype(jnp.float32).reshape((1,) * (y.ndim - 1) + (-1,))
 
 
-def definition(
-    x: Float[Array, "ops ... features"],
-    indices: Int32[Array, "ops codebooks 4"],
-    thresholds: Float[Array, "ops codebooks 15"],
-    values: UInt8[Array, "ops outputs codebooks 16"],
-    scale: Float[Array, "ops outputs"],
-    offset: Float[Array, "ops outputs"],
-) -> Float[Array, "ops ... outputs"]:
-    """`amm` for a batch of ops, in pure JAX: the answer that every tier must give, up to the last f32 rounding."""
-    sums = aggregate.definition(encode.definition(x, indices, thresholds), values)
-    return _rescale(sums, scale, offset).astype(x.dtype)
+# ---- Stacked, for both kinds of trees ----
+
+_Definition = Callable[..., Any]
 
 
-def _rescale(
-    sums: Int32[Array, "ops ... outputs"], scale: Float[Array, "ops outputs"], offset: Float[Array, "ops outputs"]
-) -> Float[Array, "ops ... outputs"]:
-    lead = (slice(None), *[None] * (sums.ndim - 2))
-    return scale.astype(jnp.float32)[lead] * sums.astype(jnp.float32) + offset.astype(jnp.float32)[lead]
+def definition(kind: encode.Kind) -> _Definition:
+    """`amm` for a batch of ops, in pure JAX: the answer that every tier must give, up to the last f32 rounding.
+
+    Its arguments are `x [ops, ..., features]`, the arrays of the trees of that kind, each for all ops, then those of
+    the tables: `values [ops, outputs, codebooks, 16]`, `scale` and `offset` [ops, outputs].
+    """
+
+    def amm(x: Array, *arrays: Array) -> Float[Array, "ops ... outputs"]:
+        *trees, values, scale, offset = arrays
+        sums = aggregate.definition(kind.definition(x, *trees), values)
+        lead = (slice(None), *[None] * (x.ndim - 2))
+        return (scale[lead] * sums.astype(jnp.float32) + offset[lead]).astype(x.dtype)
+
+    return amm
 
 
-_stacked = Stacked(definition, "jax_maddness_amm", "b {rows} d, b c l, b c t, b m c k, b m, b m -> b {rows} m")
+def definition_by_code(kind: encode.Kind) -> _Definition:
+    """The same answer from `by_code [ops, codebooks, 16, outputs]` in place of `values` (`with_few_rows_layout`)."""
+
+    def amm_by_code(x: Array, *arrays: Array) -> Float[Array, "ops ... outputs"]:
+        *trees, by_code, scale, offset = arrays
+        return definition(kind)(x, *trees, jnp.moveaxis(by_code, -1, 1), scale, offset)
+
+    return amm_by_code
 
 
-def definition_by_code(
-    x: Float[Array, "ops ... features"],
-    indices: Int32[Array, "ops codebooks 4"],
-    thresholds: Float[Array, "ops codebooks 15"],
-    by_code: UInt8[Array, "ops codebooks 16 outputs"],
-    scale: Float[Array, "ops outputs"],
-    offset: Float[Array, "ops outputs"],
-) -> Float[Array, "ops ... outputs"]:
-    """The same answer from the tables in their other order (`with_few_rows_layout`)."""
-    return definition(x, indices, thresholds, jnp.moveaxis(by_code, -1, 1), scale, offset)
+class _Calls(NamedTuple):
+    by_output: Stacked
+    by_code: Stacked
 
 
-_stacked_by_code = Stacked(
-    definition_by_code, "jax_maddness_amm_by_code", "b {rows} d, b c l, b c t, b c k m, b m, b m -> b {rows} m"
-)
+def _calls(kind: encode.Kind) -> _Calls:
+    name = f"jax_maddness_amm{kind.suffix}"
+    return _Calls(
+        Stacked(definition(kind), name, f"b {{rows}} d, {kind.rule}, b m c k, b m, b m -> b {{rows}} m"),
+        Stacked(
+            definition_by_code(kind), f"{name}_by_code", f"b {{rows}} d, {kind.rule}, b c k m, b m, b m -> b {{rows}} m"
+        ),
+    )
+
+
+_stacked = {trees: _calls(kind) for trees, kind in encode.KINDS.items()}

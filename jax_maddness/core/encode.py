@@ -158,10 +158,6 @@ KINDS: dict[type, Kind] = {
     ),
 }
 _stacked = {
-    trees: Stacked(
-        kind.definition,
-        "jax_maddness_encode" if trees is SplitTrees else None,
-        f"b {{rows}} d, {kind.rule} -> b {{rows}} c",
-    )
+    trees: Stacked(kind.definition, f"jax_maddness_encode{kind.suffix}", f"b {{rows}} d, {kind.rule} -> b {{rows}} c")
     for trees, kind in KINDS.items()
 }

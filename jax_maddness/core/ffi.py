@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from jaxtyping import Array
 
 BACKENDS = ("auto", "ffi", "jax")
-TARGETS = ("jax_maddness_encode", "jax_maddness_aggregate", "jax_maddness_amm", "jax_maddness_amm_by_code")
+TARGETS = (
+    "jax_maddness_encode",
+    "jax_maddness_aggregate",
+    "jax_maddness_amm",
+    "jax_maddness_amm_by_code",
+    "jax_maddness_encode_oblique",
+    "jax_maddness_amm_oblique",
+    "jax_maddness_amm_oblique_by_code",
+)
 """The custom calls' names, as StableHLO shows them."""
 
 _context = jax.make_user_context(default_value=None)

@@ -6,6 +6,9 @@ The file is a zip archive of plain members, stored without compression, as NumPy
                                    SHA-256 of the header itself (as JSON with sorted keys, without that entry)
     trees.indices.npy, ...         each array in NumPy's `.npy` format
 
+Version 1 knows `SplitTrees` alone, and ops with such trees are still written as version 1; those with `ObliqueTrees`,
+which have other arrays, are version 2.
+
 Why: every language has a zip and a JSON reader, `numpy.load(path)` opens the arrays without this package, and
 nothing in it can execute (no pickle). bfloat16, which `.npy` does not know, is stored as its bits in uint16 with the
 true dtype in the header. The digests find damage; they are no signature.
@@ -26,13 +29,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core import checks
-from jax_maddness.core.types import LookupTables, MaddnessOp, SplitTrees
+from jax_maddness.core.types import LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
 
 FORMAT = "jax_maddness.op"
-VERSION = 1
+VERSION = 2
 _HEADER = "header.json"
-_FIELDS = ("trees.indices", "trees.thresholds", "tables.values", "tables.scale", "tables.offset", "weights")
-_DTYPES = ("uint8", "int32", "float32", "float16", "bfloat16")
+_TREES: dict[type[Any], tuple[int, tuple[str, ...]]] = {  # the version that added them, their arrays in order
+    SplitTrees: (1, ("trees.indices", "trees.thresholds")),
+    ObliqueTrees: (2, ("trees.features", "trees.projections", "trees.thresholds", "trees.center", "trees.scale")),
+}
+_OTHERS = ("tables.values", "tables.scale", "tables.offset", "weights")
+_DTYPES = ("uint8", "int8", "int32", "float32", "float16", "bfloat16")
 _MAX_HEADER_BYTES = 1 << 20
 
 
@@ -47,14 +54,16 @@ def save(path: str | os.PathLike[str], op: MaddnessOp) -> None:
     if getattr(getattr(getattr(op, "tables", None), "values", None), "ndim", 0) > 3:
         raise ValueError("`op` is stacked; a file holds one. Save its elements: `jax.tree.map(lambda a: a[i], op)`.")
     checks.op(op)
-    arrays = {name: np.asarray(jax.device_get(a)) for name in _FIELDS if (a := _get(op, name)) is not None}
+    version, of_trees = _TREES[type(op.trees)]
+    fields = (*of_trees, *_OTHERS)
+    arrays = {name: np.asarray(jax.device_get(a)) for name in fields if (a := _get(op, name)) is not None}
     for name, array in arrays.items():
         if array.dtype.name not in _DTYPES:
             raise TypeError(f"`op.{name}` is {array.dtype}; a file holds {', '.join(_DTYPES)}. Cast it first.")
-    _check_indices(arrays["trees.indices"], op.num_features)
+    _check_contents(arrays, op.num_features)
     header = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": version,
         "num_features": op.num_features,
         "arrays": {name: _describe(array) for name, array in arrays.items()},
     }
@@ -100,9 +109,8 @@ def load(path: str | os.PathLike[str]) -> MaddnessOp:
 
 def _read(archive: zipfile.ZipFile) -> MaddnessOp:
     header = _header(archive)
-    described = header.get("arrays")
-    if not isinstance(described, dict) or not set(_FIELDS) - {"weights"} <= set(described) <= set(_FIELDS):
-        raise ValueError(f"it lists the arrays {described!r:.200}; expected {', '.join(_FIELDS)}.")
+    described: Any = header.get("arrays")
+    kind = _kind(described, header["version"])
     members = {_HEADER, *(f"{name}.npy" for name in described)}
     if sorted(archive.namelist()) != sorted(members):
         raise ValueError(f"it has the members {archive.namelist()!r:.200}; expected {sorted(members)}.")
@@ -110,15 +118,25 @@ def _read(archive: zipfile.ZipFile) -> MaddnessOp:
     num_features = header.get("num_features")
     if num_features is not None and (type(num_features) is not int or num_features < 1):
         raise ValueError(f"num_features is {num_features!r}; expected a positive integer or null.")
-    return _assemble(arrays, num_features)
+    return _assemble(arrays, kind, num_features)
 
 
-def _assemble(arrays: dict[str, np.ndarray], num_features: int | None) -> MaddnessOp:
+def _kind(described: object, version: int) -> type[Any]:
+    """The trees whose arrays the header describes."""
+    for kind, (since, of_trees) in _TREES.items():
+        fields = {*of_trees, *_OTHERS}
+        if version >= since and isinstance(described, dict) and fields - {"weights"} <= set(described) <= fields:
+            return kind
+    expected = " or ".join(", ".join((*fields, *_OTHERS)) for since, fields in _TREES.values() if version >= since)
+    raise ValueError(f"it lists the arrays {described!r:.200}; expected {expected}.")
+
+
+def _assemble(arrays: dict[str, np.ndarray], kind: type[Any], num_features: int | None) -> MaddnessOp:
     """The op, if its arrays agree with each other."""
-    _check_indices(arrays["trees.indices"], num_features)
+    _check_contents(arrays, num_features)
     data = {name: jnp.asarray(array) for name, array in arrays.items()}
     op = MaddnessOp(
-        SplitTrees(data["trees.indices"], data["trees.thresholds"], num_features),
+        kind(*(data[name] for name in _TREES[kind][1]), num_features),
         LookupTables(data["tables.values"], data["tables.scale"], data["tables.offset"]),
         data.get("weights"),
     )
@@ -127,10 +145,19 @@ def _assemble(arrays: dict[str, np.ndarray], num_features: int | None) -> Maddne
     return op
 
 
-def _check_indices(indices: np.ndarray, num_features: int | None) -> None:
-    limit = num_features or np.iinfo(np.int32).max
+def _check_contents(arrays: dict[str, np.ndarray], num_features: int | None) -> None:
+    """What the shapes do not tell: indices in range, and what `ObliqueTrees` says of its centers and scales."""
+    oblique = "trees.features" in arrays
+    indices = arrays["trees.features" if oblique else "trees.indices"]
+    limit = num_features or (arrays["trees.center"].size if oblique else np.iinfo(np.int32).max)
     if indices.size and not (indices.dtype == np.int32 and indices.min() >= 0 and indices.max() < limit):
         raise ValueError(f"a split index is not an int32 in [0, {limit}).")
+    if oblique:
+        center, scale = np.float32(arrays["trees.center"]), np.float32(arrays["trees.scale"])
+        if not np.all(np.isfinite(center)):
+            raise ValueError("an entry of trees.center is not finite.")
+        if not np.all((scale == 0) | (scale >= np.float32(2.0**-100)) & (scale <= np.float32(2.0**100))):
+            raise ValueError("an entry of trees.scale is neither 0 nor in [2**-100, 2**100].")
 
 
 def _header(archive: zipfile.ZipFile) -> dict[str, Any]:

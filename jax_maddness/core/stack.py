@@ -30,11 +30,10 @@ class Stacked:
     """`definition` with the FFI target `target` behind it on CPU.
 
     The first argument has rows, `[ops, ..., last]`; the others have the shapes that `rule` names. `rule` is an
-    einsum-like string with `{rows}` for the row dimensions; a factor of the result is what may be sharded. Without a
-    target the definition runs on CPU too.
+    einsum-like string with `{rows}` for the row dimensions; a factor of the result is what may be sharded.
     """
 
-    def __init__(self, definition: Callable[..., Array], target: str | None, rule: str):
+    def __init__(self, definition: Callable[..., Array], target: str, rule: str):
         self._definition = definition
         self._target = target
         self._rule = rule
@@ -74,12 +73,9 @@ class Stacked:
         return call
 
     def _on_platform(self, *args: Array) -> Array:
-        if self._target is None:
-            return self._definition(*args)
         return lax.platform_dependent(*args, cpu=self._ffi_call, default=self._definition)
 
     def _ffi_call(self, *args: Array) -> Array:
-        assert self._target is not None
         result = jax.eval_shape(self._definition, *args)
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.manual_axes and result.sharding is None:

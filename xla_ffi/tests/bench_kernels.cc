@@ -13,6 +13,8 @@
 namespace jax_maddness::testing {
 namespace {
 
+constexpr FloatType kFloatTypes[] = {FloatType::kF32, FloatType::kBF16, FloatType::kF16};
+
 // The best number of cycles that `run` took in a quarter of a second.
 template <typename Run>
 double best_cycles(const Run& run) {
@@ -33,6 +35,7 @@ struct Arrays {
   std::vector<float> x, thresholds, scale, offset, y;
   std::vector<int32_t> indices, sums;
   std::vector<uint8_t> codes, values;
+  std::vector<uint16_t> halves;  // x in 16 bits: bf16, or as good as any f16
   AlignedBytes scratch;
 
   Arrays(const Tier& tier, int64_t n, int64_t d, int64_t c, int64_t m)
@@ -52,6 +55,11 @@ struct Arrays {
         scratch(tier.scratch_bytes(d, c)) {
     Random random(1);
     for (auto& v : x) v = random.normal();
+    for (const float v : x) {
+      uint16_t words[2];
+      std::memcpy(words, &v, sizeof v);
+      halves.push_back(words[1]);
+    }
     for (auto& v : thresholds) v = random.normal();
     for (auto& v : scale) v = random.normal();
     for (auto& v : codes) v = static_cast<uint8_t>(random.below(16));
@@ -62,7 +70,10 @@ struct Arrays {
     }
   }
 
-  Rows as_rows(FloatType type) const { return {x.data(), type, rows, features}; }
+  Rows as_rows(FloatType type) const {
+    if (type == FloatType::kF32) return {x.data(), type, rows, features};
+    return {halves.data(), type, rows, features};
+  }
   Trees as_trees() const { return {indices.data(), thresholds.data(), codebooks}; }
   Tables as_tables() const { return {values.data(), scale.data(), offset.data(), outputs, codebooks}; }
 };
@@ -80,7 +91,7 @@ void bench_encode(const Tier& tier, bool json) {
                                    {8, 512, 512}}) {
     Arrays a(tier, rows, d, c, 1);
     double cycles[3];
-    for (const FloatType type : {FloatType::kF32, FloatType::kBF16, FloatType::kF16}) {
+    for (const FloatType type : kFloatTypes) {
       cycles[static_cast<int>(type)] =
           best_cycles([&] { tier.encode(a.as_rows(type), a.as_trees(), a.codes.data(), a.scratch.data()); }) /
           static_cast<double>(rows * c);
@@ -90,6 +101,56 @@ void bench_encode(const Tier& tier, bool json) {
                "\"cycles_f32\": %.3f, \"cycles_bf16\": %.3f, \"cycles_f16\": %.3f}\n"
              : "%.0s%10ld%10ld%10ld%10.2f%10.2f%10.2f\n",
         tier.name, long(rows), long(d), long(c), cycles[0], cycles[1], cycles[2]);
+  }
+}
+
+// Groups of features that follow each other: a codebook's own, or four times as many, centred on them.
+struct ObliqueArrays {
+  int64_t codebooks, width;
+  std::vector<int32_t> features, thresholds;
+  std::vector<int8_t> projections;
+  std::vector<float> center, scale;
+
+  ObliqueArrays(int64_t d, int64_t c, int64_t w)
+      : codebooks(c), width(w), thresholds(c * kNodes), projections(c * kLevels * w), center(d, 0.0f), scale(d, 21.0f) {
+    Random random(2);
+    for (auto& v : thresholds) v = static_cast<int32_t>(random.below(4000) - 2000);
+    for (auto& v : projections) v = static_cast<int8_t>(random.below(255) - 127);
+    for (int64_t i = 0; i < c * w; ++i) {
+      features.push_back(static_cast<int32_t>(((i / w * 2 + 1) * d / c / 2 - w / 2 + i % w + d) % d));
+    }
+  }
+
+  ObliqueTrees as_trees() const {
+    return {features.data(), projections.data(), thresholds.data(), center.data(), scale.data(), codebooks, width};
+  }
+};
+
+void bench_encode_oblique(const Tier& tier, bool json) {
+  if (!json) {
+    std::printf("%-8s encode with oblique trees, cycles/encoding\n%10s%10s%10s%10s%10s%10s%10s\n", tier.name, "rows",
+                "D", "C", "W", "f32", "bf16", "f16");
+  }
+  for (const auto& [rows, d, c, w] : {std::array<int64_t, 4>{128, 512, 64, 8},
+                                      {64, 1024, 64, 16},
+                                      {64, 1024, 64, 64},
+                                      {32, 2048, 64, 32},
+                                      {64, 64, 4, 16},
+                                      {8, 512, 64, 8}}) {
+    Arrays a(tier, rows, d, c, 1);
+    const ObliqueArrays oblique(d, c, w);
+    double cycles[3];
+    for (const FloatType type : kFloatTypes) {
+      const Rows x = a.as_rows(type);
+      cycles[static_cast<int>(type)] =
+          best_cycles([&] { tier.encode_oblique(x, oblique.as_trees(), a.codes.data(), a.scratch.data()); }) /
+          static_cast<double>(rows * c);
+    }
+    std::printf(json ? "{\"tier\": \"%s\", \"kernel\": \"encode_oblique\", \"rows\": %ld, \"features\": %ld, "
+                       "\"codebooks\": %ld, \"width\": %ld, \"cycles_f32\": %.3f, \"cycles_bf16\": %.3f, "
+                       "\"cycles_f16\": %.3f}\n"
+                     : "%.0s%10ld%10ld%10ld%10ld%10.2f%10.2f%10.2f\n",
+                tier.name, long(rows), long(d), long(c), long(w), cycles[0], cycles[1], cycles[2]);
   }
 }
 
@@ -134,6 +195,7 @@ int main(int argc, char** argv) {
     for (int i = first; i < argc; ++i) wanted = wanted || std::strcmp(argv[i], tier->name) == 0;
     if (!wanted) continue;
     bench_encode(*tier, json);
+    bench_encode_oblique(*tier, json);
     bench_aggregate(*tier, json);
   }
 }

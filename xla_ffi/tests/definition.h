@@ -9,6 +9,7 @@
 #include <string>
 
 #include "guarded.h"
+#include "oblique.h"
 #include "testing.h"
 
 #if defined(__x86_64__)
@@ -67,11 +68,18 @@ struct Problem {
   std::vector<int32_t> indices;
   std::vector<float> thresholds, scale, offset;
   std::vector<uint8_t> values;
+  Oblique oblique = {};  // in place of indices and thresholds where it has a width
+
+  bool is_oblique() const { return oblique.width > 0; }
 
   std::vector<uint8_t> codes() const {
     std::vector<uint8_t> result;
     for (int64_t n = 0; n < rows; ++n) {
       for (int64_t c = 0; c < codebooks; ++c) {
+        if (is_oblique()) {
+          result.push_back(oblique.code(&x[n * features], c));
+          continue;
+        }
         int64_t j = 0;
         for (int64_t level = 0; level < 4; ++level) {
           const float feature = x[n * features + indices[c * 4 + level]];
@@ -139,6 +147,10 @@ struct Run {
   Input<int32_t> indices;
   Input<float> thresholds, scale, offset;
   Input<uint8_t> values, by_code;
+  Input<int32_t> projected_features;
+  Input<int8_t> projections;
+  Input<int32_t> projected_thresholds;
+  Input<float> center, feature_scale;
   AlignedBytes scratch;
 
   Run(const Tier& tier, const Problem& p)
@@ -151,14 +163,29 @@ struct Run {
         offset(p.offset),
         values(p.values),
         by_code(p.by_code()),
+        projected_features(p.oblique.features),
+        projections(p.oblique.projections),
+        projected_thresholds(p.oblique.thresholds),
+        center(p.oblique.center),
+        feature_scale(p.oblique.scale),
         scratch(tier.scratch_bytes(p.features, p.codebooks)) {}
 
   Rows rows() const { return {x.data(), p.type, p.rows, p.features}; }
   Trees trees() const { return {indices.data(), thresholds.data(), p.codebooks}; }
+  ObliqueTrees oblique_trees() const {
+    return {projected_features.data(),
+            projections.data(),
+            projected_thresholds.data(),
+            center.data(),
+            feature_scale.data(),
+            p.codebooks,
+            p.oblique.width};
+  }
 
   std::vector<uint8_t> codes() const {
     Result<uint8_t> out(p.rows, p.codebooks, p.codebooks);
-    tier.encode(rows(), trees(), out.data(), scratch.data());
+    p.is_oblique() ? tier.encode_oblique(rows(), oblique_trees(), out.data(), scratch.data())
+                   : tier.encode(rows(), trees(), out.data(), scratch.data());
     return out.values();
   }
 
@@ -179,7 +206,9 @@ struct Run {
     for (const auto& [begin, count] : {std::pair{int64_t{0}, third}, {third, p.outputs - third}}) {  // as two tasks
       const Tables tables{
           by_code.data() + begin, scale.data() + begin, offset.data() + begin, count, p.codebooks, p.outputs};
-      tier.amm_by_code(rows(), trees(), tables, {out.data() + begin, p.type, stride}, scratch.data());
+      const Output y{out.data() + begin, p.type, stride};
+      p.is_oblique() ? tier.amm_oblique_by_code(rows(), oblique_trees(), tables, y, scratch.data())
+                     : tier.amm_by_code(rows(), trees(), tables, y, scratch.data());
     }
     return out.values();
   }
@@ -188,7 +217,9 @@ struct Run {
   std::vector<T> amm(int64_t stride) const {
     Result<T> out(p.rows, p.outputs, stride);
     const Tables tables{values.data(), scale.data(), offset.data(), p.outputs, p.codebooks};
-    tier.amm(rows(), trees(), tables, {out.data(), p.type, stride, stride % 2 == 0}, scratch.data());
+    const Output y{out.data(), p.type, stride, stride % 2 == 0};
+    p.is_oblique() ? tier.amm_oblique(rows(), oblique_trees(), tables, y, scratch.data())
+                   : tier.amm(rows(), trees(), tables, y, scratch.data());
     return out.values();
   }
 };
@@ -235,8 +266,9 @@ inline void check_tier(const Tier& tier, const Problem& p, Random& random) {
     flush_denormals(false);
     CHECK(kept || !flushed, "tier %s changes its caller's floating-point settings", tier.name);
     for (size_t i = 0; i < codes.size(); ++i) {
-      CHECK(got[i] == codes[i], "tier %s, %s, %ld x %ld, C = %ld, flushed = %d: code %zu is %d, not %d", tier.name,
-            name(p.type), long(p.rows), long(p.features), long(p.codebooks), flushed, i, got[i], codes[i]);
+      CHECK(got[i] == codes[i], "tier %s, %s, %ld x %ld, C = %ld, W = %ld, flushed = %d: code %zu is %d, not %d",
+            tier.name, name(p.type), long(p.rows), long(p.features), long(p.codebooks), long(p.oblique.width), flushed,
+            i, got[i], codes[i]);
     }
     flush_denormals(flushed);
     p.type == FloatType::kF32 ? check_amm<uint32_t>(run, sums, stride) : check_amm<uint16_t>(run, sums, stride);

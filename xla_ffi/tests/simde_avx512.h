@@ -70,6 +70,13 @@ inline simde__m512 convert_i32_to_f32(const simde__m512i& v) {
   return convert<int32_t, float, simde__m512>(v, [](int32_t i) { return static_cast<float>(i); });
 }
 
+// What is out of range, or NaN, is the least.
+inline simde__m512i convert_f32_to_i32(const simde__m512& v) {
+  return convert<float, int32_t, simde__m512i>(v, [](float f) {
+    return f >= -2147483648.0f && f < 2147483648.0f ? static_cast<int32_t>(std::nearbyint(f)) : INT32_MIN;
+  });
+}
+
 inline float f16_to_f32(uint16_t half) {
   const int exponent = half >> 10 & 31, fraction = half & 1023;
   if (exponent == 31) return std::copysign(fraction == 0 ? HUGE_VALF : std::nanf(""), half >> 15 ? -1.0f : 1.0f);
@@ -140,6 +147,8 @@ inline uint16_t masked_less(uint16_t mask, const simde__m512i& a, const simde__m
 
 #define SIMDE_GAP(name) jax_maddness::simde_gaps::name
 #define _mm512_maskz_loadu_epi8(mask, p) (SIMDE_GAP(masked_load) < uint8_t, simde__m512i > (mask, p))
+#define _mm512_maskz_loadu_epi32(mask, p) (SIMDE_GAP(masked_load) < int32_t, simde__m512i > (mask, p))
+#define _mm_maskz_loadu_epi8(mask, p) (SIMDE_GAP(masked_load) < uint8_t, simde__m128i > (mask, p))
 #define _mm512_maskz_loadu_ps(mask, p) (SIMDE_GAP(masked_load) < float, simde__m512 > (mask, p))
 #define _mm256_maskz_loadu_epi16(mask, p) (SIMDE_GAP(masked_load) < uint16_t, simde__m256i > (mask, p))
 #define _mm512_mask_storeu_epi8(p, mask, v) (SIMDE_GAP(masked_store) < uint8_t > (p, mask, v))
@@ -149,6 +158,7 @@ inline uint16_t masked_less(uint16_t mask, const simde__m512i& a, const simde__m
 #define _mm512_cvtepu16_epi32(v) SIMDE_GAP(convert_u16_to_i32)(v)
 #define _mm512_cvtepi32_epi16(v) SIMDE_GAP(convert_i32_to_i16)(v)
 #define _mm512_cvtepi32_ps(v) SIMDE_GAP(convert_i32_to_f32)(v)
+#define _mm512_cvtps_epi32(v) SIMDE_GAP(convert_f32_to_i32)(v)
 #define _mm512_cvtph_ps(v) SIMDE_GAP(convert_f16_to_f32)(v)
 #define _mm512_cvtps_ph(v, rounding) SIMDE_GAP(convert_f32_to_f16)(v, rounding)
 #undef _mm512_fmadd_ps

@@ -31,5 +31,8 @@ int main() {
   testing::test_metadata(aggregate_handler, "aggregate");
   testing::test_metadata(amm_handler, "amm");
   testing::test_metadata(amm_by_code_handler, "amm_by_code");
+  testing::test_metadata(encode_oblique_handler, "encode_oblique");
+  testing::test_metadata(amm_oblique_handler, "amm_oblique");
+  testing::test_metadata(amm_oblique_by_code_handler, "amm_oblique_by_code");
   std::printf("handlers: XLA FFI API %d.%d\n", XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR);
 }
