@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jax_maddness.core.types import SplitTrees
+from jax_maddness.core.types import ObliqueTrees, SplitTrees
 from jax_maddness.learn import groups, paper, regrow, shapes
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.rows import in_blocks
@@ -69,9 +69,10 @@ def learn(
             break
         last = after
     bar.step(_MOST_PASSES - len(judged))  # one judged without a pass, one pass below
-    best = min(judged, key=lambda j: j.error).learned
+    best = min((j.learned for j in judged), key=lambda found: found.error)
     if best.trees is on_groups:
-        return dataclasses.replace(paper.learn(rows, w, num_codebooks, config, bar), ridge=best.ridge)
+        on_groups_of_all = paper.learn(rows, w, num_codebooks, config, bar)
+        return dataclasses.replace(on_groups_of_all, ridge=best.ridge, error=best.error)
     if len(trial.train) < GROWTH_ROWS:
         whole = Trial.of(rows, w, 0)
         forest = regrow.regrow(whole.sample, whole.forest(best.trees, num_codebooks), num_codebooks)
@@ -148,13 +149,13 @@ class Trial:
         real = np.arange(codebooks) < num_codebooks
         return regrow.start_from(self.sample, padded.indices, padded.thresholds, codes, real)
 
-    def judge(self, trees: SplitTrees, own: Bool[np.ndarray, "codebooks features"] | None) -> Judged:
+    def judge(self, trees: SplitTrees | ObliqueTrees, own: Bool[np.ndarray, "codebooks features"] | None) -> Judged:
         """The trees with the penalty that leaves the least error on the rows set aside."""
         encoded = encoder(trees)
         statistics = gather(in_blocks([self.train], *self.train.shape), encoded, self.mean, self.factor)
         shrink = padded_own(own, statistics)
         ridge, error = validated_ridge(statistics, shrink, self.w, len(self.train), encoded(self.aside), self.y)
-        return Judged(error, Learned(trees, encoded, own, ridge))
+        return Judged(error, Learned(trees, encoded, own, ridge, error))
 
 
 def _filled(x: Float[np.ndarray, "rows features"], rows: int) -> Float[np.ndarray, "padded features"]:

@@ -24,6 +24,8 @@ def config(value: FitConfig, methods: tuple[str, ...]) -> None:
         raise ValueError(f"`ridge` is {value.ridge!r}; expected a positive number. The paper's is 1.")
     if not isinstance(value.num_candidates, int) or value.num_candidates < 1:
         raise ValueError(f"`num_candidates` is {value.num_candidates!r}; expected an integer >= 1. The paper's is 4.")
+    if value.width is not None and not isinstance(value.width, int):
+        raise ValueError(f"`width` is {value.width!r}; expected an integer, or None for the least.")
 
 
 def kind(value: object, expected: type, name: str) -> None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core.encode import encode
-from jax_maddness.core.types import LEAVES, LookupTables, SplitTrees
+from jax_maddness.core.types import LEAVES, LookupTables, ObliqueTrees, SplitTrees
 from jax_maddness.learn import checks, shapes
 from jax_maddness.learn.prototypes import Solution, Statistics, explained, fit_prototypes
 from jax_maddness.learn.tables import quantize_tables
@@ -39,16 +39,20 @@ class Learned:
         ignored. The steps after it see codes only, wherever they come from.
       own: the features in which the tables shrink toward each codebook's bucket means; None: those it explains best.
       ridge: weight of the penalty, in rows.
+      error: on the rows that `trial.Trial` sets aside, before anything was learned from them; None: not known.
     """
 
     trees: Any
     encoded: Callable[[np.ndarray], UInt8[np.ndarray, "rows codebooks"]]
     own: Bool[np.ndarray, "codebooks features"] | None
     ridge: float
+    error: float | None = None
 
 
-def encoder(trees: SplitTrees) -> Callable[[np.ndarray], UInt8[np.ndarray, "rows codebooks"]]:
+def encoder(trees: SplitTrees | ObliqueTrees) -> Callable[[np.ndarray], UInt8[np.ndarray, "rows codebooks"]]:
     """`encode` for rows that may have more features than the trees know: compiled for a padded number of codebooks."""
+    if isinstance(trees, ObliqueTrees):
+        return lambda x: np.asarray(encode(jnp.asarray(x[:, : len(trees.center)]), trees))
     codebooks = trees.num_codebooks
     padded = shapes.pad_trees(trees, shapes.rounded(codebooks, shapes.CODEBOOKS))
     return lambda x: np.asarray(encode(jnp.asarray(x), padded))[:, :codebooks]

@@ -1,0 +1,287 @@
+"""Method "oblique": integer trees on projections of each codebook's features, trained.
+
+    x, w --round--> Data --groups, directions, splits--> starts --train--> the best model --integers--> ObliqueTrees
+
+Every choice (which features go together, when training stops, how strong the ridge is) is made on rows held out.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jax_maddness.core.types import MAX_WIDTH, ObliqueTrees
+from jax_maddness.learn import groups, projections, similarity, train
+from jax_maddness.learn.projections import STEP, FloatTrees
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int32
+
+_log = logging.getLogger(__name__)
+
+STEPS = 600
+"""Steps of training at most."""
+ROWS = 2**15
+"""Rows that trees are learned from, at most: a random sample. Tables, which the caller solves, may see all."""
+HELD_OUT = 0.15
+"""Share of the rows that decides."""
+RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+"""Weights of the penalty that are tried, in rows."""
+GROUPINGS = ("contiguous", "similar", "exchanged")
+"""How features may be grouped."""
+_FIRST_RIDGE = 2
+_EXCHANGED = 2048  # features: with more, the assignment takes minutes
+
+
+class Trained(NamedTuple):
+    """What `learn` hands over.
+
+    Attributes:
+      trees: for `encode`.
+      own: features in which the tables shrink toward each codebook's bucket means.
+      ridge: weight of that penalty, in rows.
+      error: on the rows held out: NMSE, or the user's loss.
+      tables: [codes, outputs] about `intercept`, where a loss of the user's has trained them; else None: solve them.
+      intercept: of the outputs, bias included.
+    """
+
+    trees: ObliqueTrees
+    own: Bool[np.ndarray, "codebooks features"]
+    ridge: float
+    error: float
+    tables: Float[Array, "codes outputs"] | None = None
+    intercept: Float[np.ndarray, " outputs"] | None = None
+
+
+class Data(NamedTuple):
+    """The rows and outputs that all steps share.
+
+    Attributes:
+      rows: to learn from; targets are about their mean, and their squares sum to about 1 in every row.
+      held_out: to choose by.
+      covariance: of the standardised `rows`.
+      v: outputs of standardised rows, in the targets' units: all of them.
+      seen: outputs of standardised rows that are targets.
+      unit: of the targets.
+      mean: of the exact outputs of `rows`, without the bias.
+    """
+
+    rows: train.Samples
+    held_out: train.Samples
+    covariance: Float[np.ndarray, "features features"]
+    v: Float[np.ndarray, "features outputs"]
+    seen: Float[Array, "features kept"]
+    unit: float
+    mean: Float[np.ndarray, " kept"]
+
+
+class Start(NamedTuple):
+    """Groups of features with trees on them: `features` are those of `own` and, behind them, perhaps neighbours."""
+
+    own: Int32[np.ndarray, "codebooks own"]
+    features: Int32[np.ndarray, "codebooks width"]
+    trees: FloatTrees
+
+
+class Chosen(NamedTuple):
+    """A model, its error on the rows held out, and its ridge as a place in `RIDGES`."""
+
+    model: train.Model
+    error: float
+    ridge: int
+
+
+def learn(
+    x: Float[np.ndarray, "rows features"],
+    w: Float[np.ndarray, "features outputs"],
+    num_codebooks: int,
+    *,
+    width: int | None = None,
+    steps: int = STEPS,
+    seed: int = 0,
+    done: Callable[[], None] = lambda: None,
+    bias: Float[np.ndarray, " outputs"] | None = None,
+    loss: Callable[..., Array] | None = None,
+    extra: tuple[np.ndarray, ...] = (),
+) -> Trained:
+    """Integer block-oblique trees for `x @ w`, and how to solve their tables.
+
+    Args:
+      x: training rows, finite.
+      w: weights.
+      num_codebooks: C, from 1 to the number of features.
+      width: features that each codebook projects, at least those that it owns, `ceil(D / C)`: the default. Wider ones
+        also see their neighbours. Encoding takes `4 * C * width` multiply-adds per row.
+      steps: of training; 0 leaves the trees as they start.
+      seed: of the rows held out and of training.
+      done: called after every `train.INTERVAL` steps.
+      bias: what to add to outputs before `loss` sees them.
+      loss: a scalar from outputs [rows, M], exact outputs, and the rows' parts of `extra`; the default is the squared
+        error of `x @ w`. With it, tables are trained, too, and returned.
+      extra: arrays with a leading dimension of rows, for `loss`.
+
+    Raises:
+      ValueError: `width`, `steps` or `extra` do not fit.
+    """
+    _check(x, num_codebooks, width, steps, loss, extra)
+    order = np.random.default_rng(seed).permutation(len(x))[:ROWS]
+    x, extra = x[order], tuple(np.asarray(e)[order] for e in extra)
+    center, scale = projections.rounding(x)
+    data = prepare(x, w, center, scale, extra, principal=loss is None)
+    groupings = GROUPINGS if x.shape[1] <= _EXCHANGED else GROUPINGS[:-1]
+    starts = [begin(data, num_codebooks, width, grouping) for grouping in groupings]
+    chosen = [best_ridge(data, start, start.trees, _FIRST_RIDGE) for start in starts]
+    for grouping, (_, error, ridge) in zip(groupings, chosen, strict=True):
+        _log.info("start from %s groups: NMSE %.4f with ridge %g", grouping, error, RIDGES[ridge])
+    start, best = min(zip(starts, chosen, strict=True), key=lambda pair: pair[1].error)
+    if loss is not None:
+        offset = (data.mean + (0 if bias is None else bias)).astype(np.float32)
+        best = _trained_on(loss, offset, data, start, best, steps, seed, done)
+    elif steps:
+        best = _trained(data, start, best, steps, seed, done)
+    reached = train.codes(best.model.trees, jnp.asarray(start.features), data.rows.q).any(0)
+    _log.info("%d of %d leaves have no training row", int((~reached).sum()), reached.size)
+    trees = ObliqueTrees(
+        jnp.asarray(np.maximum(start.features, 0)),
+        *projections.integers(best.model.trees),
+        jnp.asarray(center),
+        jnp.asarray(scale),
+        x.shape[1],
+    )
+    learned = Trained(trees, groups.owned(start.own, x.shape[1]), RIDGES[best.ridge], best.error)
+    if loss is None:
+        return learned
+    tables, intercept = best.model.tables * data.unit, np.asarray(best.model.intercept) * data.unit + offset
+    return learned._replace(tables=tables, intercept=intercept)
+
+
+def prepare(
+    x: np.ndarray, w: np.ndarray, center: np.ndarray, scale: np.ndarray, extra: tuple[np.ndarray, ...], principal: bool
+) -> Data:
+    """Rounds rows, holds the first ones out, and finds their exact outputs: of `w`, or its principal ones."""
+    held = round(HELD_OUT * len(x)) or 1
+    learned, held_out = (slice(held, None), slice(held)) if len(x) > 1 else (slice(None), slice(None))
+    q = projections.rounded(x, center, scale)
+    z = q[learned] * STEP
+    covariance = (z.T @ z / len(z)).astype(np.float64)
+    v = projections.standardised_weights(w, scale)
+    unit = max(float(np.sqrt(np.sum(v * (covariance @ v)))), 1e-30)
+    basis = projections.principal_outputs(covariance, v) if principal else np.eye(w.shape[1])
+    targets = (x - center) @ (w @ basis / unit).astype(np.float32)
+    mean = targets[learned].mean(0)
+
+    def samples(rows: slice) -> train.Samples:
+        return train.Samples(
+            jnp.asarray(q[rows]), jnp.asarray(targets[rows] - mean), tuple(jnp.asarray(e[rows]) for e in extra)
+        )
+
+    outputs = center.astype(np.float64) @ w @ basis + mean * unit
+    seen = jnp.asarray(v @ basis / unit, jnp.float32)
+    return Data(samples(learned), samples(held_out), covariance, v / unit, seen, unit, outputs)
+
+
+def begin(data: Data, num_codebooks: int, width: int | None, grouping: str) -> Start:
+    """Trees on principal directions of groups of features; projections of neighbours start from 0."""
+    products = data.v @ data.v.T
+    similar = similarity.contributions(data.covariance, products)
+    if grouping == "contiguous":
+        own = groups.contiguous(len(products), num_codebooks)
+    else:
+        own = similarity.groups(similar, np.diag(data.covariance * products), num_codebooks)
+        own = similarity.exchanged(own, similar) if grouping == "exchanged" else own
+    candidates = projections.directions(data.covariance, data.v, own)
+    trees = projections.grow(np.asarray(data.rows.q[: projections.GROWN_ROWS]) * STEP, own, candidates)
+    if width is None or width <= own.shape[1]:
+        return Start(own, own, trees)
+    wider = np.zeros((*trees.projections.shape[:2], width), np.float32)
+    for c, size in enumerate((own >= 0).sum(1)):
+        wider[c, :, :size] = trees.projections[c, :, :size]
+    return Start(own, similarity.widened(own, similar, width), trees._replace(projections=jnp.asarray(wider)))
+
+
+def solved(data: Data, start: Start, ridge: int, trees: FloatTrees) -> tuple[train.Model, float]:
+    """The trees with tables solved for them, and their NMSE on the rows held out: infinite where f32 cannot."""
+    model = train.solve(trees, start.features, start.own, data.rows, data.seen, RIDGES[ridge])
+    error = train.judge(model, start.features, data.held_out, train.squared_error)
+    error = float(error / jnp.maximum(jnp.square(data.held_out.targets).sum(-1).mean(), 1e-30))
+    return model, error if np.isfinite(error) else np.inf
+
+
+def best_ridge(data: Data, start: Start, trees: FloatTrees, first: int) -> Chosen:
+    """Climbs down `RIDGES` from `first` to the least error on the rows held out."""
+    tried: dict[int, tuple[train.Model, float]] = {}
+    best = first
+    while True:
+        at = best
+        for i in (at - 1, at, at + 1):
+            if 0 <= i < len(RIDGES) and i not in tried:
+                tried[i] = solved(data, start, i, trees)
+        best = min(tried, key=lambda i: tried[i][1])
+        if best == at:
+            return Chosen(*tried[at], at)
+
+
+def _trained(data: Data, start: Start, best: Chosen, steps: int, seed: int, done: Callable[[], None]) -> Chosen:
+    """Training on the squared error; its tables are solved anew wherever it is judged."""
+    judged = functools.partial(solved, data, start, best.ridge)
+    model, error = train.train(
+        best.model,
+        start.features,
+        data.rows,
+        lambda m: judged(m.trees),
+        steps=steps,
+        mixing=train.MIXING,
+        seed=seed,
+        done=done,
+    )
+    _log.info("trained: NMSE %.4f after %.4f", error, best.error)
+    return best_ridge(data, start, model.trees, best.ridge)
+
+
+def _trained_on(
+    loss: Callable[..., Array],
+    offset: np.ndarray,
+    data: Data,
+    start: Start,
+    best: Chosen,
+    steps: int,
+    seed: int,
+    done: Callable[[], None],
+) -> Chosen:
+    """Training on a loss of the user's, tables included. Rows are mixed only where there is nothing else to mix."""
+    unit = data.unit
+
+    def in_units(y: Array, exact: Array, *extra: Array) -> Array:
+        return loss(y * unit + offset, exact * unit + offset, *extra)
+
+    def judged(model: train.Model) -> tuple[train.Model, float]:
+        return model, float(train.judge(model, start.features, data.held_out, in_units))
+
+    mixing = 0.0 if data.rows.extra else train.MIXING
+    model, error = train.train(
+        best.model, start.features, data.rows, judged, steps=steps, mixing=mixing, seed=seed, loss=in_units, done=done
+    )
+    return Chosen(model, error, best.ridge)
+
+
+def _check(
+    x: np.ndarray, num_codebooks: int, width: int | None, steps: int, loss: object, extra: tuple[np.ndarray, ...]
+) -> None:
+    features, least = x.shape[1], -(-x.shape[1] // num_codebooks)
+    if width is not None and not least <= width <= min(features, MAX_WIDTH):
+        raise ValueError(
+            f"`width` is {width}; expected {least} (features by codebooks) to {min(features, MAX_WIDTH)}. A codebook "
+            "projects its own features and, if it is wider, their neighbours."
+        )
+    if steps < 0 or steps % train.INTERVAL:
+        raise ValueError(f"`steps` is {steps}; expected a multiple of {train.INTERVAL}, or 0 for no training.")
+    if extra and loss is None:
+        raise ValueError("`extra` is given without a `loss`. Pass the loss that wants it.")
+    for array in extra:
+        if len(array) != len(x):
+            raise ValueError(f"`extra` has an array of {len(array)} rows; expected {len(x)}, as `x_train` has.")
