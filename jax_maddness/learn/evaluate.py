@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 _BLOCK = 8192  # rows whose products are in memory at once
-_ROWS_PER_ENTRY = 20  # training rows per table row that leave little to gain from more, in practice
+_ENOUGH, _AMPLE = 4, 20  # training rows per code: a rule of thumb for when the tables hold, and when more bring little
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,14 +177,14 @@ def suggestion(
 
     Example:
       >>> suggestion(64, 0.31, 1e-4, 0.02, 1600, np.full((64, 16), 1 / 16))
-      'Rows too few for C = 64: NMSE on training rows 0.02, on others 0.31. Use C <= 5, or >= 20,480 rows.'
+      'Rows too few for C = 64: NMSE on training rows 0.02, on others 0.31. Use C <= 25, or >= 20,480 rows.'
     """
     if train_nmse is not None and train_rows is not None and nmse > 1.3 * train_nmse:
-        enough = _ROWS_PER_ENTRY * LEAVES * codebooks
+        ample = _AMPLE * LEAVES * codebooks
         text = f"NMSE on training rows {train_nmse:.2g}, on others {nmse:.2g}."
-        if train_rows < enough:
-            fewer = max(1, train_rows // (_ROWS_PER_ENTRY * LEAVES))
-            return f"Rows too few for C = {codebooks}: {text} Use C <= {fewer}, or >= {enough:,} rows."
+        if train_rows < ample:
+            fewer = max(1, min(train_rows // (_ENOUGH * LEAVES), codebooks // 2))
+            return f"Rows too few for C = {codebooks}: {text} Use C <= {fewer}, or >= {ample:,} rows."
         return f"Rows of another kind: {text} Learn from rows like those that the op will see."
     if nmse > 1:
         return (
