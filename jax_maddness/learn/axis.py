@@ -69,7 +69,7 @@ def learn(
             break
         last = after
     bar.step(_MOST_PASSES - len(judged))  # one judged without a pass, one pass below
-    best = min((j.learned for j in judged), key=lambda found: found.error)
+    best = min(judged, key=lambda j: j.error).learned
     if best.trees is on_groups:
         on_groups_of_all = paper.learn(rows, w, num_codebooks, config, bar)
         return dataclasses.replace(on_groups_of_all, ridge=best.ridge, error=best.error)
