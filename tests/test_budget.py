@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from jax_maddness import evaluate, fit_budget
+from jax_maddness import FitConfig, evaluate, fit, fit_budget
 from jax_maddness.learn import budget
+from jax_maddness.learn.methods import METHODS
 
 FEATURES, OUTPUTS = 8, 4
 
@@ -40,14 +41,23 @@ def test_size_is_kept(data, num_bytes):
 def test_time_is_kept(data, monkeypatch):
     x, _ = data
     monkeypatch.setattr(budget, "_seconds", lambda op, x: 1e-3 * op.num_codebooks)
-    assert budget._most(x, OUTPUTS, None, 0.0061) == 6
-    assert budget._most(x, OUTPUTS, None, 1.0) == FEATURES
+    assert budget._most(x, OUTPUTS, FitConfig(), None, 0.0061) == 6
+    assert budget._most(x, OUTPUTS, FitConfig(), None, 1.0) == FEATURES
     with pytest.raises(ValueError, match=r"one codebook takes 0.001 s on 300 rows"):
         fit_budget(*data, max_seconds=1e-4)
 
 
-def test_a_call_takes_some_time(data):
-    assert 0 < budget._seconds(budget._blank(FEATURES, 4, OUTPUTS), data[0]) < 1
+@pytest.mark.parametrize("method", METHODS)
+def test_stand_ins_are_as_large_as_what_is_learned(data, method):
+    config = FitConfig(method)
+    stand_in = budget._blank(FEATURES, 3, OUTPUTS, config)
+    assert 0 < budget._seconds(stand_in, data[0]) < 1
+    learned = fit(*data, num_codebooks=3, config=config)
+    assert learned.nbytes == stand_in.nbytes or (method == "auto" and learned.nbytes < stand_in.nbytes)
+    limit = stand_in.nbytes + 1
+    most = budget._most(data[0], OUTPUTS, config, limit, None)
+    sizes = [budget._blank(FEATURES, c, OUTPUTS, config).nbytes for c in (most, most + 1)]
+    assert sizes[0] <= limit < sizes[1]
 
 
 def test_fewer_codebooks_where_more_do_not_help():

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core.amm import amm
-from jax_maddness.core.types import LEAVES, LEVELS, NODES, LookupTables, MaddnessOp, SplitTrees
+from jax_maddness.core.types import LEAVES, LEVELS, NODES, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
 from jax_maddness.learn import checks
 from jax_maddness.learn.evaluate import evaluate
 from jax_maddness.learn.fit import FitConfig, learn
@@ -110,7 +110,7 @@ def fit_budget(
     if aside < 1:
         raise ValueError("`x_train` has one row; a budget needs rows to judge by. Pass many rows.")
     part, test = Rows.of(x[order[aside:]]), x[order[:aside]]
-    most = _most(x, weights.shape[1], num_bytes, max_seconds)
+    most = _most(x, weights.shape[1], config, num_bytes, max_seconds)
     trace: dict[int, Tried] = {}
     with Progress(progress) as bar:
 
@@ -135,30 +135,34 @@ def _check(limits: dict[str, float | None]) -> None:
             raise ValueError(f"`{name}` is {limit!r}; expected a positive number.")
 
 
-def _most(x: np.ndarray, outputs: int, num_bytes: int | None, max_seconds: float | None) -> int:
+def _most(x: np.ndarray, outputs: int, config: FitConfig, num_bytes: int | None, max_seconds: float | None) -> int:
     """The largest number of codebooks within the limits."""
+
+    def blank(codebooks: int) -> MaddnessOp:
+        return _blank(x.shape[1], codebooks, outputs, config)
+
     most = x.shape[1]
     if num_bytes is not None:
-        per_codebook = 4 * LEVELS + 4 * NODES + LEAVES * outputs
-        most = min(most, (int(num_bytes) - 8 * outputs) // per_codebook)
-        if most < 1:
-            raise ValueError(
-                f"`num_bytes` is {num_bytes}; one codebook takes {per_codebook + 8 * outputs:,}. Allow as many."
-            )
-    if max_seconds is not None and _seconds(_blank(x.shape[1], most, outputs), x) > max_seconds:
-        least = _seconds(_blank(x.shape[1], 1, outputs), x)
+        if blank(1).nbytes > num_bytes:
+            raise ValueError(f"`num_bytes` is {num_bytes}; one codebook takes {blank(1).nbytes:,}. Allow as many.")
+        most = _last(most, lambda c: blank(c).nbytes <= num_bytes, 1.0)
+    if max_seconds is not None and _seconds(blank(most), x) > max_seconds:
+        least = _seconds(blank(1), x)
         if least > max_seconds:
             raise ValueError(
                 f"`max_seconds` is {max_seconds}; one codebook takes {least:.2g} s on {len(x):,} rows. Allow more time."
             )
-        low, high = 1, most
-        while high > max(CLOSE * low, low + 1):
-            middle = round(np.sqrt(low * high))
-            middle = min(max(middle, low + 1), high - 1)
-            fits = _seconds(_blank(x.shape[1], middle, outputs), x) <= max_seconds
-            low, high = (middle, high) if fits else (low, middle)
-        most = low
+        most = _last(most, lambda c: _seconds(blank(c), x) <= max_seconds, CLOSE)
     return most
+
+
+def _last(most: int, fits: Callable[[int], bool], close: float) -> int:
+    """The largest number up to `most` that fits, as 1 does, or one nearly as large: `close` times it is too much."""
+    low, high = 1, most + 1
+    while high > max(close * low, low + 1):
+        middle = min(max(round(np.sqrt(low * high)), low + 1), high - 1)
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def _most_useful(attempt: Callable[[int], Tried], most: int) -> int:
@@ -189,10 +193,20 @@ def _powers(most: int) -> list[int]:
     return sorted({min(2**k, most) for k in range(most.bit_length() + 1)})
 
 
-def _blank(features: int, codebooks: int, outputs: int) -> MaddnessOp:
-    """An op of a given size that has learned nothing: it takes as long as any other."""
-    indices = np.arange(codebooks * LEVELS).reshape(codebooks, LEVELS) % features
-    trees = SplitTrees(jnp.asarray(indices, jnp.int32), jnp.zeros((codebooks, NODES)), features)
+def _blank(features: int, codebooks: int, outputs: int, config: FitConfig) -> MaddnessOp:
+    """An op of a given size that has learned nothing: it takes as long as any other, or as the longest if there may be
+    either kind of trees.
+    """
+    trees: SplitTrees | ObliqueTrees
+    if config.method in ("oblique", "auto"):
+        width = max(-(-features // codebooks), config.width or 0)
+        seen = np.arange(codebooks * width).reshape(codebooks, width) % features
+        projections = jnp.zeros((codebooks, LEVELS, width), jnp.int8)
+        nodes, rounding = jnp.zeros((codebooks, NODES), jnp.int32), jnp.ones(features)
+        trees = ObliqueTrees(jnp.asarray(seen, jnp.int32), projections, nodes, rounding, rounding, features)
+    else:
+        indices = np.arange(codebooks * LEVELS).reshape(codebooks, LEVELS) % features
+        trees = SplitTrees(jnp.asarray(indices, jnp.int32), jnp.zeros((codebooks, NODES)), features)
     tables = LookupTables(jnp.zeros((outputs, codebooks, LEAVES), jnp.uint8), jnp.zeros(outputs), jnp.zeros(outputs))
     return MaddnessOp(trees, tables)
 
