@@ -41,8 +41,8 @@ def test_size_is_kept(data, num_bytes):
 def test_time_is_kept(data, monkeypatch):
     x, _ = data
     monkeypatch.setattr(budget, "_seconds", lambda op, x: 1e-3 * op.num_codebooks)
-    assert budget._most(x, OUTPUTS, FitConfig(), None, 0.0061) == 6
-    assert budget._most(x, OUTPUTS, FitConfig(), None, 1.0) == FEATURES
+    assert budget._most(x, OUTPUTS, FitConfig("paper"), None, 0.0061) == 6
+    assert budget._most(x, OUTPUTS, FitConfig("paper"), None, 1.0) == FEATURES
     with pytest.raises(ValueError, match=r"one codebook takes 0.001 s on 300 rows"):
         fit_budget(*data, max_seconds=1e-4)
 

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_maddness import amm, encode, evaluate, fit
+from jax_maddness import FitConfig, amm, encode, evaluate, fit
 from jax_maddness.learn import evaluate as evaluate_file
 
 ROWS, FEATURES, OUTPUTS = 120, 9, 5
+PAPER = FitConfig("paper")
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def problem(rng):
     x_train, x = (rng.standard_normal((n, FEATURES)).astype(np.float32) for n in (ROWS, 50))
     w = rng.standard_normal((FEATURES, OUTPUTS)).astype(np.float32)
     bias = rng.standard_normal(OUTPUTS).astype(np.float32)
-    return fit(x_train, w, bias, num_codebooks=4), x, w, bias, x_train
+    return fit(x_train, w, bias, num_codebooks=4, config=PAPER), x, w, bias, x_train
 
 
 def test_figures_match_their_definitions(problem):
@@ -53,7 +54,7 @@ def test_attribution_adds_up(problem, with_train):
 def test_quantization_is_about_what_float_tables_save(rng):
     x = rng.standard_normal((300, 4)).astype(np.float32)
     w = rng.standard_normal((4, 40)).astype(np.float32)
-    op = fit(x, w, num_codebooks=4)
+    op = fit(x, w, num_codebooks=4, config=PAPER)
     coarse = np.asarray(op.tables.values) // 16 * 16  # as if 4 bits were all there is
     tables = dataclasses.replace(
         op.tables, values=jnp.asarray(coarse), offset=op.tables.offset + 4 * 7.5 * op.tables.scale
@@ -75,7 +76,7 @@ def test_blocks_change_nothing(problem, monkeypatch):
 def test_few_rows_are_noticed(rng):
     x = rng.standard_normal((3000, 32)).astype(np.float32)
     w = rng.standard_normal((32, 8)).astype(np.float32)
-    op = fit(x[:60], w, num_codebooks=16)
+    op = fit(x[:60], w, num_codebooks=16, config=PAPER)
     report = evaluate(op, x[60:], w, x_train=x[:60])
     assert report.suggestion.startswith("Rows too few for C = 16: NMSE on training rows 0.")
     assert report.suggestion in str(report)
@@ -96,7 +97,7 @@ def test_a_constant_output_has_no_error_of_its_own(problem):
     _, x, w, bias, x_train = problem
     w = w.copy()
     w[:, 2] = 0
-    report = evaluate(fit(x_train, w, bias, num_codebooks=4), x, w, bias)
+    report = evaluate(fit(x_train, w, bias, num_codebooks=4, config=PAPER), x, w, bias)
     assert np.isnan(report.nmse_per_output[2])
     assert np.isfinite(report.nmse)
     assert "worst" in str(report)

@@ -34,7 +34,7 @@ def test_it_learns_more_than_the_paper_from_an_output_that_few_features_make(rng
     x = rng.standard_normal((ROWS, FEATURES)).astype(np.float32)
     w = np.zeros((FEATURES, OUTPUTS), np.float32)
     x[:, 4], w[4] = 0.1 * x[:, 4], 1  # the paper splits its group on the features that vary most
-    paper_op, op = (fit(x, w, num_codebooks=3, config=c) for c in (FitConfig(), AXIS))
+    paper_op, op = (fit(x, w, num_codebooks=3, config=c) for c in (FitConfig("paper"), AXIS))
     assert evaluate(op, x, w).nmse < 0.2 * evaluate(paper_op, x, w).nmse
 
 

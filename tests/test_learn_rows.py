@@ -61,4 +61,4 @@ def test_errors_say_what_to_do(x):
         fit(lambda: iter([x * np.nan]), w, num_codebooks=2)
     used_up = iter([x])
     with pytest.raises(ValueError, match=r"yielded 60 rows first, 0 later"):
-        fit(lambda: used_up, w, num_codebooks=2)
+        fit(lambda: used_up, w, num_codebooks=2, config=FitConfig("paper"))

@@ -29,7 +29,7 @@ MOST_ASIDE = 4096
 CLOSE = 1.125
 """The search ends when the fewest codebooks that reach the error and the most that do not are as close as this."""
 
-_PAPER = FitConfig()
+_PAPER = FitConfig("paper")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ def fit_budget(
       num_bytes: the largest size of the op.
       max_seconds: the longest time of one call of `amm` on the rows of `x_train` (at most 16,384 of them), on this
         machine as it is now.
-      config: how to learn.
+      config: how to learn, again and again: by default the quickest method.
       progress: show a progress bar; None shows it where learning takes longer than two seconds.
 
     Raises:

@@ -108,7 +108,7 @@ def evaluate(
     Example:
       >>> import jax_maddness
       >>> x = np.random.default_rng(0).standard_normal((2000, 8))
-      >>> op = jax_maddness.fit(x[:1000], np.ones((8, 3)), num_codebooks=8)
+      >>> op = jax_maddness.fit(x[:1000], np.ones((8, 3)), num_codebooks=8, config=jax_maddness.FitConfig("axis"))
       >>> jax_maddness.evaluate(op, x[1000:], np.ones((8, 3)), x_train=x[:1000]).nmse < 0.05
       True
     """
