@@ -2,8 +2,8 @@
 
 A share of the rows is set aside. From each start (no trees; the paper's) trees are regrown, and those that serve better
 on the rows set aside are regrown again for as long as that helps; they win where they surely serve better than the
-paper's own. Each trial solves for its tables by ridge regression, and takes the penalty that serves best. Trees that won
-are regrown once more with the rows that had been set aside, where these are missed.
+paper's own. Each trial solves for its tables by ridge regression, and takes the penalty that serves best. Trees that
+won are regrown once more with the rows that had been set aside, where these are missed.
 
 The target is compressed: `x @ w` in its `DIMS` leading principal directions, which hold most of its energy. The tables
 at the end are solved for all outputs, from all rows.
