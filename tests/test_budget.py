@@ -5,7 +5,6 @@ import pytest
 
 from jax_maddness import FitConfig, evaluate, fit, fit_budget
 from jax_maddness.learn import budget
-from jax_maddness.learn.methods import METHODS
 
 FEATURES, OUTPUTS = 8, 4
 
@@ -47,13 +46,12 @@ def test_time_is_kept(data, monkeypatch):
         fit_budget(*data, max_seconds=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["paper", "oblique"])
 def test_stand_ins_are_as_large_as_what_is_learned(data, method):
     config = FitConfig(method)
     stand_in = budget._blank(FEATURES, 3, OUTPUTS, config)
     assert 0 < budget._seconds(stand_in, data[0]) < 1
-    learned = fit(*data, num_codebooks=3, config=config)
-    assert learned.nbytes == stand_in.nbytes or (method == "auto" and learned.nbytes < stand_in.nbytes)
+    assert fit(*data, num_codebooks=3, config=config).nbytes == stand_in.nbytes
     limit = stand_in.nbytes + 1
     most = budget._most(data[0], OUTPUTS, config, limit, None)
     sizes = [budget._blank(FEATURES, c, OUTPUTS, config).nbytes for c in (most, most + 1)]

@@ -44,9 +44,25 @@ def test_never_worse_than_the_papers_trees_on_the_rows_set_aside(data):
     trial = axis.Trial.of(rows, w, axis.ASIDE)
     learned = axis.learn(rows, w, 3, AXIS, Progress(False))
     dealt = groups.contiguous(FEATURES, 3)
+    if learned.own is not None:  # the paper's trees, grown on all rows
+        expected = paper.grow_on_groups(x, dealt, rows.factor, 4, Progress(False))
+        jax.tree.map(np.testing.assert_array_equal, learned.trees, expected)
+        return
     on_groups = paper.grow_on_groups(trial.train, dealt, rows.factor, 4, Progress(False))
     with_paper = trial.judge(on_groups, groups.owned(dealt, FEATURES))
-    assert trial.judge(learned.trees, learned.own).error <= with_paper.error
+    assert trial.judge(learned.trees, learned.own).error < with_paper.error
+
+
+def test_luck_on_few_rows_is_not_taken_for_skill(rng):
+    other = axis.Judged(np.ones(20), None)
+    assert axis.Judged(np.full(20, 0.9), None).surely_better_than(other)
+    lucky = np.ones(20)
+    lucky[0] = 0
+    assert lucky.sum() < 20
+    assert not axis.Judged(lucky + 0.01, None).surely_better_than(other)
+    infinite = axis.Judged(np.full(20, np.inf), None)
+    assert not infinite.surely_better_than(other)
+    assert other.surely_better_than(infinite)
 
 
 def test_two_fits_are_bit_identical(data):

@@ -1,5 +1,6 @@
 """All methods through `fit`: what they have in common, and that "auto" takes the better one."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -57,6 +58,15 @@ def test_auto_compares_on_the_same_rows_held_out(problem, monkeypatch):
     with pytest.raises(StopIteration), Progress(False) as bar:
         methods.learn_oblique(rows, w, CODEBOOKS, config, bar)
     np.testing.assert_array_equal(seen["x"][: round(methods.oblique.HELD_OUT * ROWS)], held_out)
+
+
+def test_whatever_the_modes(problem, ops):
+    x, _, w = problem
+    modes = jax.enable_x64(True), jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise")
+    with modes[0], modes[1], modes[2], jax.debug_nans(True):
+        op = jax_maddness.fit(x, w, np.arange(OUTPUTS), num_codebooks=CODEBOOKS)
+    assert all(a.dtype.itemsize <= 4 for a in jax.tree.leaves(op))
+    assert error(op, *problem[1:]) == pytest.approx(error(ops["auto"], *problem[1:]), rel=0.1)
 
 
 def test_rows_may_come_in_batches(problem, ops):

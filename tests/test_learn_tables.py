@@ -76,7 +76,7 @@ def test_the_penalty_is_the_best_on_rows_set_aside(rng):
     (train, codes_train), (aside, codes_aside) = (x[:100], codes[:100]), (x[100:], codes[100:])
     mean = train.mean(0)
     statistics = Statistics.zeros(4, 8).add(train - mean, codes_train, np.ones(100, bool))
-    ridge, error = solve.validated_ridge(statistics, own, w, 100, codes_aside, (aside - mean) @ w)
+    ridge, errors = solve.validated_ridge(statistics, own, w, 100, codes_aside, (aside - mean) @ w)
 
     one_hot = (codes_aside[:, :, None] == np.arange(16)).reshape(60, -1)
     expected = {}
@@ -84,7 +84,7 @@ def test_the_penalty_is_the_best_on_rows_set_aside(rng):
         prototypes, intercept = references.prototypes(train, codes_train, own, tried)
         expected[tried] = (((one_hot @ prototypes + intercept - aside) @ w) ** 2).sum()
     assert ridge == min(expected, key=expected.get)
-    np.testing.assert_allclose(error, expected[ridge], rtol=1e-4)
+    np.testing.assert_allclose(errors.sum(), expected[ridge], rtol=1e-4)
 
 
 def test_the_condition_is_that_of_the_scaled_system(rng):

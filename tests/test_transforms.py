@@ -7,7 +7,7 @@ import pytest
 from conftest import random_op, random_rows
 from jax import lax
 
-from jax_maddness import MaddnessOp, aggregate, amm, encode, fit, testing
+from jax_maddness import FitConfig, MaddnessOp, aggregate, amm, encode, fit, testing
 
 
 def stack(*ops):
@@ -178,7 +178,7 @@ STRICT = {
 def test_under_strict_options(tier, option):
     x = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
     with STRICT[option]():
-        op = fit(x, np.ones((6, 3), np.float32), num_codebooks=2, keep_weights=True)
+        op = fit(x, np.ones((6, 3), np.float32), num_codebooks=2, config=FitConfig("paper"), keep_weights=True)
         assert all(a.dtype.itemsize <= 4 for a in jax.tree.leaves(op))
         assert amm(x, op).dtype == jnp.float32
         jax.grad(lambda op: amm(x, op).sum(), allow_int=True)(op)

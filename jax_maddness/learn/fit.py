@@ -115,8 +115,8 @@ def learn(
     """`fit`, of arguments that have been checked."""
     w_exponent = exponent(float(np.abs(w).max()))
     w = w * power_of_two(-w_exponent)
-    # Learning mixes counts with floats, and vectors with matrices, whatever a caller's strict mode says.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    # Learning mixes counts with floats, and vectors with matrices, all of 32 bits, whatever a caller's modes say.
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         bar.expect(rows.num_blocks + 1)
         bar.stage("splits")
         learned = METHODS[config.method](rows, w, num_codebooks, config, bar)

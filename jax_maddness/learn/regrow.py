@@ -106,9 +106,9 @@ def empty(sample: Sample, codebooks: int) -> Forest:
     return Forest(
         indices=jnp.zeros((codebooks, LEVELS), jnp.int32),
         thresholds=jnp.zeros((codebooks, NODES), jnp.float32),
-        one_hot=jnp.zeros((rows, size)),
-        gram=jnp.zeros((size, size)),
-        tables=jnp.zeros((size, dims)),
+        one_hot=jnp.zeros((rows, size), jnp.float32),
+        gram=jnp.zeros((size, size), jnp.float32),
+        tables=jnp.zeros((size, dims), jnp.float32),
         residual=sample.y,
     )
 
@@ -120,7 +120,7 @@ def start_from(
     """The given trees; those that are not `real` are not there yet."""
     seen = sample.counted[:, None, None] & real[:, None]
     one_hot = (jax.nn.one_hot(codes, LEAVES, dtype=jnp.float32) * seen).reshape(len(codes), -1)
-    tables = jnp.zeros((one_hot.shape[1], sample.y.shape[1]))
+    tables = jnp.zeros((one_hot.shape[1], sample.y.shape[1]), jnp.float32)
     return _solved(sample, Forest(indices, thresholds, one_hot, one_hot.T @ one_hot, tables, sample.y))
 
 

@@ -124,8 +124,8 @@ def validated_ridge(
     rows: int,
     codes: UInt8[np.ndarray, "aside codebooks"],
     y: Float[np.ndarray, "aside outputs"],
-) -> tuple[float, float]:
-    """Which of `RIDGES` leaves the least squared error on rows set aside, and that error.
+) -> tuple[float, Float[np.ndarray, " aside"]]:
+    """Which of `RIDGES` leaves the least squared error on rows set aside, and that error, row by row.
 
     Args:
       statistics: of the rows to learn from, about their mean.
@@ -140,9 +140,9 @@ def validated_ridge(
     for ridge in RIDGES:
         found = solve(statistics, own, w, rows, ridge)
         expected = np.asarray(_predict(found.weights, found.intercept, codes), np.float64)
-        error = float(((expected[: len(y), : y.shape[1]] - y) ** 2).sum())
-        errors.append(error if np.isfinite(error) else np.inf)
-    best = int(np.argmin(errors))
+        error = ((expected[: len(y), : y.shape[1]] - y) ** 2).sum(1)
+        errors.append(np.where(np.isfinite(error), error, np.inf))
+    best = int(np.argmin([error.sum() for error in errors]))
     return RIDGES[best], errors[best]
 
 
