@@ -27,9 +27,9 @@ test-cpp: $(BUILD)/cpp/.built  ## C++ tests of the kernels, with AddressSanitize
 
 # SIMDe stands in for the instructions that this CPU may not have. One header package; without it, this says so.
 SIMDE := $(firstword $(wildcard /usr/include/simde/x86/avx512.h /usr/local/include/simde/x86/avx512.h))
-test-emulated:  ## The AVX-512 tier's own source on emulated intrinsics, on any x86-64.
+test-emulated:  ## The AVX-512 tiers' own sources on emulated intrinsics, on any x86-64.
 ifeq ($(SIMDE),)
-	@echo "SIMDe is not installed: the AVX-512 tier was not tested on emulated intrinsics (apt-get install libsimde-dev)."
+	@echo "SIMDe is not installed: the AVX-512 tiers were not tested on emulated intrinsics (apt-get install libsimde-dev)."
 else
 	cmake -S . -B $(BUILD)/emulated -DJAX_MADDNESS_PYTHON=OFF -DJAX_MADDNESS_TESTS=ON -DJAX_MADDNESS_SIMDE_TESTS=ON
 	cmake --build $(BUILD)/emulated --parallel $(JOBS) --target test_kernels_simde test_oblique_simde \

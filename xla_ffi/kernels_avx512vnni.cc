@@ -29,62 +29,15 @@ namespace {
 
 // clang-format off: in this order
 #include "plain.inc"
-#include "avx512vnni_common.inc"
-#include "avx512vnni_encode.inc"
-#include "avx512vnni_oblique.inc"
-#include "avx512vnni_aggregate.inc"
+#include "avx512_common.inc"
+#include "avx512vnni_bytes.inc"
+#include "avx512_encode.inc"
+#include "avx512_oblique.inc"
+#include "avx512_pack.inc"
+#include "avx512_output.inc"
+#include "avx512vnni_look_up.inc"
+#include "avx512_aggregate.inc"
 // clang-format on
-
-// ---- between packed codes and codes in memory ----
-
-constexpr int64_t kTurned = 16;  // groups unpacked together: 64 codes of 16 rows
-
-INLINE __mmask64 first_codes(int64_t count) { return count < 64 ? (uint64_t{1} << count) - 1 : ~uint64_t{0}; }
-
-// At most 16 rows of codes, 4 groups at a time; a code beyond 15 counts modulo 16.
-void pack(const uint8_t* codes, int64_t rows, int64_t codebooks, uint8_t* packed) {
-  constexpr int64_t kSquare = 4 * kGroup;
-  const Bytes nibble = _mm512_set1_epi8(15), tables = repeat(0x30201000);
-  for (int64_t c = 0; c < codebooks; c += kSquare) {
-    const int64_t count = min(codebooks - c, kSquare);
-    const uint8_t* square = codes + c;
-    int64_t stride = codebooks;
-    uint8_t copy[kVector * kSquare];
-    if (rows < kVector || count < kSquare) {  // nothing is read beyond the codes
-      const auto present = static_cast<__mmask16>((1u << count) - 1);
-      for (int64_t n = 0; n < kVector; ++n) {
-        const __mmask16 of_row = n < rows ? present : 0;
-        const __m128i some = _mm_maskz_loadu_epi8(of_row, square + min(n, rows - 1) * stride);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(copy + n * kSquare), some);
-      }
-      square = copy;
-      stride = kSquare;
-    }
-    transpose_four(square, stride, 0, [&](int64_t i, Dwords v) INLINE_LAMBDA {
-      constexpr int kAndOr = 0xea;  // (a & b) | c
-      if (i * kGroup < count) {
-        store(packed + (c / kGroup + i) * kLine, _mm512_ternarylogic_epi32(v, nibble, tables, kAndOr));
-      }
-    });
-  }
-}
-
-// The reverse. Reads whole lots of kTurned groups of `packed`.
-void unpack(const uint8_t* packed, int64_t rows, int64_t codebooks, uint8_t* codes) {
-  const Bytes nibble = _mm512_set1_epi8(15);
-  for (int64_t c = 0; c < codebooks; c += kTurned * kGroup) {
-    const __mmask64 present = first_codes(codebooks - c);
-    transpose(packed + c / kGroup * kLine, kLine, [&](int64_t n, Dwords v) INLINE_LAMBDA {
-      if (n < rows) _mm512_mask_storeu_epi8(codes + n * codebooks + c, present, _mm512_and_si512(v, nibble));
-    });
-  }
-}
-
-// ---- the tier ----
-
-// What fills packed codes from rows: made by encoder_for, called as encoder(n, rows, packed) for at most 16 rows.
-AxisEncoder encoder_for(const Rows& x, const Trees& trees, char* scratch) { return {x, trees, scratch}; }
-ObliqueEncoder encoder_for(const Rows& x, const ObliqueTrees& trees, char* scratch) { return {x, trees, scratch}; }
 
 // Scratch, in this order: Workspace, packed codes, what the encoder needs.
 struct Scratch {
@@ -92,16 +45,16 @@ struct Scratch {
   uint8_t* packed;
   char* of_encoder;
 
-  static int64_t count(int64_t codebooks) { return divide_up(codebooks, kGroup); }
-  static int64_t packed_bytes(int64_t codebooks) {
-    return (kManyRows / kVector * count(codebooks) + kTurned) * kLine;  // unpack reads up to kTurned - 1 lines too many
+  static int64_t bytes(int64_t codebooks) {
+    const int64_t lines = kManyRows / kVector * divide_up(codebooks, kGroup);
+    return int64_t{sizeof(Workspace)} + (lines + kTurned) * kLine;  // unpack reads up to kTurned - 1 lines too many
   }
 
   Scratch(void* memory, int64_t codebooks) {
-    auto* bytes = static_cast<char*>(memory);
-    work = reinterpret_cast<Workspace*>(bytes);
-    packed = reinterpret_cast<uint8_t*>(bytes += sizeof(Workspace));
-    of_encoder = bytes + packed_bytes(codebooks);
+    auto* const begin = static_cast<char*>(memory);
+    work = reinterpret_cast<Workspace*>(begin);
+    packed = reinterpret_cast<uint8_t*>(begin + sizeof(Workspace));
+    of_encoder = begin + bytes(codebooks);
   }
 };
 
@@ -111,69 +64,21 @@ bool supported() {
          __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
 }
 
-size_t scratch_bytes(int64_t features, int64_t codebooks) {
-  const int64_t of_encoder =
-      max(AxisEncoder::scratch_bytes(codebooks), ObliqueEncoder::scratch_bytes(features, codebooks));
-  return sizeof(Workspace) +
-         static_cast<size_t>(Scratch::packed_bytes(codebooks) + of_encoder + Codes::scratch_bytes(codebooks));
+constexpr int64_t kCachedTables = 1 << 20;  // bytes
+
+int64_t rows_at_once(const Tables& tables) {
+  return tables.outputs * tables.codebooks * kLeaves > kCachedTables ? kManyRows : kFewRows;
 }
 
-template <typename AnyTrees>
-void encode(const Rows& x, const AnyTrees& trees, uint8_t* codes, void* memory) noexcept {
-  const CountDenormals guard;
-  const Scratch scratch(memory, trees.codebooks);
-  const auto encoder = encoder_for(x, trees, scratch.of_encoder);
-  for (int64_t n = 0; n < x.count; n += kVector) {
-    const int64_t rows = min(kVector, x.count - n);
-    encoder(n, rows, scratch.packed);
-    unpack(scratch.packed, rows, trees.codebooks, codes + n * trees.codebooks);
-  }
+template <typename Result>
+void aggregate_packed(const Scratch& scratch, int64_t rows, const Tables& tables, const Destination& to) {
+  aggregate_block<Result>(scratch.packed, rows, tables, to, *scratch.work);
 }
 
-// Fills the packed codes of each block by fill(n, rows, packed), 16 rows at a time, then aggregates it.
-template <typename Result, typename Fill>
-INLINE void run_blocks(int64_t rows, const Tables& tables, const Output& y, const Scratch& scratch, const Fill& fill) {
-  const int64_t groups = Scratch::count(tables.codebooks), step = block_rows(tables);
-  const int64_t stride = y.stride * Result::kWidth;
-  for (int64_t begin = 0; begin < rows; begin += step) {
-    const int64_t end = min(rows, begin + step);
-    for (int64_t n = begin; n < end; n += kVector) {
-      fill(n, min(kVector, end - n), scratch.packed + (n - begin) / kVector * groups * kLine);
-    }
-    const Destination to = {static_cast<char*>(y.data) + begin * stride, stride, y.streams};
-    aggregate_block<Result>(scratch.packed, end - begin, tables, to, *scratch.work);
-  }
-  if (y.streams) _mm_sfence();  // before the caller tells other threads that y is there
-}
-
-void aggregate(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t* sums, int64_t stride,
-               void* memory) noexcept {
-  const int64_t codebooks = tables.codebooks;
-  run_blocks<Sums>(
-      rows, tables, {sums, FloatType::kF32, stride}, Scratch(memory, codebooks),
-      [=](int64_t n, int64_t count, uint8_t* packed) { pack(codes + n * codebooks, count, codebooks, packed); });
-}
-
-template <typename Result, typename AnyTrees>
-void amm_to(const Rows& x, const AnyTrees& trees, const Tables& tables, const Output& y, void* memory) {
-  const Scratch scratch(memory, trees.codebooks);
-  run_blocks<Result>(x.count, tables, y, scratch, encoder_for(x, trees, scratch.of_encoder));
-}
-
-template <typename AnyTrees>
-void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Output& y, void* memory) noexcept {
-  const CountDenormals guard;
-  switch (y.type) {
-    case FloatType::kF32:
-      return amm_to<Rescaled<FloatType::kF32>>(x, trees, tables, y, memory);
-    case FloatType::kBF16:
-      return amm_to<Rescaled<FloatType::kBF16>>(x, trees, tables, y, memory);
-    case FloatType::kF16:
-      return amm_to<Rescaled<FloatType::kF16>>(x, trees, tables, y, memory);
-  }
-}
-
+// clang-format off: in this order
+#include "avx512_ops.inc"
 #include "few_rows.inc"
+// clang-format on
 
 }  // namespace
 

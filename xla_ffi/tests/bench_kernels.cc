@@ -163,6 +163,7 @@ void bench_aggregate(const Tier& tier, bool json) {
   }
   for (const auto& [rows, m, c] : {std::array<int64_t, 3>{256, 64, 16},
                                    {256, 128, 16},
+                                   {1024, 128, 16},
                                    {256, 64, 64},
                                    {256, 256, 64},
                                    {256, 65, 64},

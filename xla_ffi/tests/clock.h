@@ -13,11 +13,12 @@ inline double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// Seconds of one cycle now: about 2 us of dependent additions, one a cycle.
+// Seconds of one cycle now: about 6 us of dependent additions, one a cycle.
 inline double time_of_cycle() {
+  constexpr int kSteps = 2000;  // enough for reading the time, some 10 ns, not to count
   uint64_t x = 1;
   const auto start = Clock::now();
-  for (int i = 0; i < 500; ++i) {
+  for (int i = 0; i < kSteps; ++i) {
 #if defined(__x86_64__)
     // Not by a constant: those the newest Intel cores (from Golden Cove on) add while renaming, several a cycle.
     asm volatile("add %0, %0\nadd %0, %0\nadd %0, %0\nadd %0, %0\nadd %0, %0\nadd %0, %0\nadd %0, %0\nadd %0, %0"
@@ -29,7 +30,7 @@ inline double time_of_cycle() {
         : "+r"(x));
 #endif
   }
-  return seconds_since(start) / (500 * 8);
+  return seconds_since(start) / (kSteps * 8);
 }
 
 }  // namespace jax_maddness::testing

@@ -1,4 +1,4 @@
-// AVX-512 without AVX-512, for tests only: force-included (-include) before kernels_avx512vnni.cc, which is compiled
+// AVX-512 without AVX-512, for tests only: force-included (-include) before a kernels_avx512*.cc, which is compiled
 // without its flags, it replaces the intrinsics by SIMDe's portable ones, and declares the tier supported. So the logic
 // of that tier, though not its instructions, runs on any x86-64: see JAX_MADDNESS_SIMDE_TESTS in CMakeLists.txt.
 // (tools/avx512-under-bochs runs the instructions, slowly.)
@@ -159,6 +159,8 @@ inline uint16_t masked_less(uint16_t mask, const simde__m512i& a, const simde__m
 #define _mm512_cvtepi32_epi16(v) SIMDE_GAP(convert_i32_to_i16)(v)
 #define _mm512_cvtepi32_ps(v) SIMDE_GAP(convert_i32_to_f32)(v)
 #define _mm512_cvtps_epi32(v) SIMDE_GAP(convert_f32_to_i32)(v)
+#undef _mm512_madd_epi16
+#define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)  // SIMDe's own alias wants four arguments
 #define _mm512_cvtph_ps(v) SIMDE_GAP(convert_f16_to_f32)(v)
 #define _mm512_cvtps_ph(v, rounding) SIMDE_GAP(convert_f32_to_f16)(v, rounding)
 #undef _mm512_fmadd_ps

@@ -55,8 +55,9 @@ void test_large() {
   for (const Shape& s : {Shape{520, 5, 2, 1024, FloatType::kF32}, Shape{520, 5, 2, 1023, FloatType::kF32},
                          Shape{520, 5, 2, 2048, FloatType::kF16}, Shape{300, 70, 64, 1100, FloatType::kF32},
                          Shape{300, 70, 65, 1104, FloatType::kBF16}, Shape{600, 33, 66, 1056, FloatType::kF32},
-                         Shape{20, 1000, 5, 3, FloatType::kF32}, Shape{17, 1000, 9, 17, FloatType::kBF16},
-                         Shape{33, 4999, 7, 3, FloatType::kF32}, Shape{19, 5000, 6, 2, FloatType::kF16}}) {
+                         Shape{1100, 9, 256, 50, FloatType::kF32}, Shape{20, 1000, 5, 3, FloatType::kF32},
+                         Shape{17, 1000, 9, 17, FloatType::kBF16}, Shape{33, 4999, 7, 3, FloatType::kF32},
+                         Shape{19, 5000, 6, 2, FloatType::kF16}}) {
     const Problem p = random_problem(random, s.n, s.d, s.c, s.m, s.type);
     for (const Tier* tier : tested_tiers()) check_tier(*tier, p, random);
   }
