@@ -1,5 +1,7 @@
 """`fit` end to end: what it promises about the op, what it accepts, and what it says about the rest."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jax_maddness import FitConfig, amm, encode, fit
+import jax_maddness
+from jax_maddness import FitConfig, amm, encode
 from jax_maddness.learn import paper
 from jax_maddness.learn import rows as rows_file
 from jax_maddness.learn import solve as solve_file
 
+fit = functools.partial(jax_maddness.fit, config=FitConfig("paper"))  # the quickest; others: test_learn_methods.py
 ROWS, FEATURES, OUTPUTS = 120, 9, 5  # one shape for most tests: compiling takes longer than learning
 
 
@@ -150,7 +154,7 @@ def test_ridge_grows_where_float32_cannot_solve(data, monkeypatch):
         found = solve(statistics, own, w, rows, ridge)
         return found._replace(weights=found.weights if ridge >= 5 else found.weights * np.nan)
 
-    expected = fit(*data, num_codebooks=4, config=FitConfig(ridge=10))
+    expected = fit(*data, num_codebooks=4, config=FitConfig("paper", ridge=10))
     solve = solve_file.fit_prototypes
     monkeypatch.setattr(solve_file, "fit_prototypes", fails_below_5)
     assert_same(fit(*data, num_codebooks=4), expected)

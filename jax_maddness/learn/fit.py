@@ -66,10 +66,10 @@ def fit(
     """Learns an op such that `amm(x, op)` approximates `x @ w + bias` for rows like those of `x_train`.
 
     For each of `num_codebooks` codebooks a tree of four levels is grown: `config.method` says how. In method "paper" it
-    is grown on a contiguous group of features, to leave the least squared error about its 16 bucket means (section 4.1). Ridge regression over
-    all codebooks' codes at once refits what each code stands for (section 4.2); its products with `w`, in 8 bits, are
-    the op's tables. The error falls with more codebooks, and with more rows: have at least some hundreds, better
-    thousands.
+    is grown on a contiguous group of features, to leave the least squared error about its 16 bucket means (section
+    4.1). Ridge regression over all codebooks' codes at once refits what each code stands for (section 4.2); its
+    products with `w`, in 8 bits, are the op's tables. The error falls with more codebooks, and with more rows: have at
+    least some hundreds, better thousands.
 
     Works in float32; the same inputs give the same op, bit by bit, on the same machine with the same number of threads
     (which decides the order of XLA's sums). Call it outside of `jax.jit`.
