@@ -40,10 +40,12 @@ def roofline(
             axes.plot(
                 x, y, line, color="black", linewidth=1.3, label=f"{size} MB, read again and again: {rate:.0f} GB/s"
             )
-        for tier, height in roofs.items():
+        for height in dict.fromkeys(roofs.values()):
+            under = [t for t, h in roofs.items() if h == height]
+            tier = under[0]
             axes.axhline(height, color=_colour(tiers, tier), linewidth=1.3, alpha=0.8)
             style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9, "color": _colour(tiers, tier)}
-            text = f"{tier}: {height / clock:.2g} look-ups/cycle"
+            text = f"{', '.join(under)}: {height / clock:.2g} look-ups/cycle"
             axes.annotate(text, (x[-1], height), (-3, 3), ha="right", **style)
         _numbered(axes, points, tiers)
         axes.set(xscale="log", yscale="log", xlim=(x[0], x[-1]))

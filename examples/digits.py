@@ -23,6 +23,7 @@ from sklearn.model_selection import train_test_split
 import jax_maddness
 
 WIDTH = 1024
+METHOD = jax_maddness.FitConfig("paper")  # the quickest to learn; "auto", the default, makes smaller errors
 CODEBOOKS = ((16, 64), (32, 128), (64, 256))  # of the two hidden layers, in each model
 
 
@@ -44,7 +45,7 @@ class LookUp(nnx.Module):
 
     def __init__(self, linear: nnx.Linear, x_train: jax.Array, num_codebooks: int):
         w, b = linear.kernel[...], linear.bias[...]
-        self.op = nnx.data(jax_maddness.fit(x_train, w, bias=b, num_codebooks=num_codebooks))
+        self.op = nnx.data(jax_maddness.fit(x_train, w, bias=b, num_codebooks=num_codebooks, config=METHOD))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jax_maddness.amm(x, self.op)

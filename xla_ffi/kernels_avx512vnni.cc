@@ -8,8 +8,8 @@
 // adds each row's four straight into its int32: two instructions per 64 exact look-ups, one of them on port 5. Limit:
 // 64 look-ups/cycle.
 //
-// Rows are encoded 64 or 256 at a time into this packed order, where they stay in the cache, then meet all outputs, 16
-// at a time: one line of f32.
+// Rows are encoded 64 or 256 at a time into this packed order, where they stay in the cache, then meet all outputs, 64
+// at a time (avx512_output.inc).
 //   codes, packed   [rows / 16][codebooks / 4][16 rows][4 bytes], rounded up
 #include <immintrin.h>
 
