@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_oblique_trees, random_op, random_rows
+from conftest import needs_kernels, random_oblique_trees, random_op, random_rows
 from jax import export
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_maddness import amm, load, save, testing, with_few_rows_layout
-from jax_maddness.core import ffi
 from jax_maddness.core.types import FEW_ROWS
 
 
@@ -49,7 +48,7 @@ def test_many_outputs_on_several_threads(tier, rng):
     assert_same(amm(x, with_few_rows_layout(op)), amm(x, op))
 
 
-@pytest.mark.skipif(ffi.why_unavailable() is not None, reason="needs the kernels")
+@needs_kernels
 @pytest.mark.parametrize(("rows", "few"), [(1, True), (FEW_ROWS, True), (FEW_ROWS + 1, False)])
 def test_only_few_rows_use_it(op, rows, few):
     module = jax.jit(amm).lower(jnp.zeros((rows, 8)), with_few_rows_layout(op)).as_text()

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import needs_kernels
 
 from jax_maddness.core import ffi
-
-needs_kernels = pytest.mark.skipif(not ffi.supported_tiers(), reason="the extension is not installed")
 
 CPU_FLAGS = {  # what /proc/cpuinfo must list for a tier to be supported
     "avx512vnni": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vbmi", "avx512_vnni"},

@@ -6,15 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_oblique_trees, random_op
+from conftest import needs_kernels, random_oblique_trees, random_op
 from jax import export
 
 import jax_maddness
 from jax_maddness import ObliqueTrees, aggregate, amm, encode, testing
 from jax_maddness.core import ffi
-
-needs_kernels = pytest.mark.skipif(not ffi.supported_tiers(), reason="the extension is not installed")
-
 
 FUNCTIONS = {
     "amm": lambda x, op: amm(x, op),
