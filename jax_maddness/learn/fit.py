@@ -11,16 +11,16 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core.types import MaddnessOp
 from jax_maddness.learn import checks
 from jax_maddness.learn.methods import METHODS
+from jax_maddness.learn.modes import modes
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.rows import Rows, exponent, power_of_two
-from jax_maddness.learn.solve import gather, look_up, padded_own, solve
+from jax_maddness.learn.solve import look_up, padded_own, solve
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -96,7 +96,8 @@ def fit(
       MaddnessOp(8 -> 3, 2 codebooks, 272 bytes)
     """
     checks.kind(config, FitConfig, "config")
-    rows = Rows.of(x_train)
+    with modes():
+        rows = Rows.of(x_train)
     weights, offset = checks.product(rows.num_features, w, bias)
     codebooks = checks.codebooks(num_codebooks, rows.num_features)
     with Progress(progress) as bar:
@@ -115,17 +116,16 @@ def learn(
     """`fit`, of arguments that have been checked."""
     w_exponent = exponent(float(np.abs(w).max()))
     w = w * power_of_two(-w_exponent)
-    # Learning mixes counts with floats, and vectors with matrices, all of 32 bits, whatever a caller's modes say.
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        bar.expect(rows.num_blocks + 1)
+    with modes():
+        bar.expect(rows.num_steps + 1)
         bar.stage("splits")
-        learned = METHODS[config.method](rows, w, num_codebooks, config, bar)
+        learned = rows.agreed(METHODS[config.method](rows, w, num_codebooks, config, bar))
         bar.stage("prototypes")
-        statistics = gather(rows.blocks(), learned.encoded, rows.mean, rows.factor, bar.step)
+        statistics = rows.statistics(learned.trees, bar.step)
         bar.stage("tables")
         found = solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
         constant = np.ldexp(rows.mean, -rows.exponent) @ w.astype(np.float64)
         used = np.asarray(statistics.counts) > 0
         tables = look_up(found, used, constant, rows.exponent + w_exponent, bias, num_codebooks)
         bar.step()
-    return MaddnessOp(learned.trees, tables)
+        return rows.agreed(MaddnessOp(learned.trees, tables))
