@@ -14,14 +14,14 @@ from jax_maddness import FitConfig, evaluate, fit, save
 from jax_maddness.learn import rows as rows_file
 from jax_maddness.learn import sharded
 
-ROWS, FEW, CODEBOOKS, PAPER = 192, 128, 2, FitConfig("paper")
+ROWS, FEW, CODEBOOKS, PAPER = 56, 50, 3, FitConfig("paper")
 
 
 def problem():
     """Rows and weights; sums of the rows are exact in any order."""
     rng = np.random.default_rng(3)
-    x = np.round(4 * rng.standard_normal((ROWS, 4)) @ rng.standard_normal((4, 8))) / 8
-    return x.astype(np.float32), rng.standard_normal((8, 5)).astype(np.float32)
+    x = np.round(8 * rng.standard_normal((ROWS, 9))) / 8
+    return x.astype(np.float32), rng.standard_normal((9, 5)).astype(np.float32)
 
 
 def main(rank, port, folder):
@@ -30,7 +30,7 @@ def main(rank, port, folder):
     x, w = problem()
     sharding = NamedSharding(jax.make_mesh((jax.device_count(),), ("rows",)), PartitionSpec("rows"))
     x = jax.make_array_from_process_local_data(sharding, np.split(x, 2)[rank])
-    assert x.shape == (ROWS, 8)
+    assert x.shape == (ROWS, 9)
     assert not x.is_fully_addressable
     assert sharded.from_first(["first", "another"][rank], x) == "first"
 

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import one_of_two
 import pytest
-from conftest import random_oblique_trees, random_trees
+from conftest import random_oblique_trees, random_op, random_trees
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_maddness import FitConfig, encode, evaluate, fit, load
+from jax_maddness.learn import evaluate as evaluate_file
 from jax_maddness.learn import rows as rows_file
 from jax_maddness.learn import sharded
 from jax_maddness.learn.modes import modes
@@ -121,6 +122,7 @@ def test_only_sums_are_sent(rng):
     """No collective but all-reduce, and none of a size that grows with the rows."""
     rows = 4096
     x, trees = on_mesh(np.ones((rows, 8), np.float32), P(("r", "m"))), random_trees(rng, 8, 2)
+    op = jax.tree.map(np.asarray, random_op(rng, 8, 2, 3))
     one, centre, places = np.float32(1), np.zeros(8, np.float32), np.zeros((5, 1), np.int32)
     compiled = [
         sharded._largest.lower(x.sharding, x),
@@ -128,6 +130,7 @@ def test_only_sums_are_sent(rng):
         sharded._sums.lower(x.sharding, x, one, centre),
         sharded.statistics.lower(x.sharding, 64, x, trees, one, centre),
         sharded._bits_at.lower(x.sharding, x, places),
+        evaluate_file._sums.lower(x.sharding, x, op, np.ones((8, 3), np.float32), *np.ones((3, 3), np.float32)),
     ]
     for text in (lowered.compile().as_text() for lowered in compiled):
         assert "all-reduce" in text
@@ -177,7 +180,7 @@ def test_two_processes_that_have_half_of_the_rows_each(tmp_path, monkeypatch):
         for rank in range(2)
     ]
     try:
-        errors = [process.communicate(timeout=120)[1] for process in both]
+        errors = [process.communicate(timeout=300)[1] for process in both]
     finally:
         for process in both:
             process.kill()

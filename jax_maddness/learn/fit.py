@@ -72,12 +72,15 @@ def fit(
     least some hundreds, better thousands.
 
     Works in float32; the same inputs give the same op, bit by bit, on the same machine with the same number of threads
-    (which decides the order of XLA's sums). Call it outside of `jax.jit`.
+    (which decides the order of XLA's sums). Call it outside of `jax.jit`. Where several processes share the rows, all
+    of them call it, with the same other arguments, and get the same op, each on its own default device.
 
     Args:
       x_train: samples of `x`; leading dimensions are flattened to rows. Real; used as float32. Or a function that
-        returns an iterator over batches of them, always the same ones: then they are read twice and never held at once;
-        trees are grown on a random sample of 65,536 rows, tables learned from all.
+        returns an iterator over batches of them, always the same ones: then they are read twice and never held at once.
+        Or a `jax.Array` whose rows are sharded over the devices of a `jax.sharding.Mesh`: then they stay there. From
+        batches and shards, trees are grown on a random sample of 65,536 rows, of which every process gets a copy;
+        tables are learned from all.
       w: the weights to multiply with.
       bias: what to add to every row of the product.
       num_codebooks: C, from 1 to the number of features. Inference costs C look-ups per row and output.
@@ -87,8 +90,8 @@ def fit(
 
     Raises:
       TypeError: an argument is of the wrong kind, is complex, or is traced by `jax.jit`, `jax.vmap` or `jax.grad`.
-      ValueError: shapes do not match, there are no rows, values are NaN, infinite, or so large that `x @ w` overflows,
-        or `num_codebooks` is not between 1 and the number of features.
+      ValueError: shapes do not match, there are no rows, they are sharded over features too, values are NaN, infinite,
+        or so large that `x @ w` overflows, or `num_codebooks` is not between 1 and the number of features.
 
     Example:
       >>> x = np.random.default_rng(0).standard_normal((1000, 8))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
 T = TypeVar("T")
-_PIECE = 2**22  # elements of the rows that are sent at once
+_PIECE = 2**22  # elements of the rows that are looked at, or sent, at once
 
 
 def is_sharded(x: Any) -> bool:
@@ -38,7 +38,7 @@ def is_sharded(x: Any) -> bool:
 def check(x: Array, name: str) -> float:
     """The largest magnitude in `x`, called `name`; raises unless it is finite and sharded over rows only."""
     checks.rows(x, name)
-    hint = f"Shard its rows only: `jax.device_put({name}, jax.NamedSharding(mesh, jax.P('rows')))`."
+    hint = f"Shard its rows only: `jax.device_put({name}, NamedSharding(mesh, PartitionSpec('rows')))`."
     if not isinstance(x.sharding, NamedSharding):
         raise ValueError(f"`{name}` has a {type(x.sharding).__name__}; expected rows on a `jax.sharding.Mesh`. {hint}")
     if x.sharding.shard_shape(x.shape)[-1] != x.shape[-1]:
@@ -74,8 +74,10 @@ def _largest(sharding: NamedSharding, x: Array) -> Float[Array, ""]:
     """The largest magnitude as float32, infinite if an entry is not finite: XLA's maximum on CPU drops NaN."""
 
     def local(x: Array) -> Array:
-        x = jnp.abs(x.astype(jnp.float32))
-        return jnp.where(jnp.isfinite(x).all(), x.max(), jnp.inf)
+        def add(total: Array, rows: Array, counted: Array) -> Array:
+            return jnp.maximum(total, jnp.where(jnp.isfinite(rows).all(), jnp.abs(rows).max(), jnp.inf))
+
+        return over_blocks(x, _at_once(x), add, jnp.float32(0))
 
     return over_shards(local, lax.pmax, sharding, x)
 
@@ -83,7 +85,14 @@ def _largest(sharding: NamedSharding, x: Array) -> Float[Array, ""]:
 @functools.partial(jax.jit, static_argnums=0)
 def _not_finite(sharding: NamedSharding, x: Array) -> Int[Array, ""]:
     """How many entries are NaN or infinite as float32."""
-    return over_shards(lambda x: (~jnp.isfinite(x.astype(jnp.float32))).sum(), lax.psum, sharding, x)
+
+    def local(x: Array) -> Array:
+        def add(total: Array, rows: Array, counted: Array) -> Array:
+            return total + (~jnp.isfinite(rows) & counted[:, None]).sum()
+
+        return over_blocks(x, _at_once(x), add, jnp.int32(0))
+
+    return over_shards(local, lax.psum, sharding, x)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -135,7 +144,7 @@ def over_blocks(x: Array, size: int, add: Callable[..., T], start: T) -> T:
 def rows_at(x: Array, numbers: Int[np.ndarray, " wanted"]) -> Float[np.ndarray, "wanted features"]:
     """The rows of these numbers, as float32, piece by piece: the device that has a row sends it, the others zeros."""
     places = np.stack(np.unravel_index(numbers, x.shape[:-1]), axis=1).astype(np.int32)
-    size = min(len(places), max(1, _PIECE // x.shape[-1]))
+    size = min(len(places), _at_once(x))
     rows = np.empty((len(places), x.shape[-1]), np.float32)
     for start in range(0, len(places), size):
         piece = places[start : start + size]
@@ -185,6 +194,10 @@ def _from_first(a: np.ndarray, mesh: Mesh) -> np.ndarray:
     shards = [jax.device_put((a if d == device else np.zeros_like(a))[None], d) for d in of_each.addressable_devices]
     each = jax.make_array_from_single_device_arrays((mesh.size, *a.shape), of_each, shards)
     return np.asarray(jax.jit(lambda each: each.sum(0, dtype=a.dtype), out_shardings=NamedSharding(mesh, P()))(each))
+
+
+def _at_once(x: Array) -> int:
+    return max(1, _PIECE // x.shape[-1])
 
 
 def _flat(x: Array) -> Float[Array, "rows features"]:
