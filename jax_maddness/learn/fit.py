@@ -99,8 +99,7 @@ def fit(
       MaddnessOp(8 -> 3, 2 codebooks, 272 bytes)
     """
     checks.kind(config, FitConfig, "config")
-    with modes():
-        rows = Rows.of(x_train)
+    rows = Rows.of(x_train)
     weights, offset = checks.product(rows.num_features, w, bias)
     codebooks = checks.codebooks(num_codebooks, rows.num_features)
     with Progress(progress) as bar:

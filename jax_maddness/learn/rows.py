@@ -14,6 +14,7 @@ import numpy as np
 
 from jax_maddness.core.types import LEAVES, ObliqueTrees, SplitTrees
 from jax_maddness.learn import checks, shapes, sharded
+from jax_maddness.learn.modes import modes
 from jax_maddness.learn.prototypes import Statistics
 from jax_maddness.learn.solve import encoder, gather
 
@@ -142,11 +143,11 @@ class ShardedRows(Rows):
     @classmethod
     def of_array(cls, x: Array) -> ShardedRows:
         """Every process finds the same, sample included."""
-        power = exponent(sharded.check(x, "x_train"))
         count = int(np.prod(x.shape[:-1]))
-        numbers = np.random.default_rng(0).choice(count, min(count, RESERVOIR), replace=False)
-        sample = sharded.rows_at(x, np.sort(numbers))
-        return cls(count, sample, sharded.mean(x, power), power, x)
+        with modes():
+            power = exponent(sharded.check(x, "x_train"))
+            numbers = np.random.default_rng(0).choice(count, min(count, RESERVOIR), replace=False)
+            return cls(count, sharded.rows_at(x, np.sort(numbers)), sharded.mean(x, power), power, x)
 
     @property
     def num_steps(self) -> int:
