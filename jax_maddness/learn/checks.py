@@ -26,6 +26,21 @@ def config(value: FitConfig, methods: tuple[str, ...]) -> None:
         raise ValueError(f"`num_candidates` is {value.num_candidates!r}; expected an integer >= 1. The paper's is 4.")
     if value.width is not None and not isinstance(value.width, int):
         raise ValueError(f"`width` is {value.width!r}; expected an integer, or None for the least.")
+    for name, number in (("rank", value.rank), ("outliers", value.outliers)):
+        if not isinstance(number, int) or number < 0:
+            raise ValueError(f"`{name}` is {number!r}; expected an integer >= 0. 0 means no such term.")
+
+
+def terms(value: FitConfig, num_features: int, num_outputs: int) -> None:
+    """Raises unless `w` has the rank and the features that the exact term is to take."""
+    most = min(num_features, num_outputs)
+    if value.rank > most:
+        raise ValueError(
+            f"`rank` is {value.rank}, but `w` of {num_features} features and {num_outputs} outputs has at most {most}. "
+            "Use a few: the exact term is to be much cheaper than the product."
+        )
+    if value.outliers > num_features:
+        raise ValueError(f"`outliers` is {value.outliers}, but there are {num_features} features. Use a few.")
 
 
 def kind(value: object, expected: type, name: str) -> None:

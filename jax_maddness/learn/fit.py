@@ -1,5 +1,6 @@
 """x_train, w -> op: the steps of learning, composed.
 
+    w --split--> exact term, the rest of w
     x_train --groups, splits--> trees --encode--> codes --gather--> Statistics --solve--> float tables --look_up--> op
 
 A method decides on the trees, and on how its tables are regularised (`Learned`); what follows is the same for all.
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core.types import MaddnessOp
-from jax_maddness.learn import checks
+from jax_maddness.learn import checks, terms
 from jax_maddness.learn.methods import METHODS
 from jax_maddness.learn.modes import modes
 from jax_maddness.learn.progress import Progress
@@ -42,12 +43,18 @@ class FitConfig:
       num_candidates: features whose thresholds are searched per level and codebook (section 4.1), on groups.
       width: features that each codebook of an oblique tree projects, from D/C (None: the least) to D: more are more
         accurate, and take `4 * C * width` multiply-adds per row.
+      rank: of an exact term for the principal directions of `x @ w`, so that codes have to say only what it leaves;
+        `rank * (D + M)` multiply-adds per row. 0: none. It pays where a few directions hold most of the output.
+      outliers: how many features, those that explain most of `x @ w`, keep an exact product; `outliers * M`
+        multiply-adds per row. 0: none. It pays where few features are much larger than all others.
     """
 
     method: str = "auto"
     ridge: float = 1.0
     num_candidates: int = 4
     width: int | None = None
+    rank: int = 0
+    outliers: int = 0
 
     def __post_init__(self) -> None:
         checks.config(self, tuple(METHODS))
@@ -91,7 +98,8 @@ def fit(
     Raises:
       TypeError: an argument is of the wrong kind, is complex, or is traced by `jax.jit`, `jax.vmap` or `jax.grad`.
       ValueError: shapes do not match, there are no rows, they are sharded over features too, values are NaN, infinite,
-        or so large that `x @ w` overflows, or `num_codebooks` is not between 1 and the number of features.
+        or so large that `x @ w` overflows, `num_codebooks` is not between 1 and the number of features, or the exact
+        term is to be larger than `w`.
 
     Example:
       >>> x = np.random.default_rng(0).standard_normal((1000, 8))
@@ -116,9 +124,10 @@ def learn(
     bar: Progress,
 ) -> MaddnessOp:
     """`fit`, of arguments that have been checked."""
-    w_exponent = exponent(float(np.abs(w).max()))
-    w = w * power_of_two(-w_exponent)
     with modes():
+        exact, w = rows.agreed(terms.split(rows, w, config))
+        w_exponent = exponent(float(np.abs(w).max()))
+        w = np.asarray(w) * power_of_two(-w_exponent)
         bar.expect(rows.num_steps + 1)
         bar.stage("splits")
         learned = rows.agreed(METHODS[config.method](rows, w, num_codebooks, config, bar))
@@ -130,4 +139,4 @@ def learn(
         used = np.asarray(statistics.counts) > 0
         tables = look_up(found, used, constant, rows.exponent + w_exponent, bias, num_codebooks)
         bar.step()
-        return rows.agreed(MaddnessOp(learned.trees, tables))
+        return rows.agreed(MaddnessOp(learned.trees, tables, exact=exact))
