@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jax_maddness import ExactTerm, FitConfig, amm, evaluate, fit, fit_budget, testing, with_few_rows_layout
 from jax_maddness.learn import budget, terms
 
-PARTS = {"features": (2, 0), "directions": (0, 3), "both": (2, 3)}
+PARTS = {"features": (2, 0), "directions": (0, 3), "both": (2, 3), "many": (5, 6)}
 
 
 @pytest.fixture(params=PARTS)

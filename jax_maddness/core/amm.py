@@ -62,7 +62,7 @@ def _amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... o
     )
     if op.exact is None:
         return y
-    return (y.astype(jnp.float32) + exact.product(exact.reduced(x, op.exact), op.exact.up)).astype(y.dtype)
+    return (y.astype(jnp.float32) + exact.expanded(exact.reduced(x, op.exact), op.exact.up)).astype(y.dtype)
 
 
 def _has_few_rows(x: Array) -> bool:
@@ -89,10 +89,10 @@ def _jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     if not _is_zero(dop.tables.offset):
         dy += _along_rows(dop.tables.offset, y)
     if op.exact is not None and not _is_zero(dop.exact.up):
-        dy += exact.product(exact.reduced(x, op.exact), dop.exact.up)
+        dy += exact.expanded(exact.reduced(x, op.exact), dop.exact.up)
     if op.exact is not None and not _is_zero(dop.exact.down):
         directions = op.exact.up[-dop.exact.down.shape[-1] :]
-        dy += exact.product(exact.product(x, dop.exact.down), directions)
+        dy += exact.expanded(exact.product(x, dop.exact.down), directions)
     return y, dy.astype(y.dtype)
 
 
