@@ -44,9 +44,9 @@ class FitConfig:
       width: features that each codebook of an oblique tree projects, from D/C (None: the least) to D: more are more
         accurate, and take `4 * C * width` multiply-adds per row.
       rank: of an exact term for the principal directions of `x @ w`, so that codes have to say only what it leaves;
-        `rank * (D + M)` multiply-adds per row. 0: none. It pays where a few directions hold most of the output.
-      outliers: how many features, those that explain most of `x @ w`, keep an exact product; `outliers * M`
-        multiply-adds per row. 0: none. It pays where few features are much larger than all others.
+        `rank * (D + M)` multiply-adds per row. 0: none. `docs/terms.md` says where it pays.
+      outliers: how many features, those with most power in `x @ w`, keep an exact product; `outliers * M`
+        multiply-adds per row. 0: none.
     """
 
     method: str = "auto"
