@@ -127,7 +127,7 @@ def learn(
     with modes():
         exact, w = rows.agreed(terms.split(rows, w, config))
         w_exponent = exponent(float(np.abs(w).max()))
-        w = np.asarray(w) * power_of_two(-w_exponent)
+        w = w * power_of_two(-w_exponent)
         bar.expect(rows.num_steps + 1)
         bar.stage("splits")
         learned = rows.agreed(METHODS[config.method](rows, w, num_codebooks, config, bar))
