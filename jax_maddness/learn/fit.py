@@ -124,10 +124,10 @@ def learn(
     bar: Progress,
 ) -> MaddnessOp:
     """`fit`, of arguments that have been checked."""
-    exact, w = terms.split(rows, w, config)
-    w_exponent = exponent(float(np.abs(w).max()))
-    w = w * power_of_two(-w_exponent)
     with modes():
+        exact, w = rows.agreed(terms.split(rows, w, config))
+        w_exponent = exponent(float(np.abs(w).max()))
+        w = w * power_of_two(-w_exponent)
         bar.expect(rows.num_steps + 1)
         bar.stage("splits")
         learned = rows.agreed(METHODS[config.method](rows, w, num_codebooks, config, bar))
