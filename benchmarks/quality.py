@@ -123,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     quality_pictures.against_codebooks(args.output / "quality.png", records)
     if args.time:
         title = f"One thread, {quality_time.ROWS} rows: {facts['cpu']}, {facts['date'][:10]}"
+        if facts["others"] > machine.QUIET:
+            title += f", not quiet ({facts['others']:.2f} processors busy with other things)"
         quality_pictures.against_time(args.output / "time.png", records, title)
 
 
