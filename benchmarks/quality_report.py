@@ -70,7 +70,8 @@ def at_equal_time(records: Sequence[Record]) -> str:
         "",
         "NMSE of the baseline / of the best of ours that takes no longer (size of the baseline; its time, that of "
         "ours, both in parts of the exact product's). Of those of the baseline's sizes that are quicker than the exact "
-        "product, the one that compares best with ours; bold: the baseline wins. `-`: none of ours is as quick.",
+        "product, the one that compares best with ours; bold: the baseline wins. `-`: none of ours is as quick as "
+        "any of them; then it is the baseline's most accurate one.",
         "",
         *_head(["problem", *theirs]),
     ]
@@ -93,8 +94,8 @@ def _against(baseline: Sequence[Record], ours: Sequence[Record]) -> str:
         if (quick := [r for r in ours if r["time"] <= b["time"]])
     }
     if not rivals:
-        quickest = min(baseline, key=lambda r: r["time"])
-        return f"**{_plain(quickest['nmse'])}** / - ({_comma(quickest['label'])}{quickest['time']:.2f})"
+        best = min(baseline, key=lambda r: r["nmse"])
+        return f"**{_plain(best['nmse'])}** / - ({_comma(best['label'])}{best['time']:.2f})"
     i = min(rivals, key=lambda i: baseline[i]["nmse"] / rivals[i]["nmse"])
     b, rival = baseline[i], rivals[i]
     wins = b["nmse"] < rival["nmse"]
