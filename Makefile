@@ -62,9 +62,10 @@ bench: $(VENV)/.bench $(BUILD)/bench/.built  ## amm beside XLA f32, bf16, int8 a
 bench-kernels: $(BUILD)/bench/.built  ## Look-ups per cycle and cycles per encoding of every tier, without Python.
 	$(BUILD)/bench/xla_ffi/tests/bench_kernels
 
-# Problems of your own with QUALITY="--problems FOLDER"; benchmarks/quality.py --help lists the options.
+# Problems of your own with QUALITY="--problems FOLDER", times with QUALITY=--time; benchmarks/quality.py --help lists
+# the options. faiss's rotation is measured where it is installed.
 QUALITY ?=
-quality: $(VENV)/.examples  ## NMSE of every method on data that come with scikit-learn: tables and a picture; minutes.
+quality: $(VENV)/.examples  ## NMSE of our methods and of others on data that come with scikit-learn: tables, pictures.
 	$(BIN)/python -m benchmarks.quality $(QUALITY) --output $(BUILD)/quality
 
 doctor: $(VENV)/.examples  ## Says whether the installation is well.

@@ -1,4 +1,4 @@
-"""How fast: one harness, `python -m benchmarks.run` (`make bench`). How accurate: quality.py.
+"""How fast: `python -m benchmarks.run` (`make bench`). How accurate: `python -m benchmarks.quality` (`make quality`).
 What exact terms bring: terms.py; what deeper trees would: leaves.py.
 
 records.py      the nouns: Problem, Measurement                                          <- READ FIRST
@@ -11,4 +11,13 @@ roofline.py     measurements -> look-ups per second and per byte, beside both li
 sweep.py        measurements along N, D, C and M -> a table, and cliffs in words
 pictures.py     the pictures of both
 run.py          the command: starts measure.py, adds the machine, writes JSON, Markdown and pictures
+
+approximation.py     the nouns: Approximation, Method                                    <- READ FIRST
+packaged.py          the problems
+baselines.py         what `fit` is compared with: exact, int8, low rank, sketches
+quantizers.py        what `fit` is compared with: product quantisation
+quality_time.py      approximations -> times relative to the exact product, in a process with one thread
+quality_report.py    records -> ratios, the frontier, Markdown
+quality_pictures.py  records -> NMSE against C, and against time
+quality.py           the command: every method, problem and size; writes JSON, Markdown and pictures
 """

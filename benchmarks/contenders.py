@@ -23,6 +23,9 @@ from benchmarks.records import Problem
 from jax_maddness import LookupTables, MaddnessOp, SplitTrees, testing
 from jax_maddness.core.types import FEW_ROWS
 
+TINY = 1e-30
+"""The least magnitude of a row or column that int8 represents: zeros divide by it, too."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
@@ -72,16 +75,23 @@ def run(f: Callable, *operands: Any) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(jitted(*operands))
 
 
+def int8_columns(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`w` in int8, and the step of each output."""
+    step = jnp.maximum(jnp.max(jnp.abs(w), axis=0), TINY) / 127
+    return jnp.round(w / step).astype(jnp.int8), step
+
+
+def int8_dynamic(x: jax.Array, w8: jax.Array, w_step: jax.Array) -> jax.Array:
+    """`x @ (w8 * w_step)` by XLA's int8 dot, each row of `x` rounded to steps of its own."""
+    step = jnp.maximum(jnp.max(jnp.abs(x), axis=-1, keepdims=True), TINY) / 127
+    dot = jnp.matmul(jnp.round(x / step).astype(jnp.int8), w8, preferred_element_type=jnp.int32)
+    return dot * (step * w_step)
+
+
 def xla(x: jax.Array, w: jax.Array) -> Iterator[Contender]:
     """XLA's own products."""
-    w_step = jnp.max(jnp.abs(w), axis=0) / 127
-    w8, x8 = jnp.round(w / w_step).astype(jnp.int8), jnp.round(x * 30).clip(-127, 127).astype(jnp.int8)
-
-    def int8_dynamic(x: jax.Array, w8: jax.Array, w_step: jax.Array) -> jax.Array:
-        step = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 127
-        dot = jnp.matmul(jnp.round(x / step).astype(jnp.int8), w8, preferred_element_type=jnp.int32)
-        return dot * (step * w_step)
-
+    w8, w_step = int8_columns(w)
+    x8 = jnp.round(x * 30).clip(-127, 127).astype(jnp.int8)
     widened = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
     narrow = functools.partial(jnp.matmul, preferred_element_type=jnp.int32)
     yield Contender(records.F32, "rival", run(jnp.matmul, x, w))

@@ -44,6 +44,7 @@ def learn(args: argparse.Namespace) -> None:
     """Prints a record for each problem and method, and each number of codebooks of one depth."""
     with_depth(args.levels)
     import jax_maddness
+    from benchmarks.approximation import Approximation
     from benchmarks.packaged import Matrices, packaged
     from benchmarks.quality import nmse
 
@@ -55,7 +56,8 @@ def learn(args: argparse.Namespace) -> None:
                 op = jax_maddness.fit(problem.x_train, problem.w, problem.b, num_codebooks=c, config=config)
                 assert op.tables.values.shape[-1] == 2**args.levels
                 record = {"problem": problem.name, "method": method, "leaves": 2**args.levels, "codebooks": c}
-                print(json.dumps(record | {"rows": len(problem.x_train), "nmse": nmse(op, problem)}), flush=True)
+                error = nmse(Approximation(jax_maddness.amm, op), problem)
+                print(json.dumps(record | {"rows": len(problem.x_train), "nmse": error}), flush=True)
 
 
 def markdown(records: Sequence[dict[str, Any]]) -> str:
