@@ -129,6 +129,8 @@ void aggregate_packed(const Scratch& scratch, int64_t rows, const Tables& tables
 #include "few_rows.inc"
 #include "avx512_scan.inc"
 #include "scan.inc"
+#include "avx512_rescore.inc"
+#include "rescore.inc"
 // clang-format on
 
 }  // namespace
@@ -136,6 +138,6 @@ void aggregate_packed(const Scratch& scratch, int64_t rows, const Tables& tables
 extern const Tier avx512bw_tier;
 const Tier avx512bw_tier = {
     "avx512bw", supported,           scratch_bytes,      encode, aggregate, amm, amm_by_code, encode,
-    amm,        amm_oblique_by_code, scan_scratch_bytes, scan};
+    amm,        amm_oblique_by_code, scan_scratch_bytes, scan,   rescore};
 
 }  // namespace jax_maddness

@@ -80,6 +80,8 @@ void aggregate_packed(const Scratch& scratch, int64_t rows, const Tables& tables
 #include "few_rows.inc"
 #include "avx512_scan.inc"
 #include "scan.inc"
+#include "avx512_rescore.inc"
+#include "rescore.inc"
 // clang-format on
 
 }  // namespace
@@ -87,6 +89,6 @@ void aggregate_packed(const Scratch& scratch, int64_t rows, const Tables& tables
 extern const Tier avx512vnni_tier;
 const Tier avx512vnni_tier = {
     "avx512vnni", supported,           scratch_bytes,      encode, aggregate, amm, amm_by_code, encode,
-    amm,          amm_oblique_by_code, scan_scratch_bytes, scan};
+    amm,          amm_oblique_by_code, scan_scratch_bytes, scan,   rescore};
 
 }  // namespace jax_maddness

@@ -104,11 +104,26 @@ void add_up(const uint8_t* codes, int64_t pairs, const uint8_t* tables, BlockSum
 #include "few_rows.inc"
 #include "scan.inc"
 
+// For rescore.inc.
+constexpr int64_t kLanes = 1;
+using Lanes = float;
+Lanes no_lanes() { return 0; }
+Lanes multiply_add(Lanes a, Lanes b, Lanes sum) { return sum + a * b; }
+Lanes add(Lanes a, Lanes b) { return a + b; }
+Lanes total(Lanes v) { return v; }
+
+template <FloatType kType>
+Lanes load_lanes_of(const char* x, int64_t d) {
+  return load_float(x, kType, d);
+}
+
+#include "rescore.inc"
+
 }  // namespace
 
 extern const Tier scalar_tier;
 const Tier scalar_tier = {
     "scalar", supported,           scratch_bytes,      encode, aggregate, amm, amm_by_code, encode,
-    amm,      amm_oblique_by_code, scan_scratch_bytes, scan};
+    amm,      amm_oblique_by_code, scan_scratch_bytes, scan,   rescore};
 
 }  // namespace jax_maddness

@@ -123,6 +123,14 @@ struct Best {
   int64_t k;
 };
 
+// A task may have some of the positions.
+struct Candidates {
+  const int32_t* positions;
+  float* scores;
+  int64_t count;   // of each query
+  int64_t stride;  // distance between queries
+};
+
 }  // namespace jax_maddness
 
 #endif  // JAX_MADDNESS_LAYOUT_H_

@@ -33,6 +33,7 @@ TARGETS = (
     "jax_maddness_amm_oblique",
     "jax_maddness_amm_oblique_by_code",
     "jax_maddness_scan",
+    "jax_maddness_rescore",
 )
 """The custom calls' names, as StableHLO shows them."""
 
