@@ -2,11 +2,8 @@
 #include "handlers.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <exception>
-#include <new>
 
-#include "dispatch.h"
+#include "handlers_common.h"
 #include "handlers_trees.h"
 #include "pages.h"
 #include "parallel.h"
@@ -22,8 +19,6 @@ namespace {
 constexpr int64_t kBlockRows = 64;
 constexpr int64_t kManyRows = 256;  // in a part, so that large tables are read seldom
 constexpr int64_t kBlockOutputs = 64;
-constexpr int64_t kTasksPerWorker = 4;       // so that a slow core does not hold up the rest
-constexpr double kCyclesPerWorker = 50'000;  // below about 20 us a helper does not pay for waking it
 constexpr double kCyclesPerEncoding = 4;
 constexpr double kLookupsPerCycle = 24;
 constexpr double kCyclesPerOutput = 0.5;
@@ -39,31 +34,16 @@ struct Problem {
   }
 };
 
-struct Range {
-  int64_t begin, count;
-};
-
 struct Task {
   int64_t op;
   Range rows, outputs;
 };
 
-int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
-
-// Part `i` of `parts` of [0, size), in whole blocks, the sizes of any two parts being at most one block apart.
-Range part(int64_t i, int64_t parts, int64_t size, int64_t block) {
-  const int64_t blocks = divide_up(size, block), each = blocks / parts, more = blocks % parts;
-  const auto edge = [&](int64_t j) { return std::min(size, (j * each + std::min(j, more)) * block); };
-  return {edge(i), edge(i + 1) - edge(i)};
-}
-
 struct Split {
   int64_t workers = 1, row_parts = 1, output_parts = 1;
 
   Split(const Problem& problem, const ffi::ThreadPool& pool) {
-    const double useful = problem.cycles() / kCyclesPerWorker;
-    if (useful < 2) return;
-    workers = static_cast<int64_t>(std::min(useful, static_cast<double>(std::max<int64_t>(1, pool.num_threads()))));
+    workers = useful_workers(problem.cycles(), pool);
     if (workers == 1) return;
     const int64_t wanted = divide_up(workers * kTasksPerWorker, problem.ops);
     const int64_t of_many = divide_up(std::max<int64_t>(1, problem.rows / kManyRows), workers) * workers;
@@ -80,32 +60,6 @@ struct Split {
             part(rest % output_parts, output_parts, problem.outputs, kBlockOutputs)};
   }
 };
-
-// One per calling thread, kept between calls: XLA has no scratch memory on CPU. The caller owns that of its helpers
-// too, so that nothing can fail in a pool's thread.
-class Scratch {
- public:
-  ~Scratch() { std::free(data_); }
-
-  char* at_least(size_t bytes) {
-    if (bytes <= bytes_) return data_;
-    std::free(data_);
-    bytes_ = 0;
-    data_ = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-    if (data_ == nullptr) throw std::bad_alloc();
-    bytes_ = bytes;
-    return data_;
-  }
-
- private:
-  char* data_ = nullptr;
-  size_t bytes_ = 0;
-};
-
-Scratch& scratch_of_this_thread() {
-  thread_local Scratch scratch;
-  return scratch;
-}
 
 template <typename Kernel>
 void split_and_run(const Tier& tier, const Problem& problem, int64_t features, const Named& result,
@@ -125,26 +79,6 @@ void split_and_run(const Tier& tier, const Problem& problem, int64_t features, c
                  kernel(task, memory + bytes * static_cast<size_t>(worker), pages.streams());
                });
 }
-
-// Turns what a handler throws into an error of XLA's: nothing may leave a handler.
-template <typename Body>
-ffi::Error guarded(const Body& body) {
-  try {
-    std::string error;
-    const Tier* tier = active_tier(&error);
-    if (tier == nullptr) return ffi::Error::InvalidArgument(error);
-    body(*tier);
-    return ffi::Error::Success();
-  } catch (const InvalidArgument& e) {
-    return ffi::Error::InvalidArgument(std::string("jax_maddness: ") + e.what());
-  } catch (const std::bad_alloc&) {
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jax_maddness: out of memory for scratch.");
-  } catch (const std::exception& e) {
-    return ffi::Error::Internal(std::string("jax_maddness: ") + e.what());
-  }
-}
-
-int64_t width(FloatType type) { return type == FloatType::kF32 ? 4 : 2; }
 
 // Everything about x and its trees.
 void check_trees(const Named& x, const TreeArrays& trees, Problem* problem) {

@@ -8,9 +8,12 @@
 //   jax_maddness_encode_oblique, jax_maddness_amm_oblique, jax_maddness_amm_oblique_by_code  the same with features i32
 //     [B, C, W], projections i8 [B, C, 4, W], thresholds i32 [B, C, 15], center f32 [B, D], scale f32 [B, D] in place
 //     of indices and thresholds
+//   jax_maddness_scan  codes u8 [blocks, pairs, 64], tables u8 [Q, C, 16], count i32 [] -> sums i32 [Q, k],
+//     positions i32 [Q, k]: of the first `count` vectors, clipped to those that there are
+//   jax_maddness_rescore  queries [Q, D], vectors [V, D], positions i32 [Q, k] -> scores f32 [Q, k]
 //
-// x is f32, bf16 or f16. B counts ops, each with rows of its own: usually 1. The dimensions between are rows.
-// Any number of them may be zero, except D and C.
+// x, queries and vectors are f32, bf16 or f16. B counts ops, each with rows of its own: usually 1. The dimensions
+// between are rows. Any number of them may be zero, except D and C; so may blocks, Q, V and k.
 #ifndef JAX_MADDNESS_HANDLERS_H_
 #define JAX_MADDNESS_HANDLERS_H_
 
@@ -25,6 +28,8 @@ XLA_FFI_Error* amm_by_code_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* encode_oblique_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* amm_oblique_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* amm_oblique_by_code_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* scan_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* rescore_handler(XLA_FFI_CallFrame* frame);
 
 }  // namespace jax_maddness
 

@@ -2,6 +2,7 @@
 #ifndef JAX_MADDNESS_HANDLERS_TREES_H_
 #define JAX_MADDNESS_HANDLERS_TREES_H_
 
+#include "handlers_common.h"
 #include "kernels.h"
 #include "validate.h"
 
@@ -23,11 +24,6 @@ class TreeArrays {
  protected:
   ~TreeArrays() = default;
 };
-
-template <typename T>
-T* data(const Named& array) {
-  return static_cast<T*>(array.buffer.untyped_data());
-}
 
 // What is common to the checks: x has features, and `per_codebook` is [ops, codebooks, ...]. Returns the codebooks.
 inline int64_t check_codebooks(const Named& x, const Named& per_codebook) {

@@ -28,6 +28,13 @@ struct Tier {
                       void* scratch) noexcept;
   void (*amm_oblique_by_code)(const Rows& x, const ObliqueTrees& trees, const Tables& tables, const Output& y,
                               void* scratch) noexcept;
+
+  // Codes at rest. `scratch` is at least scan_scratch_bytes of the same sizes long; queries and k may be zero.
+  size_t (*scan_scratch_bytes)(int64_t vectors, int64_t queries, int64_t codebooks, int64_t k);
+  void (*scan)(const Database& database, const QueryTables& tables, const Best& best, void* scratch) noexcept;
+
+  // `scratch` is four bytes per feature long.
+  void (*rescore)(const Rows& queries, const Rows& vectors, const Candidates& candidates, void* scratch) noexcept;
 };
 
 }  // namespace jax_maddness

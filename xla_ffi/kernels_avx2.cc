@@ -178,12 +178,18 @@ void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Outpu
   }
 }
 
+// clang-format off: in this order
 #include "few_rows.inc"
+#include "avx2_scan.inc"
+#include "scan.inc"
+#include "avx2_rescore.inc"
+#include "rescore.inc"
+// clang-format on
 
 }  // namespace
 
 extern const Tier avx2_tier;
-const Tier avx2_tier = {"avx2", supported,   scratch_bytes, encode, aggregate,
-                        amm,    amm_by_code, encode,        amm,    amm_oblique_by_code};
+const Tier avx2_tier = {"avx2", supported,           scratch_bytes,      encode, aggregate, amm, amm_by_code, encode,
+                        amm,    amm_oblique_by_code, scan_scratch_bytes, scan,   rescore};
 
 }  // namespace jax_maddness

@@ -78,12 +78,17 @@ void aggregate_packed(const Scratch& scratch, int64_t rows, const Tables& tables
 // clang-format off: in this order
 #include "avx512_ops.inc"
 #include "few_rows.inc"
+#include "avx512_scan.inc"
+#include "scan.inc"
+#include "avx512_rescore.inc"
+#include "rescore.inc"
 // clang-format on
 
 }  // namespace
 
 extern const Tier avx512vnni_tier;
-const Tier avx512vnni_tier = {"avx512vnni", supported,   scratch_bytes, encode, aggregate,
-                              amm,          amm_by_code, encode,        amm,    amm_oblique_by_code};
+const Tier avx512vnni_tier = {
+    "avx512vnni", supported,           scratch_bytes,      encode, aggregate, amm, amm_by_code, encode,
+    amm,          amm_oblique_by_code, scan_scratch_bytes, scan,   rescore};
 
 }  // namespace jax_maddness

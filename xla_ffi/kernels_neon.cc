@@ -207,12 +207,18 @@ void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Outpu
   }
 }
 
+// clang-format off: in this order
 #include "few_rows.inc"
+#include "neon_scan.inc"
+#include "scan.inc"
+#include "neon_rescore.inc"
+#include "rescore.inc"
+// clang-format on
 
 }  // namespace
 
 extern const Tier neon_tier;
-const Tier neon_tier = {"neon", supported,   scratch_bytes, encode, aggregate,
-                        amm,    amm_by_code, encode,        amm,    amm_oblique_by_code};
+const Tier neon_tier = {"neon", supported,           scratch_bytes,      encode, aggregate, amm, amm_by_code, encode,
+                        amm,    amm_oblique_by_code, scan_scratch_bytes, scan,   rescore};
 
 }  // namespace jax_maddness

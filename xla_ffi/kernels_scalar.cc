@@ -69,12 +69,61 @@ void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Outpu
   }
 }
 
+// For scan.inc.
+struct BlockSums {
+  uint16_t of[kSideBySide];
+
+  bool any_above(int32_t threshold) const {
+    for (const int32_t sum : of) {
+      if (sum > threshold) return true;
+    }
+    return false;
+  }
+
+  uint64_t above(int32_t threshold, uint16_t* sums) const {
+    uint64_t bits = 0;
+    for (int i = 0; i < kSideBySide; ++i) bits |= uint64_t{of[i] > threshold} << i;
+    std::memcpy(sums, of, sizeof of);
+    return bits;
+  }
+};
+
+template <int kQueries>
+void add_up(const uint8_t* codes, int64_t pairs, const uint8_t* tables, BlockSums (&sums)[kQueries]) {
+  for (BlockSums& of_query : sums) {
+    std::memset(of_query.of, 0, sizeof of_query.of);
+    for (int64_t p = 0; p < pairs; ++p, tables += 2 * kLeaves) {
+      for (int i = 0; i < kSideBySide; ++i) {
+        const uint8_t both = codes[p * kSideBySide + i];
+        of_query.of[i] = static_cast<uint16_t>(of_query.of[i] + tables[both & 15] + tables[kLeaves + (both >> 4)]);
+      }
+    }
+  }
+}
+
 #include "few_rows.inc"
+#include "scan.inc"
+
+// For rescore.inc.
+constexpr int64_t kLanes = 1;
+using Lanes = float;
+Lanes no_lanes() { return 0; }
+Lanes multiply_add(Lanes a, Lanes b, Lanes sum) { return sum + a * b; }
+Lanes add(Lanes a, Lanes b) { return a + b; }
+Lanes total(Lanes v) { return v; }
+
+template <FloatType kType>
+Lanes load_lanes_of(const char* x, int64_t d) {
+  return load_float(x, kType, d);
+}
+
+#include "rescore.inc"
 
 }  // namespace
 
 extern const Tier scalar_tier;
-const Tier scalar_tier = {"scalar", supported,   scratch_bytes, encode, aggregate,
-                          amm,      amm_by_code, encode,        amm,    amm_oblique_by_code};
+const Tier scalar_tier = {
+    "scalar", supported,           scratch_bytes,      encode, aggregate, amm, amm_by_code, encode,
+    amm,      amm_oblique_by_code, scan_scratch_bytes, scan,   rescore};
 
 }  // namespace jax_maddness

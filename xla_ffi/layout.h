@@ -18,7 +18,22 @@
 //   offset      [outputs]                  f32
 //   y           [rows][outputs]            as x           y[n][m] = fma(scale[m], f32(sums[n][m]), offset[m])
 //
-// The last line is one fused multiply-add in f32: what XLA makes of the expression on a CPU that has one. f32(sum)
+//
+// Retrieval, the other orientation: codes at rest, tables of queries, the k best of each query
+//   codes       [blocks][pairs][64]        u8             64 vectors side by side; a byte has the codes of codebooks 2
+//   p
+//                                                         (low 4 bits) and 2 p + 1 (high 4 bits) of pair p
+//   tables      [queries][codebooks][16]   u8             the low 7 bits of an entry count; codebooks <= 256 is 2 *
+//   pairs
+//                                                         or one less
+//   sums        [queries][k]               i32            the greatest of sum over c of tables[q][c][code c], best
+//   first; positions   [queries][k]               i32            whose they are: of equal sums the least. -1, -1: no
+//   more queries     [queries][features]        f32|bf16|f16 vectors     [vectors][features]        f32|bf16|f16   not
+//   always of the type of queries scores      [queries][k]               f32            sum over d of queries[q][d] *
+//   vectors[positions[q][i]][d], in f32
+//                                                         in any order; -infinity where there is no such vector
+//
+// y is one fused multiply-add in f32: what XLA makes of the expression on a CPU that has one. f32(sum)
 // rounds to nearest even, and so does the step from f32 to bf16 or f16. Rows of bf16 and f16 are widened exactly.
 //
 // A row walks each codebook's tree from node 0 (Blalock & Guttag 2021, Algorithm 1): at level l it goes right when
@@ -43,6 +58,8 @@ constexpr int64_t kLevels = 4;          // of a split tree
 constexpr int64_t kNodes = 15;          // inner nodes of a tree
 constexpr int64_t kLeaves = 16;         // codes of a codebook
 constexpr int64_t kMaxWidth = 100'000;  // of oblique trees
+constexpr int64_t kSideBySide = 64;     // vectors of a block of codes at rest
+constexpr int64_t kMaxCodebooks = 256;  // of codes at rest: sums fit 16 bits, as 256 * 127 < 2^15
 
 enum class FloatType : uint8_t { kF32, kBF16, kF16 };
 
@@ -84,6 +101,34 @@ struct Output {
   FloatType type;
   int64_t stride;        // distance between rows, in elements: >= outputs, so that a task may own some of the columns
   bool streams = false;  // advice: lines are better written past the cache
+};
+
+// Codes at rest; a task may have some of the blocks.
+struct Database {
+  const uint8_t* codes;  // of the first block
+  int64_t pairs;
+  int64_t first;  // position of the first vector
+  int64_t count;  // vectors: >= 1, and the last block may hold more
+};
+
+struct QueryTables {
+  const uint8_t* values;
+  int64_t queries;
+  int64_t codebooks;
+};
+
+struct Best {
+  int32_t* sums;
+  int32_t* positions;
+  int64_t k;
+};
+
+// A task may have some of the positions.
+struct Candidates {
+  const int32_t* positions;
+  float* scores;
+  int64_t count;   // of each query
+  int64_t stride;  // distance between queries
 };
 
 }  // namespace jax_maddness

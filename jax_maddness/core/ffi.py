@@ -16,7 +16,7 @@ import pathlib
 import re
 import warnings
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -32,6 +32,8 @@ TARGETS = (
     "jax_maddness_encode_oblique",
     "jax_maddness_amm_oblique",
     "jax_maddness_amm_oblique_by_code",
+    "jax_maddness_scan",
+    "jax_maddness_rescore",
 )
 """The custom calls' names, as StableHLO shows them."""
 
@@ -73,8 +75,8 @@ def force_backend(choice: str) -> contextlib.AbstractContextManager:
     return _context(choice)
 
 
-def call(target: str, result: jax.ShapeDtypeStruct, *args: Array) -> Array:
-    """Calls the kernel `target` on the CPU."""
+def call(target: str, result: Any, *args: Array) -> Any:
+    """Calls the kernel `target` on the CPU; `result` is the `ShapeDtypeStruct` of its result, or a tuple of several."""
     return jax.ffi.ffi_call(target, result)(*args)
 
 

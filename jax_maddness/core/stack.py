@@ -26,6 +26,23 @@ if TYPE_CHECKING:
     from jaxtyping import Array
 
 
+def on_platform(definition: Callable[..., Any], target: str, *args: Array) -> Any:
+    """What `definition` makes of `args`: by the kernel `target` on CPU, by itself elsewhere. An array or a tuple."""
+    return lax.platform_dependent(*args, cpu=functools.partial(_ffi_call, definition, target), default=definition)
+
+
+def _ffi_call(definition: Callable[..., Any], target: str, *args: Array) -> Any:
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def in_mesh(result: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        if mesh.manual_axes and result.sharding is None:
+            # eval_shape says which manual axes the result varies over, but leaves out of which mesh.
+            return result.update(sharding=NamedSharding(mesh, PartitionSpec()))
+        return result
+
+    return ffi.call(target, jax.tree.map(in_mesh, jax.eval_shape(definition, *args)), *args)
+
+
 class Stacked:
     """`definition` with the FFI target `target` behind it on CPU.
 
@@ -73,15 +90,7 @@ class Stacked:
         return call
 
     def _on_platform(self, *args: Array) -> Array:
-        return lax.platform_dependent(*args, cpu=self._ffi_call, default=self._definition)
-
-    def _ffi_call(self, *args: Array) -> Array:
-        result = jax.eval_shape(self._definition, *args)
-        mesh = jax.sharding.get_abstract_mesh()
-        if mesh.manual_axes and result.sharding is None:
-            # eval_shape says which manual axes the result varies over, but leaves out of which mesh.
-            result = result.update(sharding=NamedSharding(mesh, PartitionSpec()))
-        return ffi.call(self._target, result, *args)
+        return on_platform(self._definition, self._target, *args)
 
     def _partition(
         self, rule: str, mesh: jax.sharding.Mesh, arg_shapes: Any, result_shape: Any

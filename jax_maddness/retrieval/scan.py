@@ -11,11 +11,17 @@ can be added in a byte.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 
+from jax_maddness.core import ffi
+from jax_maddness.core.stack import on_platform
 from jax_maddness.core.types import LEAVES
 
 if TYPE_CHECKING:
@@ -60,12 +66,13 @@ def definition(
     `codebooks` is `2 * pairs` or one less; `count` is clipped to what `codes` hold.
     """
     unpacked, entries = unpack(codes), (tables & MAX_ENTRY).astype(jnp.int32)
-    vectors, queries = len(unpacked), len(tables)
+    vectors = len(unpacked)
 
     def add(c: int, sums: Int32[Array, "queries vectors"]) -> Int32[Array, "queries vectors"]:
         return sums + entries[:, c, :][:, unpacked[:, c]]
 
-    sums = lax.fori_loop(0, tables.shape[1], add, jnp.zeros((queries, vectors), jnp.int32))
+    # From the first codebook's on, not from zeros: inside shard_map those would vary over fewer axes than the sums do.
+    sums = lax.fori_loop(1, tables.shape[1], add, entries[:, 0, :][:, unpacked[:, 0]])
     sums = jnp.where(jnp.arange(vectors) < count, sums, -1)
     sums = jnp.pad(sums, ((0, 0), (0, max(k - vectors, 0))), constant_values=-1)
     best, positions = lax.top_k(sums, k)
@@ -81,7 +88,7 @@ def scan(
     """`definition`, by the kernels where there are any. The same sums and positions everywhere, ties included.
 
     Raises:
-      ValueError: shapes do not match, there are more than `MAX_CODEBOOKS` codebooks, or `k` is negative.
+      ValueError: shapes do not match, there are no codebooks or more than `MAX_CODEBOOKS`, or `k` is negative.
     """
     _, pairs, block = codes.shape
     if block != BLOCK or tables.shape[1:] not in ((2 * pairs, LEAVES), (2 * pairs - 1, LEAVES)):
@@ -89,9 +96,44 @@ def scan(
             f"`codes` have the shape {codes.shape} and `tables` {tables.shape}; expected [blocks, pairs, {BLOCK}] and "
             f"[queries, codebooks, {LEAVES}] with two codebooks a pair. `pack` makes such codes."
         )
-    if tables.shape[1] > MAX_CODEBOOKS or k < 0:
+    if not 1 <= tables.shape[1] <= MAX_CODEBOOKS or k < 0:
         raise ValueError(
-            f"`tables` have {tables.shape[1]} codebooks, and `k` is {k}; expected at most {MAX_CODEBOOKS}, and at "
-            "least 0."
+            f"`tables` have {tables.shape[1]} codebooks, and `k` is {k}; expected 1 to {MAX_CODEBOOKS}, and at least 0."
         )
-    return definition(codes, tables, jnp.asarray(count, jnp.int32), k)
+    return _scan(k, codes, tables, jnp.asarray(count, jnp.int32))
+
+
+# Compiled as one function where nobody has called jit; a part of the caller's where somebody has.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _scan(k: int, *args: Array) -> tuple[Array, Array]:
+    return _vmapped(k)(*args)
+
+
+@functools.cache
+def _vmapped(k: int) -> Callable[..., Any]:
+    """The scan for `k`, of which a batch of tables is a scan with more queries; a batch of codes, several scans."""
+
+    def best(codes: Array, tables: Array, count: Array) -> tuple[Array, Array]:
+        return definition(codes, tables, count, k)
+
+    @custom_vmap
+    def run(codes: Array, tables: Array, count: Array) -> tuple[Array, Array]:
+        args = codes, tables, count
+        return on_platform(best, "jax_maddness_scan", *args) if ffi.enabled() else best(*args)
+
+    @run.def_vmap
+    def batch(axis_size: int, in_batched: list[bool], *args: Array) -> tuple[tuple[Array, Array], tuple[bool, bool]]:
+        if in_batched == [False, True, False]:
+            codes, tables, count = args
+            folded = run(codes, tables.reshape(-1, *tables.shape[2:]), count)
+            results = tuple(r.reshape(*tables.shape[:2], k) for r in folded)
+            return results, (True, True)
+        batched = [a for a, is_batched in zip(args, in_batched, strict=True) if is_batched]
+
+        def one(these: list[Array]) -> tuple[Array, Array]:
+            own = iter(these)
+            return run(*(next(own) if is_batched else a for a, is_batched in zip(args, in_batched, strict=True)))
+
+        return lax.map(one, batched), (True, True)
+
+    return run

@@ -1,4 +1,5 @@
-// Micro-benchmark of the kernels, one thread, every array in the second-level cache:
+// Micro-benchmark of the kernels, one thread, every array in the second-level cache
+// but the largest codes of the scan:
 //
 //   bench_kernels [--json] [tier ...]        --json: one object per figure and line
 //
@@ -186,6 +187,81 @@ void bench_aggregate(const Tier& tier, bool json) {
   }
 }
 
+// A scan of codes that are anything, with tables whose sums spread as those of inner products do.
+struct ScanArrays {
+  Database database;
+  int64_t queries, codebooks, k;
+  AlignedBytes codes;
+  std::vector<uint8_t> tables;
+  std::vector<int32_t> sums, positions;
+  AlignedBytes scratch;
+
+  ScanArrays(const Tier& tier, int64_t vectors, int64_t q, int64_t c, int64_t best)
+      : database{nullptr, c / 2, 0, vectors},
+        queries(q),
+        codebooks(c),
+        k(best),
+        codes(bytes()),
+        sums(q * best),
+        positions(q * best),
+        scratch(tier.scan_scratch_bytes(vectors, q, c, best)) {
+    Random random(3);
+    for (size_t i = 0; i < bytes(); i += 8) {
+      const uint64_t eight = random.engine();
+      std::memcpy(codes.data() + i, &eight, sizeof eight);
+    }
+    database.codes = reinterpret_cast<const uint8_t*>(codes.data());
+    for (int64_t i = 0; i < q * c * kLeaves; ++i) tables.push_back(static_cast<uint8_t>(random.below(128)));
+  }
+
+  size_t bytes() const { return static_cast<size_t>((database.count + 63) / 64 * 64 * database.pairs); }
+  void run(const Tier& tier) {
+    tier.scan(database, {tables.data(), queries, codebooks}, {sums.data(), positions.data(), k}, scratch.data());
+  }
+};
+
+// What reading the codes takes, and no more.
+double read_all(const ScanArrays& a) {
+  return median_cycles([&] {
+    uint64_t b = 0, c = 0, d = 0, e = 0;
+    const auto* const words = reinterpret_cast<const uint64_t*>(a.codes.data());
+    for (size_t i = 0; i < a.bytes() / sizeof *words; i += 8) {
+      b += words[i] + words[i + 4];
+      c += words[i + 1] + words[i + 5];
+      d += words[i + 2] + words[i + 6];
+      e += words[i + 3] + words[i + 7];
+    }
+    asm volatile("" ::"r"(b + c + d + e));
+  });
+}
+
+void bench_scan(const Tier& tier, bool json) {
+  if (!json) {
+    std::printf("%-8s scan: look-ups/cycle; bytes/cycle, and those of reading alone\n%10s%10s%10s%10s%10s%10s%10s\n",
+                tier.name, "vectors", "queries", "C", "k", "look-ups", "bytes", "read");
+  }
+  for (const auto& [vectors, q, c, k] : {std::array<int64_t, 4>{32'768, 1, 48, 10},
+                                         {32'768, 1, 48, 64},
+                                         {32'768, 1, 96, 64},
+                                         {32'768, 64, 48, 64},
+                                         {1'000'000, 1, 48, 64},
+                                         {1'000'000, 1, 48, 1000},
+                                         {16'000'000, 1, 48, 64},
+                                         {1'000'000, 64, 48, 64}}) {
+    ScanArrays a(tier, vectors, q, c, k);
+    const double cycles = median_cycles([&] { a.run(tier); });
+    const double lookups = static_cast<double>(vectors * q * c) / cycles;
+    const auto bytes = static_cast<double>(a.bytes());
+    const double read = bytes / read_all(a);
+    std::printf(
+        json ? "{\"tier\": \"%s\", \"kernel\": \"scan\", \"vectors\": %ld, \"queries\": %ld, \"codebooks\": %ld, "
+               "\"k\": %ld, \"lookups_per_cycle\": %.2f, \"bytes_per_cycle\": %.2f, "
+               "\"read_bytes_per_cycle\": %.2f}\n"
+             : "%.0s%10ld%10ld%10ld%10ld%10.1f%10.2f%10.2f\n",
+        tier.name, long(vectors), long(q), long(c), long(k), lookups, bytes / cycles, read);
+  }
+}
+
 }  // namespace
 }  // namespace jax_maddness::testing
 
@@ -200,5 +276,6 @@ int main(int argc, char** argv) {
     bench_encode(*tier, json);
     bench_encode_oblique(*tier, json);
     bench_aggregate(*tier, json);
+    bench_scan(*tier, json);
   }
 }

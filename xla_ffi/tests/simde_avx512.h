@@ -141,6 +141,15 @@ inline uint16_t masked_less(uint16_t mask, const simde__m512i& a, const simde__m
   return static_cast<uint16_t>(mask & less);
 }
 
+inline uint32_t greater_words(const simde__m512i& a, const simde__m512i& b) {
+  int16_t x[32], y[32];
+  std::memcpy(x, &a, sizeof x);
+  std::memcpy(y, &b, sizeof y);
+  uint32_t greater = 0;
+  for (int i = 0; i < 32; ++i) greater |= static_cast<uint32_t>(x[i] > y[i]) << i;
+  return greater;
+}
+
 }  // namespace simde_gaps
 }  // namespace
 }  // namespace jax_maddness
@@ -167,6 +176,8 @@ inline uint16_t masked_less(uint16_t mask, const simde__m512i& a, const simde__m
 #define _mm512_fmadd_ps(a, b, c) SIMDE_GAP(fused_multiply_add)(a, b, c)
 #define _mm512_mask_reduce_min_epi32(mask, v) SIMDE_GAP(masked_least)(mask, v)
 #define _mm512_mask_cmplt_epi32_mask(mask, a, b) SIMDE_GAP(masked_less)(mask, a, b)
+#undef _mm512_cmpgt_epi16_mask
+#define _mm512_cmpgt_epi16_mask(a, b) SIMDE_GAP(greater_words)(a, b)
 #define _mm512_shuffle_f32x4(a, b, lanes) simde_mm512_shuffle_f32x4(a, b, lanes)
 #define _mm512_i32gather_ps(index, base, scale) (SIMDE_GAP(gather) < float, simde__m512 > (index, base, scale))
 #define _mm512_i32gather_epi32(index, base, scale) (SIMDE_GAP(gather) < int32_t, simde__m512i > (index, base, scale))

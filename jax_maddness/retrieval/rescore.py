@@ -1,0 +1,116 @@
+"""queries, vectors, positions -> exact scores of the vectors that codes have proposed.
+
+Where they are is known late, and anywhere: rows are read in place, none is copied.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+
+from jax_maddness.core import ffi
+from jax_maddness.core.stack import on_platform
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int32
+
+FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
+
+
+def definition(
+    queries: Float[Array, "queries features"],
+    vectors: Float[Array, "vectors features"],
+    positions: Int32[Array, "queries k"],
+) -> Float[Array, "queries k"]:
+    """`scores[q, i] = sum_d queries[q, d] * vectors[positions[q, i], d]` in float32, in any order.
+
+    Where there is no such vector, as at position -1, -inf.
+    """
+    known = (positions >= 0) & (positions < len(vectors))
+    if len(vectors) == 0:
+        return jnp.full(positions.shape, -jnp.inf, jnp.float32)
+    rows = vectors[jnp.where(known, positions, 0)]
+    products = jnp.einsum(
+        "qd,qkd->qk", queries.astype(jnp.float32), rows.astype(jnp.float32), precision=lax.Precision.HIGHEST
+    )
+    return jnp.where(known, products, -jnp.inf)
+
+
+def rescore(
+    queries: Float[Array, "queries features"],
+    vectors: Float[Array, "vectors features"],
+    positions: Int32[Array, "queries k"],
+) -> Float[Array, "queries k"]:
+    """`definition`, by the kernels where there are any: the same up to the order of additions.
+
+    Gradients are those of the definition. A batch of queries (`jax.vmap`) is one call with more of them.
+
+    Args:
+      queries: float32, bfloat16 or float16; so are vectors, not always of the same type.
+      vectors: a shard of them, too, with positions in it.
+      positions: int32. One that is not in `[0, vectors)` has no score.
+
+    Raises:
+      TypeError: a dtype is not one of these.
+      ValueError: shapes do not match.
+
+    Example:
+      >>> rescore(jnp.ones((1, 2)), jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[1, 0, -1]])).tolist()
+      [[7.0, 3.0, -inf]]
+    """
+    queries, vectors, positions = jnp.asarray(queries), jnp.asarray(vectors), jnp.asarray(positions)
+    if queries.dtype not in FLOATS or vectors.dtype not in FLOATS or positions.dtype != jnp.int32:
+        raise TypeError(
+            f"`queries` are {queries.dtype}, `vectors` {vectors.dtype} and `positions` {positions.dtype}; expected "
+            "float32, bfloat16 or float16, and positions of int32."
+        )
+    shapes = queries.shape, vectors.shape, positions.shape
+    if {len(s) for s in shapes} != {2} or shapes[0][1] != shapes[1][1] or shapes[0][0] != shapes[2][0]:
+        raise ValueError(
+            f"`queries`, `vectors` and `positions` have the shapes {shapes[0]}, {shapes[1]} and {shapes[2]}; expected "
+            "[queries, features], [vectors, features] and [queries, k]."
+        )
+    return _rescore(queries, vectors, positions)
+
+
+@jax.custom_vjp
+def _with_gradient(queries: Array, vectors: Array, positions: Array) -> Array:
+    return _vmapped(queries, vectors, positions)
+
+
+def _forward(*args: Array) -> tuple[Array, tuple[Array, ...]]:
+    return _vmapped(*args), args
+
+
+def _backward(args: tuple[Array, ...], cotangent: Array) -> tuple[Array | None, ...]:
+    queries, vectors, positions = args
+    _, pull_back = jax.vjp(lambda q, v: definition(q, v, positions), queries, vectors)
+    return (*pull_back(cotangent), None)
+
+
+_with_gradient.defvjp(_forward, _backward)
+# Compiled as one function where nobody has called jit; a part of the caller's where somebody has.
+_rescore = jax.jit(_with_gradient, inline=True)
+
+
+@custom_vmap
+def _vmapped(queries: Array, vectors: Array, positions: Array) -> Array:
+    args = queries, vectors, positions
+    return on_platform(definition, "jax_maddness_rescore", *args) if ffi.enabled() else definition(*args)
+
+
+@_vmapped.def_vmap
+def _batch(axis_size: int, in_batched: list[bool], *args: Array) -> tuple[Array, bool]:
+    def repeated(i: int) -> Array:
+        return args[i] if in_batched[i] else jnp.broadcast_to(args[i], (axis_size, *args[i].shape))
+
+    queries, vectors, positions = repeated(0), args[1], repeated(2)
+    if in_batched[1]:
+        return lax.map(lambda each: _vmapped(*each), (queries, vectors, positions)), True
+    rows, k = axis_size * positions.shape[1], positions.shape[2]
+    folded = _vmapped(queries.reshape(rows, queries.shape[2]), vectors, positions.reshape(rows, k))
+    return folded.reshape(positions.shape), True
