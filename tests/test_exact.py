@@ -306,8 +306,6 @@ def test_more_directions_than_the_iteration_has_to_spare(rng):
     v = terms.principal(covariance, w, 5)
     expected = np.linalg.svd(np.sqrt(covariance) @ w)[2][:5]
     np.testing.assert_allclose(np.abs(np.diagonal(expected @ v)), 1, atol=1e-3)
-<<<<<<< HEAD
-=======
 
 
 def test_sharded_rows_learn_the_same_term(problem):
@@ -316,4 +314,3 @@ def test_sharded_rows_learn_the_same_term(problem):
     term = fit(rows, w, bias, num_codebooks=3, config=FitConfig("paper", rank=2, outliers=1)).exact
     expected = learned(problem, rank=2, outliers=1).exact
     np.testing.assert_allclose(reduced(x, term) @ term.up, reduced(x, expected) @ expected.up, rtol=1e-3, atol=1e-1)
->>>>>>> terms
