@@ -180,6 +180,17 @@ def test_an_index_is_a_pytree(indexes, queries):
     repr(jax.tree.map(lambda _: None, index))
 
 
+def test_modes_of_the_caller_play_no_part(indexes, vectors, queries):
+    want = search(queries, indexes["l2"], 5)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        index = build_index(vectors, CODEBOOKS, metric="l2")
+        scores, ids = search(queries, index, 5)
+    assert_same(index, indexes["l2"])
+    np.testing.assert_array_equal(ids, want[1])
+    assert (scores.dtype, ids.dtype) == (jnp.float32, jnp.int32)
+    np.testing.assert_array_equal(search(np.float64(queries), index, 5)[1], ids)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16])
 def test_half_precision(vectors, queries, dtype):
     index = build_index(jnp.asarray(vectors, dtype), CODEBOOKS, metric="l2")

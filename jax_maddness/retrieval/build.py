@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -73,7 +75,7 @@ def build_index(
     Example:
       >>> vectors = np.random.default_rng(0).standard_normal((1000, 8))
       >>> build_index(vectors, 4, metric="l2")
-      VectorIndex(1,000 x 8, l2, 4 codebooks, exact vectors: float32, 47,556 bytes)
+      VectorIndex(1,000 x 8, l2, 4 codebooks, exact vectors: float32, 46,692 bytes)
     """
     arguments.options(metric, method, bias)
     given = database if hasattr(database, "dtype") else np.asarray(database)
@@ -84,7 +86,7 @@ def build_index(
     kept = arguments.kept(keep_vectors, given)
     asked = None if queries is None else arguments.rows(queries, metric, None, rows.shape[1], "queries")[0]
     learned_from, others, held_out = _split(np.random.default_rng(seed), len(rows), asked)
-    with Progress(progress, "build_index") as bar, jax.enable_x64(False):
+    with Progress(progress, "build_index") as bar, _modes():
         bar.expect(quantizer.ROUNDS + 1 + math.ceil(len(rows) / quantizer.BLOCK))
         augmented = _augmented(rows, added)
         moment = _moment(rows[learned_from] if others is None else others)
@@ -125,7 +127,7 @@ def add_vectors(
             f"`ids` has {len(twice)} that are there already, such as {twice[0]}. `remove_vectors` them first."
         )
     rows, added = rows[order], None if added is None else added[order]
-    with jax.enable_x64(False):
+    with _modes():
         codes = _encode(_augmented(rows, added), index.quantizer, index.trees, None)
     names = np.concatenate([old, new])
     return _rearranged(index, names, np.argsort(names), codes, rows, added)
@@ -169,6 +171,13 @@ def _rearranged(
         vectors=with_new(index.vectors, rows),
         count=len(order),
     )
+
+
+@contextlib.contextmanager
+def _modes() -> Iterator[None]:
+    """All of 32 bits, whatever a caller's modes say, as in `fit`."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def _learn(

@@ -41,6 +41,7 @@ ROUNDS = 4
 SWEEPS = 4
 """Times that `encode` considers every codebook's code."""
 _LLOYD_STEPS = 10
+_RIDGE = 0.1  # in rows: for codes that are rare; there are mostly as many rows as vectors to approximate
 _dot = functools.partial(jnp.matmul, precision="highest")
 
 
@@ -163,7 +164,7 @@ def regress(
     statistics = Statistics.zeros(codes.shape[1], x.shape[1])
     for rows, code, counted in _blocks(x, codes, center):
         statistics = _add(statistics, rows, code, np.arange(len(rows)) < counted)
-    ridge = 1.0
+    ridge = _RIDGE
     while not np.isfinite(largest(prototypes := _solve(statistics, len(x), ridge))) and ridge < len(x):
         ridge *= 10
     encoder = _dot(prototypes, jnp.float32(moment))
@@ -199,6 +200,7 @@ def encode(
 ) -> UInt8[np.ndarray, "rows codebooks"]:
     """Codes of vectors: from `start`, or from none, each codebook's code in turn is chosen anew, `sweeps` times.
 
+    A start from product quantisation leaves a tenth less error than one from none, but finds no more neighbours.
     Calls `step` after each block of `BLOCK` vectors.
     """
     codes = np.zeros((len(x), len(quantizer.prototypes)), np.uint8) if start is None else start

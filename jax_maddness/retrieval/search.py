@@ -103,7 +103,9 @@ def _local(
     if not check:
         tables = tables_of(queries, index)
         sums, positions = scan.scan(index.codes, tables.entries, jnp.asarray(count, jnp.int32), k)
-        scores = jnp.where(sums < 0, -jnp.inf, tables.scale[:, None] * sums + tables.offset[:, None])
+        scores = jnp.where(
+            sums < 0, -jnp.inf, tables.scale[:, None] * sums.astype(jnp.float32) + tables.offset[:, None]
+        )
     else:
         if check >= places:
             positions = exact(queries, index, count, k + _SPARE)[1]
@@ -155,8 +157,7 @@ def _sharded(
 def _checked(queries: Array, index: VectorIndex, metric: str | None) -> Array:
     if not isinstance(index, VectorIndex):
         raise TypeError(f"`index` is {type(index).__name__}; expected a VectorIndex. `build_index` makes one.")
-    if not hasattr(queries, "dtype"):
-        queries = jnp.asarray(queries)
+    queries = jnp.asarray(queries)
     if queries.dtype not in ROW_DTYPES:
         raise TypeError(
             f"`queries` are {queries.dtype}; expected float32, bfloat16 or float16. "
@@ -168,4 +169,4 @@ def _checked(queries: Array, index: VectorIndex, metric: str | None) -> Array:
         )
     if metric not in (None, index.metric):
         raise ValueError(f"`metric` is {metric!r}, but `index` was built for {index.metric!r}. Build another one.")
-    return jnp.asarray(queries)
+    return queries
