@@ -32,11 +32,12 @@ def tables_of(queries: Float[Array, "queries features"], index: VectorIndex) -> 
     Rounded to nearest: each entry is off by at most half of `scale`.
     """
     prototypes, constants, _, center = index.quantizer
-    products = _dot(queries, prototypes.reshape(-1, prototypes.shape[-1]).T).reshape(len(queries), *constants.shape)
+    # In the default precision: entries have 7 bits, and on CPUs a single query takes half the time.
+    products = (queries @ prototypes.reshape(-1, prototypes.shape[-1]).T).reshape(len(queries), *constants.shape)
     products = products + constants
     low = products.min(-1, keepdims=True)
     scale = (products - low).max((1, 2)) / scan.MAX_ENTRY
-    steps = (products - low) / jnp.where(scale > 0, scale, 1.0)[:, None, None]
+    steps = (products - low) * jnp.where(scale > 0, 1 / scale, 0.0)[:, None, None]
     entries = jnp.clip(jnp.round(steps), 0, scan.MAX_ENTRY).astype(jnp.uint8)
     return Tables(entries, scale, low.sum((1, 2)) + _dot(queries, center[:-1]) + center[-1])
 
