@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,6 +13,7 @@ import numpy as np
 from jax_maddness.core.encode import encode as encode_by_trees
 from jax_maddness.core.types import ObliqueTrees
 from jax_maddness.learn.fit import FitConfig, fit
+from jax_maddness.learn.modes import modes
 from jax_maddness.learn.progress import Progress
 from jax_maddness.retrieval import arguments, calibrate, quantizer, scan
 from jax_maddness.retrieval.index import VectorIndex, whole
@@ -86,7 +85,7 @@ def build_index(
     kept = arguments.kept(keep_vectors, given)
     asked = None if queries is None else arguments.rows(queries, metric, None, rows.shape[1], "queries")[0]
     learned_from, others, held_out = _split(np.random.default_rng(seed), len(rows), asked)
-    with Progress(progress, "build_index") as bar, _modes():
+    with Progress(progress, "build_index") as bar, modes():
         bar.expect(quantizer.ROUNDS + 1 + math.ceil(len(rows) / quantizer.BLOCK))
         augmented = _augmented(rows, added)
         moment = _moment(rows[learned_from] if others is None else others)
@@ -127,7 +126,7 @@ def add_vectors(
             f"`ids` has {len(twice)} that are there already, such as {twice[0]}. `remove_vectors` them first."
         )
     rows, added = rows[order], None if added is None else added[order]
-    with _modes():
+    with modes():
         codes = _encode(_augmented(rows, added), index.quantizer, index.trees, None)
     names = np.concatenate([old, new])
     return _rearranged(index, names, np.argsort(names), codes, rows, added)
@@ -171,13 +170,6 @@ def _rearranged(
         vectors=with_new(index.vectors, rows),
         count=len(order),
     )
-
-
-@contextlib.contextmanager
-def _modes() -> Iterator[None]:
-    """All of 32 bits, whatever a caller's modes say, as in `fit`."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def _learn(

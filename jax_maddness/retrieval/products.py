@@ -37,7 +37,7 @@ def tables_of(queries: Float[Array, "queries features"], index: VectorIndex) -> 
     products = products + constants
     low = products.min(-1, keepdims=True)
     scale = (products - low).max((1, 2)) / scan.MAX_ENTRY
-    steps = (products - low) * jnp.where(scale > 0, 1 / scale, 0.0)[:, None, None]
+    steps = (products - low) * jnp.where(scale > jnp.finfo(jnp.float32).tiny, 1 / scale, 0.0)[:, None, None]
     entries = jnp.clip(jnp.round(steps), 0, scan.MAX_ENTRY).astype(jnp.uint8)
     return Tables(entries, scale, low.sum((1, 2)) + _dot(queries, center[:-1]) + center[-1])
 
