@@ -23,6 +23,12 @@ from jax_maddness.core.types import (
 from jax_maddness.learn.budget import Budgeted, fit_budget
 from jax_maddness.learn.evaluate import Report, evaluate
 from jax_maddness.learn.fit import FitConfig, fit
+from jax_maddness.retrieval.build import add_vectors, build_index, remove_vectors
+from jax_maddness.retrieval.check import RowRule, amm_exact_rows, checked_max, row_rule, top_k
+from jax_maddness.retrieval.files import load_index, save_index
+from jax_maddness.retrieval.index import VectorIndex
+from jax_maddness.retrieval.search import search
+from jax_maddness.retrieval.sharding import shard_index
 
 __version__ = "0.1.0"
 
@@ -34,17 +40,30 @@ __all__ = [
     "MaddnessOp",
     "ObliqueTrees",
     "Report",
+    "RowRule",
     "SplitTrees",
+    "VectorIndex",
     "active_tier",
+    "add_vectors",
     "aggregate",
     "amm",
+    "amm_exact_rows",
+    "build_index",
+    "checked_max",
     "encode",
     "evaluate",
     "fit",
     "fit_budget",
     "keep_memory",
     "load",
+    "load_index",
+    "remove_vectors",
+    "row_rule",
     "save",
+    "save_index",
+    "search",
+    "shard_index",
     "supported_tiers",
+    "top_k",
     "with_few_rows_layout",
 ]

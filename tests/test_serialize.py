@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_maddness import ExactTerm, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees, amm, load, save
-from jax_maddness.core import serialize
+from jax_maddness.core.archive import describe, digest_header
 
 GOLDEN = pathlib.Path(__file__).parent / "data" / "golden_v1.maddness"
 GOLDEN_OBLIQUE = GOLDEN.with_name("golden_v2.maddness")
@@ -170,7 +170,7 @@ def rewritten(path, **changes):
 def changed_header(path, **changes):
     with zipfile.ZipFile(path) as archive:
         header = json.loads(archive.read("header.json")) | changes
-    header["sha256"] = serialize._digest_header(header)
+    header["sha256"] = digest_header(header)
     rewritten(path, **{"header.json": json.dumps(header).encode()})
 
 
@@ -279,7 +279,7 @@ def test_arrays_that_do_not_fit_together_are_refused(path):
     with zipfile.ZipFile(path) as archive:
         arrays = json.loads(archive.read("header.json"))["arrays"]
     rewritten(path, **{"tables.scale.npy": npy(scale)})
-    changed_header(path, arrays=arrays | {"tables.scale": serialize._describe(scale)})
+    changed_header(path, arrays=arrays | {"tables.scale": describe(scale)})
     with pytest.raises(ValueError, match=r"tables.scale"):
         load(path)
 

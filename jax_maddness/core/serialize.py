@@ -1,47 +1,31 @@
 """save / load: an op as one stable, versioned file.
 
-The file is a zip archive of plain members, stored without compression, as NumPy's `.npz` is:
-
-    header.json                    format, version, static fields, for each array dtype, shape and SHA-256, and the
-                                   SHA-256 of the header itself (as JSON with sorted keys, without that entry)
-    trees.indices.npy, ...         each array in NumPy's `.npy` format
+`archive.py` says what the file is. Its arrays are called `trees.indices` and so on.
 
 Version 1 knows `SplitTrees` alone, version 2 brought `ObliqueTrees`, which have other arrays, version 3 an op's exact
 term. An op is written as the oldest version that knows all of it.
-
-Why: every language has a zip and a JSON reader, `numpy.load(path)` opens the arrays without this package, and
-nothing in it can execute (no pickle). bfloat16, which `.npy` does not know, is stored as its bits in uint16 with the
-true dtype in the header. The digests find damage; they are no signature.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import os
-import pathlib
-import zipfile
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_maddness.core import checks
+from jax_maddness.core import archive, checks
 from jax_maddness.core.types import ExactTerm, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
 
 FORMAT = "jax_maddness.op"
 VERSION = 3
-_HEADER = "header.json"
 _TREES: dict[type[Any], tuple[int, tuple[str, ...]]] = {  # the version that added them, their arrays in order
     SplitTrees: (1, ("trees.indices", "trees.thresholds")),
     ObliqueTrees: (2, ("trees.features", "trees.projections", "trees.thresholds", "trees.center", "trees.scale")),
 }
 _TABLES = ("tables.values", "tables.scale", "tables.offset")
 _OPTIONAL = {"weights": 1, "exact.up": 3, "exact.indices": 3, "exact.down": 3}  # the version that added each
-_DTYPES = ("uint8", "int8", "int32", "float32", "float16", "bfloat16")
-_MAX_HEADER_BYTES = 1 << 20
 
 
 def save(path: str | os.PathLike[str], op: MaddnessOp) -> None:
@@ -60,26 +44,10 @@ def save(path: str | os.PathLike[str], op: MaddnessOp) -> None:
     arrays = {name: np.asarray(jax.device_get(a)) for name in fields if (a := _get(op, name)) is not None}
     version = max([version, *(_OPTIONAL.get(name, 1) for name in arrays)])
     for name, array in arrays.items():
-        if array.dtype.name not in _DTYPES:
-            raise TypeError(f"`op.{name}` is {array.dtype}; a file holds {', '.join(_DTYPES)}. Cast it first.")
+        if array.dtype.name not in archive.DTYPES:
+            raise TypeError(f"`op.{name}` is {array.dtype}; a file holds {', '.join(archive.DTYPES)}. Cast it first.")
     _check_contents(arrays, op.num_features)
-    header = {
-        "format": FORMAT,
-        "version": version,
-        "num_features": op.num_features,
-        "arrays": {name: _describe(array) for name, array in arrays.items()},
-    }
-    header["sha256"] = _digest_header(header)
-    path = pathlib.Path(path).resolve()  # a link stays a link
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-            _write(archive, _HEADER, json.dumps(header, indent=1).encode())
-            for name, array in arrays.items():
-                _write(archive, f"{name}.npy", _npy(array))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    archive.write(path, FORMAT, version, {"num_features": op.num_features}, arrays)
 
 
 def load(path: str | os.PathLike[str]) -> MaddnessOp:
@@ -89,34 +57,12 @@ def load(path: str | os.PathLike[str]) -> MaddnessOp:
       FileNotFoundError: there is no such file.
       ValueError: the file is truncated, damaged, not an op, or of a newer version; the message says which.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _read(archive)
-    except FileNotFoundError:
-        raise
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        KeyError,
-        TypeError,
-        OSError,
-        ValueError,
-        NotImplementedError,
-        RuntimeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise ValueError(f"{os.fspath(path)!r} cannot be loaded as an op: {error}") from error
+    return archive.read(path, FORMAT, VERSION, "an op", _read)
 
 
-def _read(archive: zipfile.ZipFile) -> MaddnessOp:
-    header = _header(archive)
-    described: Any = header.get("arrays")
-    kind = _kind(described, header["version"])
-    members = {_HEADER, *(f"{name}.npy" for name in described)}
-    if sorted(archive.namelist()) != sorted(members):
-        raise ValueError(f"it has the members {archive.namelist()!r:.200}; expected {sorted(members)}.")
-    arrays = {name: _array(archive, name, described[name]) for name in described}
+def _read(header: dict[str, Any], read: archive.Reader) -> MaddnessOp:
+    kind = _kind(header.get("arrays"), header["version"])
+    arrays = read()
     num_features = header.get("num_features")
     if num_features is not None and (type(num_features) is not int or num_features < 1):
         raise ValueError(f"num_features is {num_features!r}; expected a positive integer or null.")
@@ -167,64 +113,6 @@ def _check_contents(arrays: dict[str, np.ndarray], num_features: int | None) -> 
             raise ValueError("an entry of trees.center is not finite.")
         if not np.all((scale == 0) | (scale >= np.float32(2.0**-100)) & (scale <= np.float32(2.0**100))):
             raise ValueError("an entry of trees.scale is neither 0 nor in [2**-100, 2**100].")
-
-
-def _header(archive: zipfile.ZipFile) -> dict[str, Any]:
-    if archive.getinfo(_HEADER).file_size > _MAX_HEADER_BYTES:
-        raise ValueError(f"its {_HEADER} is larger than {_MAX_HEADER_BYTES} bytes.")
-    header = json.loads(archive.read(_HEADER))
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f"its {_HEADER} does not say {FORMAT!r}.")
-    version = header.get("version")
-    if type(version) is not int or version < 1:
-        raise ValueError(f"its version is {version!r}; expected a positive integer.")
-    if version > VERSION:
-        raise ValueError(f"it has format version {version}, this jax_maddness reads up to {VERSION}. Upgrade it.")
-    if header.get("sha256") != _digest_header(header):
-        raise ValueError(f"its {_HEADER} does not have the digest that it states: it was changed.")
-    return header
-
-
-def _digest_header(header: dict[str, Any]) -> str:
-    rest = {key: value for key, value in header.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _array(archive: zipfile.ZipFile, name: str, described: dict[str, Any]) -> np.ndarray:
-    info = archive.getinfo(f"{name}.npy")
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{info.filename} is compressed; expected it stored.")
-    stored = np.lib.format.read_array(io.BytesIO(archive.read(info)), allow_pickle=False)
-    if described.get("dtype") not in _DTYPES:
-        raise ValueError(f"{name} has dtype {described.get('dtype')!r}; expected one of {', '.join(_DTYPES)}.")
-    dtype = jnp.dtype(described["dtype"])
-    if stored.dtype != _stored_dtype(dtype):
-        raise ValueError(f"{name} is stored as {stored.dtype}; expected {_stored_dtype(dtype)} for {dtype}.")
-    array = stored.view(dtype)
-    if _describe(array) != described:
-        raise ValueError(f"{name} does not have the shape and digest that its header states: it was changed.")
-    return array
-
-
-def _describe(array: np.ndarray) -> dict[str, Any]:
-    digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-    return {"dtype": array.dtype.name, "shape": list(array.shape), "sha256": digest}
-
-
-def _stored_dtype(dtype: np.dtype) -> np.dtype:
-    return np.dtype(np.uint16) if dtype == jnp.bfloat16 else dtype
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    array = np.ascontiguousarray(array).reshape(array.shape)
-    np.lib.format.write_array(buffer, array.view(_stored_dtype(array.dtype)), version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _write(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    """A member with a fixed date, so that equal ops make equal files."""
-    archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
 
 
 def _get(op: MaddnessOp, name: str) -> Any:

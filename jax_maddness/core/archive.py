@@ -1,0 +1,155 @@
+"""A stable, versioned file of arrays: what `save` and `save_index` share.
+
+The file is a zip archive of plain members, stored without compression, as NumPy's `.npz` is:
+
+    header.json         format, version, static fields, for each array dtype, shape and SHA-256, and the SHA-256 of the
+                        header itself (as JSON with sorted keys, without that entry)
+    NAME.npy, ...       each array in NumPy's `.npy` format
+
+Why: every language has a zip and a JSON reader, `numpy.load(path)` opens the arrays without this package, and
+nothing in it can execute (no pickle). bfloat16, which `.npy` does not know, is stored as its bits in uint16 with the
+true dtype in the header. The digests find damage; they are no signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+
+DTYPES = ("uint8", "int8", "int32", "float32", "float16", "bfloat16")
+Reader = Callable[[], dict[str, np.ndarray]]
+"""Reads all arrays, and raises where one is damaged."""
+_HEADER = "header.json"
+_MAX_HEADER_BYTES = 1 << 20
+_T = TypeVar("_T")
+
+
+def write(
+    path: str | os.PathLike[str], kind: str, version: int, static: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> None:
+    """Writes the file whole or not at all: an existing one is replaced only by a complete one."""
+    header = {
+        "format": kind,
+        "version": version,
+        **static,
+        "arrays": {name: describe(array) for name, array in arrays.items()},
+    }
+    header["sha256"] = digest_header(header)
+    path = pathlib.Path(path).resolve()  # a link stays a link
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+            _write(archive, _HEADER, json.dumps(header, indent=1).encode())
+            for name, array in arrays.items():
+                _write(archive, f"{name}.npy", _npy(array))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(
+    path: str | os.PathLike[str],
+    kind: str,
+    newest: int,
+    noun: str,
+    assemble: Callable[[dict[str, Any], Reader], _T],
+) -> _T:
+    """What `assemble` makes of the header, which is whole and of a version up to `newest`, and of the arrays.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is damaged, of another kind or newer, or `assemble` found something wrong.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            header = _header(archive, kind, newest)
+            return assemble(header, lambda: _arrays(archive, header["arrays"]))
+    except FileNotFoundError:
+        raise
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        KeyError,
+        TypeError,
+        OSError,
+        ValueError,
+        NotImplementedError,
+        RuntimeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        raise ValueError(f"{os.fspath(path)!r} cannot be loaded as {noun}: {error}") from error
+
+
+def _arrays(archive: zipfile.ZipFile, described: dict[str, Any]) -> dict[str, np.ndarray]:
+    members = {_HEADER, *(f"{name}.npy" for name in described)}
+    if sorted(archive.namelist()) != sorted(members):
+        raise ValueError(f"it has the members {archive.namelist()!r:.200}; expected {sorted(members)}.")
+    return {name: _array(archive, name, described[name]) for name in described}
+
+
+def _header(archive: zipfile.ZipFile, kind: str, newest: int) -> dict[str, Any]:
+    if archive.getinfo(_HEADER).file_size > _MAX_HEADER_BYTES:
+        raise ValueError(f"its {_HEADER} is larger than {_MAX_HEADER_BYTES} bytes.")
+    header = json.loads(archive.read(_HEADER))
+    if not isinstance(header, dict) or header.get("format") != kind:
+        raise ValueError(f"its {_HEADER} does not say {kind!r}.")
+    version = header.get("version")
+    if type(version) is not int or version < 1:
+        raise ValueError(f"its version is {version!r}; expected a positive integer.")
+    if version > newest:
+        raise ValueError(f"it has format version {version}, this jax_maddness reads up to {newest}. Upgrade it.")
+    if header.get("sha256") != digest_header(header):
+        raise ValueError(f"its {_HEADER} does not have the digest that it states: it was changed.")
+    return header
+
+
+def digest_header(header: dict[str, Any]) -> str:
+    rest = {key: value for key, value in header.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _array(archive: zipfile.ZipFile, name: str, described: dict[str, Any]) -> np.ndarray:
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{info.filename} is compressed; expected it stored.")
+    stored = np.lib.format.read_array(io.BytesIO(archive.read(info)), allow_pickle=False)
+    if described.get("dtype") not in DTYPES:
+        raise ValueError(f"{name} has dtype {described.get('dtype')!r}; expected one of {', '.join(DTYPES)}.")
+    dtype = jnp.dtype(described["dtype"])
+    if stored.dtype != _stored_dtype(dtype):
+        raise ValueError(f"{name} is stored as {stored.dtype}; expected {_stored_dtype(dtype)} for {dtype}.")
+    array = stored.view(dtype)
+    if describe(array) != described:
+        raise ValueError(f"{name} does not have the shape and digest that its header states: it was changed.")
+    return array
+
+
+def describe(array: np.ndarray) -> dict[str, Any]:
+    digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "sha256": digest}
+
+
+def _stored_dtype(dtype: np.dtype) -> np.dtype:
+    return np.dtype(np.uint16) if dtype == jnp.bfloat16 else dtype
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    np.lib.format.write_array(buffer, array.view(_stored_dtype(array.dtype)), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _write(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    """A member with a fixed date, so that equal ops make equal files."""
+    archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)

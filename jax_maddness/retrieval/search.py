@@ -1,0 +1,172 @@
+"""queries, index -> the best vectors: codes propose, exact products decide.
+
+queries --tables_of--> 7-bit tables --scan--> candidates --rescore--> products --best--> scores, ids
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from jax_maddness.core.checks import ROW_DTYPES
+from jax_maddness.retrieval import calibrate, scan
+from jax_maddness.retrieval.index import VectorIndex
+from jax_maddness.retrieval.products import best, exact, tables_of
+from jax_maddness.retrieval.rescore import rescore
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int32
+
+_SPARE = 32  # candidates more than `k` of a dense product, which rounds equal vectors differently: `rescore` does not
+
+
+def search(
+    queries: Float[Array, "... features"],
+    index: VectorIndex,
+    k: int = 10,
+    *,
+    check: int = 64,
+    recall: float | None = None,
+    metric: str | None = None,
+) -> tuple[Float[Array, "... k"], Int32[Array, "... k"]]:
+    """The `k` best vectors of `index` for each query: their scores, best first, and their ids.
+
+    Codes propose `check` candidates, and their exact products decide. Scores are, in float32, the inner product for
+    "ip", the cosine for "cosine", and minus the squared distance for "l2": greater is better. Of equal scores the
+    lower id comes first. Where the index has fewer than `k` vectors, the rest are -inf with the id -1.
+
+    A query with NaN or an infinity gets NaN with the id -1. A query, or a vector, of length zero has the cosine 0.
+
+    Args:
+      queries: float32, bfloat16 or float16; any leading dimensions.
+      index: what `build_index` made; it may be sharded (`shard_index`), then every shard proposes `check` candidates.
+      k: how many.
+      check: how many candidates are looked at, at least `k`. At least as many as there are vectors: the answer is
+        exact. 0: none, and the scores are approximate.
+      recall: instead of `check`: the share of the true `k` that is to be found. Takes the fewest candidates that had
+        it when `index` was built, on queries like those that `build_index` was given.
+      metric: that of the index, for the reader; another one is an error.
+
+    Raises:
+      TypeError: `queries` are of another dtype.
+      ValueError: they do not have the features of the index, `check` is less than `k`, the index was built for another
+        metric or keeps no vectors to check with, or no number of candidates that was measured has this `recall`.
+    """
+    queries = _checked(queries, index, metric)
+    check = calibrate.candidates(index.recall, recall, k) if recall is not None else check
+    check_sizes(k, check)
+    if check and index.vectors is None:
+        raise ValueError("`index` keeps no vectors to check with. Build it with `keep_vectors=True`, or use `check=0`.")
+    return _search(queries, index, k, check)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "check"), inline=True)
+def _search(
+    queries: Float[Array, "... features"], index: VectorIndex, k: int, check: int
+) -> tuple[Float[Array, "... k"], Int32[Array, "... k"]]:
+    rows = queries.reshape(-1, index.num_features).astype(jnp.float32)
+    finite = jnp.isfinite(rows).all(-1)
+    rows = jnp.where(finite[:, None], rows, 0.0)
+    if index.metric == "cosine":
+        rows = rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+    scores, ids = (_local if index.mesh is None else _sharded)(rows, index, k, check)
+    if index.metric == "l2":
+        scores = jnp.minimum(2 * scores - (rows**2).sum(-1, keepdims=True), 0.0)
+    scores = jnp.where(finite[:, None], scores, jnp.nan)
+    ids = jnp.where(finite[:, None], ids, -1)
+    return scores.reshape(*queries.shape[:-1], k), ids.reshape(*queries.shape[:-1], k)
+
+
+def check_sizes(k: int, check: int) -> None:
+    """Raises unless `k` best of `check` candidates make sense."""
+    if not isinstance(k, int) or not isinstance(check, int):
+        raise TypeError(f"`k` is {k!r} and `check` {check!r}; expected integers, which are static under `jax.jit`.")
+    if k < 1 or check < 0:
+        raise ValueError(f"`k` is {k} and `check` {check}; expected `k >= 1` and `check >= 0`.")
+    if 0 < check < k:
+        raise ValueError(f"`check` is {check}, less than `k`, which is {k}. Check more candidates, or none: `check=0`.")
+
+
+def _local(
+    queries: Float[Array, "queries features"], index: VectorIndex, k: int, check: int, count: int | Array | None = None
+) -> tuple[Float[Array, "queries k"], Int32[Array, "queries k"]]:
+    """Scores, without the query's part of a distance, and ids, among the vectors of one device."""
+    count = index.count if count is None else count
+    places = len(index.ids)
+    if not places:
+        return best(jnp.zeros((len(queries), 0)), jnp.zeros((len(queries), 0), jnp.int32), k)
+    if not check:
+        tables = tables_of(queries, index)
+        sums, positions = scan.scan(index.codes, tables.entries, jnp.asarray(count, jnp.int32), k)
+        scores = jnp.where(
+            sums < 0, -jnp.inf, tables.scale[:, None] * sums.astype(jnp.float32) + tables.offset[:, None]
+        )
+    else:
+        if check >= places:
+            positions = exact(queries, index, count, k + _SPARE)[1]
+        else:
+            positions = scan.scan(index.codes, tables_of(queries, index).entries, jnp.asarray(count, jnp.int32), check)[
+                1
+            ]
+        positions = jnp.sort(positions, -1)  # so that of equal scores the first is best; and memory is read in order
+        assert index.vectors is not None
+        scores = rescore(queries, index.vectors, positions)
+        if index.bias is not None:
+            scores = scores + index.bias[jnp.maximum(positions, 0)]
+    scores, positions = best(scores, positions, k)
+    return scores, jnp.where(positions < 0, -1, index.ids[jnp.maximum(positions, 0)])
+
+
+def _sharded(
+    queries: Float[Array, "queries features"], index: VectorIndex, k: int, check: int
+) -> tuple[Float[Array, "queries k"], Int32[Array, "queries k"]]:
+    """`_local` on every shard, and the best of what they found: ids ascend with shards, so the first is the lower."""
+    axis, mesh = index.axis, index.mesh
+    assert axis is not None
+    assert mesh is not None
+    places = len(index.ids) // mesh.shape[axis]
+
+    def on_shard(queries: Array, shard: VectorIndex) -> tuple[Array, Array]:
+        count = jnp.clip(index.count - lax.axis_index(axis) * places, 0, places)
+        found = _local(queries, shard, k, check, count)
+        scores, ids = (lax.all_gather(a, axis, axis=1, tiled=True) for a in found)
+        return best(scores, ids, k)
+
+    specs = jax.tree.map(lambda _: PartitionSpec(), index)
+    specs = VectorIndex(**(vars(specs) | dict.fromkeys(("codes", "ids"), PartitionSpec(axis))))
+    for name in ("bias", "vectors"):
+        if getattr(index, name) is not None:
+            specs = VectorIndex(**(vars(specs) | {name: PartitionSpec(axis)}))
+    return jax.jit(
+        jax.shard_map(
+            on_shard,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), specs),
+            out_specs=PartitionSpec(),
+            axis_names={axis},
+            check_vma=False,
+        )
+    )(queries, index)
+
+
+def _checked(queries: Array, index: VectorIndex, metric: str | None) -> Array:
+    if not isinstance(index, VectorIndex):
+        raise TypeError(f"`index` is {type(index).__name__}; expected a VectorIndex. `build_index` makes one.")
+    queries = jnp.asarray(queries)
+    if queries.dtype not in ROW_DTYPES:
+        raise TypeError(
+            f"`queries` are {queries.dtype}; expected float32, bfloat16 or float16. "
+            "Cast them: `queries.astype(jnp.float32)`."
+        )
+    if queries.ndim < 1 or queries.shape[-1] != index.num_features:
+        raise ValueError(
+            f"`queries` have shape {queries.shape}; expected [..., {index.num_features}], as the vectors of the index."
+        )
+    if metric not in (None, index.metric):
+        raise ValueError(f"`metric` is {metric!r}, but `index` was built for {index.metric!r}. Build another one.")
+    return queries
