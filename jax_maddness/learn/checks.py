@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jax_maddness.learn import train
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -26,6 +29,19 @@ def config(value: FitConfig, methods: tuple[str, ...]) -> None:
         raise ValueError(f"`num_candidates` is {value.num_candidates!r}; expected an integer >= 1. The paper's is 4.")
     if value.width is not None and not isinstance(value.width, int):
         raise ValueError(f"`width` is {value.width!r}; expected an integer, or None for the least.")
+    if not isinstance(value.steps, int) or value.steps < 0 or value.steps % train.INTERVAL:
+        raise ValueError(
+            f"`steps` is {value.steps!r}; expected a multiple of {train.INTERVAL}, or 0 for no training at all."
+        )
+    if not isinstance(value.seed, int) or value.seed < 0:
+        raise ValueError(f"`seed` is {value.seed!r}; expected an integer >= 0.")
+    if value.loss is not None and not callable(value.loss):
+        raise TypeError(f"`loss` is {type(value.loss).__name__}; expected a function of `(y, exact, *extra)`.")
+    if value.loss is not None and value.method in ("paper", "axis"):
+        raise ValueError(
+            f'Method "{value.method}" has no training for a `loss` to guide. Take method "oblique" (or "auto", which '
+            "is the same where there is a loss)."
+        )
 
 
 def kind(value: object, expected: type, name: str) -> None:
@@ -66,6 +82,19 @@ def samples(x_train: Any, name: str = "x_train") -> Float[np.ndarray, "rows feat
     x = x.reshape(-1, x.shape[-1])
     _finite(x, name)
     return x
+
+
+def extras(arrays: Sequence[Any], leading: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """Each of `arrays` with the `leading` dimensions of `x_train` flattened to rows."""
+    found = []
+    for number, array in enumerate(map(np.asarray, arrays)):
+        if array.shape[: len(leading)] != leading:
+            raise ValueError(
+                f"`extra[{number}]` has shape {array.shape}; expected {leading} and perhaps more, one entry for each "
+                "row of `x_train`. What is the same for all rows belongs into the `loss` itself."
+            )
+        found.append(array.reshape(-1, *array.shape[len(leading) :]))
+    return tuple(found)
 
 
 def product(num_features: int, w: Any, bias: Any, name: str = "x_train") -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ A method decides on the trees, and on how its tables are regularised (`Learned`)
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -16,15 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core.types import MaddnessOp
-from jax_maddness.learn import checks
+from jax_maddness.learn import checks, oblique
 from jax_maddness.learn.methods import METHODS
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.rows import Rows, exponent, power_of_two
 from jax_maddness.learn.solve import gather, look_up, padded_own, solve
+from jax_maddness.learn.train import Objective
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
-    from jaxtyping import Float
+    from jaxtyping import Array, Float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +43,33 @@ class FitConfig:
       num_candidates: features whose thresholds are searched per level and codebook (section 4.1), on groups.
       width: features that each codebook of an oblique tree projects, from D/C (None: the least) to D: more are more
         accurate, and take `4 * C * width` multiply-adds per row.
+      steps: of training oblique trees, at most: a multiple of 50. It ends sooner where rows held out gain nothing.
+      seed: of what is random in learning oblique trees: which rows are held out, and the order of the others.
+      loss: what training makes small instead of the squared error, on oblique trees (`"auto"` takes these then): a
+        JAX function of outputs `[rows, M]`, the exact ones `x @ w + bias`, and the same rows of `fit`'s `extra` arrays;
+        it returns a scalar. Trees and tables are trained by it, and kept as they do best on rows held out. Define it
+        once: every new function is compiled anew.
+
+    Example:
+      >>> def weighted_rows(y, exact, weight):  # with fit(..., extra=(weights,))
+      ...     return (weight * jnp.square(y - exact).sum(-1)).mean()
+      >>> def weighted_outputs(y, exact):
+      ...     return (jnp.square(y - exact) @ jnp.array([1.0, 1.0, 100.0])).mean()
+      >>> def cross_entropy(y, exact, label):  # of logits, with extra=(labels,); for a hidden layer, of `head(y)`
+      ...     return -jnp.take_along_axis(jax.nn.log_softmax(y), label[:, None], axis=-1).mean()
+      >>> def distillation(y, exact):  # the exact logits are the teacher; or pass another's as `extra`
+      ...     return -(jax.nn.softmax(exact) * jax.nn.log_softmax(y)).sum(-1).mean()
+      >>> FitConfig("oblique", loss=cross_entropy).loss is cross_entropy
+      True
     """
 
     method: str = "auto"
     ridge: float = 1.0
     num_candidates: int = 4
     width: int | None = None
+    steps: int = oblique.STEPS
+    seed: int = 0
+    loss: Callable[..., Array] | None = None
 
     def __post_init__(self) -> None:
         checks.config(self, tuple(METHODS))
@@ -60,6 +82,7 @@ def fit(
     *,
     num_codebooks: int,
     config: FitConfig = FitConfig(),
+    extra: Sequence[ArrayLike] = (),
     keep_weights: bool = False,
     progress: bool | None = None,
 ) -> MaddnessOp:
@@ -82,13 +105,14 @@ def fit(
       bias: what to add to every row of the product.
       num_codebooks: C, from 1 to the number of features. Inference costs C look-ups per row and output.
       config: how to learn; by default what serves best on rows held out, which takes seconds to minutes.
+      extra: arrays for `config.loss`, with an entry for each row of `x_train`: labels, weights, what a teacher says.
       keep_weights: keep `w` in the op, for gradients with respect to `x`.
       progress: show a progress bar; None shows it where learning takes longer than two seconds.
 
     Raises:
       TypeError: an argument is of the wrong kind, is complex, or is traced by `jax.jit`, `jax.vmap` or `jax.grad`.
       ValueError: shapes do not match, there are no rows, values are NaN, infinite, or so large that `x @ w` overflows,
-        or `num_codebooks` is not between 1 and the number of features.
+        `num_codebooks` is not between 1 and the number of features, or `extra` comes without a loss or with batches.
 
     Example:
       >>> x = np.random.default_rng(0).standard_normal((1000, 8))
@@ -96,7 +120,9 @@ def fit(
       MaddnessOp(8 -> 3, 2 codebooks, 272 bytes)
     """
     checks.kind(config, FitConfig, "config")
-    rows = Rows.of(x_train)
+    if extra and config.loss is None:
+        raise ValueError("`extra` is given without a `loss`. Pass the loss that wants it: `FitConfig(loss=...)`.")
+    rows = Rows.of(x_train, extra)
     weights, offset = checks.product(rows.num_features, w, bias)
     codebooks = checks.codebooks(num_codebooks, rows.num_features)
     with Progress(progress) as bar:
@@ -115,6 +141,8 @@ def learn(
     """`fit`, of arguments that have been checked."""
     w_exponent = exponent(float(np.abs(w).max()))
     w = w * power_of_two(-w_exponent)
+    if config.loss is not None:
+        config = dataclasses.replace(config, loss=Objective(config.loss, power_of_two(w_exponent), bias))
     # Learning mixes counts with floats, and vectors with matrices, all of 32 bits, whatever a caller's modes say.
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         bar.expect(rows.num_blocks + 1)
@@ -123,7 +151,7 @@ def learn(
         bar.stage("prototypes")
         statistics = gather(rows.blocks(), learned.encoded, rows.mean, rows.factor, bar.step)
         bar.stage("tables")
-        found = solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
+        found = learned.tables or solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
         constant = np.ldexp(rows.mean, -rows.exponent) @ w.astype(np.float64)
         used = np.asarray(statistics.counts) > 0
         tables = look_up(found, used, constant, rows.exponent + w_exponent, bias, num_codebooks)

@@ -47,7 +47,7 @@ class Trained(NamedTuple):
       ridge: weight of that penalty, in rows.
       error: on the rows held out: NMSE, or the user's loss.
       tables: [codes, outputs] about `intercept`, where a loss of the user's has trained them; else None: solve them.
-      intercept: of the outputs, bias included.
+      intercept: of `x @ w`.
     """
 
     trees: ObliqueTrees
@@ -105,7 +105,6 @@ def learn(
     steps: int = STEPS,
     seed: int = 0,
     done: Callable[[], None] = lambda: None,
-    bias: Float[np.ndarray, " outputs"] | None = None,
     loss: Callable[..., Array] | None = None,
     extra: tuple[np.ndarray, ...] = (),
 ) -> Trained:
@@ -120,17 +119,16 @@ def learn(
       steps: of training; 0 leaves the trees as they start.
       seed: of the rows held out and of training.
       done: called after every `train.INTERVAL` steps.
-      bias: what to add to outputs before `loss` sees them.
       loss: a scalar from outputs [rows, M], exact outputs, and the rows' parts of `extra`; the default is the squared
         error of `x @ w`. With it, tables are trained, too, and returned.
       extra: arrays with a leading dimension of rows, for `loss`.
 
     Raises:
-      ValueError: `width`, `steps` or `extra` do not fit.
+      ValueError: `width` does not fit.
     """
-    _check(x, num_codebooks, width, steps, loss, extra)
+    _check_width(x.shape[1], num_codebooks, width)
     order = np.random.default_rng(seed).permutation(len(x))[:ROWS]
-    x, extra = x[order], tuple(np.asarray(e)[order] for e in extra)
+    x, extra = x[order], tuple(e[order] for e in extra)
     center, scale = projections.rounding(x)
     data = prepare(x, w, center, scale, extra, principal=loss is None)
     groupings = GROUPINGS if x.shape[1] <= _EXCHANGED else GROUPINGS[:-1]
@@ -140,8 +138,9 @@ def learn(
         _log.info("start from %s groups: NMSE %.4f with ridge %g", grouping, error, RIDGES[ridge])
     start, best = min(zip(starts, chosen, strict=True), key=lambda pair: pair[1].error)
     if loss is not None:
-        offset = (data.mean + (0 if bias is None else bias)).astype(np.float32)
-        best = _trained_on(loss, offset, data, start, best, steps, seed, done)
+        objective = loss if isinstance(loss, train.Objective) else train.Objective(loss)
+        objective = objective.of(data.unit, data.mean.astype(np.float32))
+        best = _trained_on(objective, data, start, best, steps, seed, done)
     elif steps:
         best = _trained(data, start, best, steps, seed, done)
     reached = train.codes(best.model.trees, jnp.asarray(start.features), data.rows.q).any(0)
@@ -156,7 +155,7 @@ def learn(
     learned = Trained(trees, groups.owned(start.own, x.shape[1]), RIDGES[best.ridge], best.error)
     if loss is None:
         return learned
-    tables, intercept = best.model.tables * data.unit, np.asarray(best.model.intercept) * data.unit + offset
+    tables, intercept = best.model.tables * data.unit, np.asarray(best.model.intercept) * data.unit + data.mean
     return learned._replace(tables=tables, intercept=intercept)
 
 
@@ -207,7 +206,7 @@ def begin(data: Data, num_codebooks: int, width: int | None, grouping: str) -> S
 def solved(data: Data, start: Start, ridge: int, trees: FloatTrees) -> tuple[train.Model, float]:
     """The trees with tables solved for them, and their NMSE on the rows held out: infinite where f32 cannot."""
     model = train.solve(trees, start.features, start.own, data.rows, data.seen, RIDGES[ridge])
-    error = train.judge(model, start.features, data.held_out, train.squared_error)
+    error = train.judge(model, start.features, data.held_out, train.SQUARED_ERROR)
     error = float(error / jnp.maximum(jnp.square(data.held_out.targets).sum(-1).mean(), 1e-30))
     return model, error if np.isfinite(error) else np.inf
 
@@ -244,8 +243,7 @@ def _trained(data: Data, start: Start, best: Chosen, steps: int, seed: int, done
 
 
 def _trained_on(
-    loss: Callable[..., Array],
-    offset: np.ndarray,
+    loss: train.Objective,
     data: Data,
     start: Start,
     best: Chosen,
@@ -254,34 +252,21 @@ def _trained_on(
     done: Callable[[], None],
 ) -> Chosen:
     """Training on a loss of the user's, tables included. Rows are mixed only where there is nothing else to mix."""
-    unit = data.unit
-
-    def in_units(y: Array, exact: Array, *extra: Array) -> Array:
-        return loss(y * unit + offset, exact * unit + offset, *extra)
 
     def judged(model: train.Model) -> tuple[train.Model, float]:
-        return model, float(train.judge(model, start.features, data.held_out, in_units))
+        return model, float(train.judge(model, start.features, data.held_out, loss))
 
     mixing = 0.0 if data.rows.extra else train.MIXING
     model, error = train.train(
-        best.model, start.features, data.rows, judged, steps=steps, mixing=mixing, seed=seed, loss=in_units, done=done
+        best.model, start.features, data.rows, judged, steps=steps, mixing=mixing, seed=seed, loss=loss, done=done
     )
     return Chosen(model, error, best.ridge)
 
 
-def _check(
-    x: np.ndarray, num_codebooks: int, width: int | None, steps: int, loss: object, extra: tuple[np.ndarray, ...]
-) -> None:
-    features, least = x.shape[1], -(-x.shape[1] // num_codebooks)
+def _check_width(features: int, num_codebooks: int, width: int | None) -> None:
+    least = -(-features // num_codebooks)
     if width is not None and not least <= width <= min(features, MAX_WIDTH):
         raise ValueError(
             f"`width` is {width}; expected {least} (features by codebooks) to {min(features, MAX_WIDTH)}. A codebook "
             "projects its own features and, if it is wider, their neighbours."
         )
-    if steps < 0 or steps % train.INTERVAL:
-        raise ValueError(f"`steps` is {steps}; expected a multiple of {train.INTERVAL}, or 0 for no training.")
-    if extra and loss is None:
-        raise ValueError("`extra` is given without a `loss`. Pass the loss that wants it.")
-    for array in extra:
-        if len(array) != len(x):
-            raise ValueError(f"`extra` has an array of {len(array)} rows; expected {len(x)}, as `x_train` has.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class Rows:
       sample: all rows, or a uniform sample of `RESERVOIR` of them.
       mean: of all rows, in float64.
       exponent: `2**exponent` is about the largest magnitude.
+      extra: what a loss wants to know of the rows of `sample`.
     """
 
     batches: Callable[[], Iterator[np.ndarray]]
@@ -38,16 +39,20 @@ class Rows:
     sample: Float[np.ndarray, "sample features"]
     mean: Float[np.ndarray, " features"]
     exponent: int
+    extra: tuple[np.ndarray, ...] = ()
 
     @classmethod
-    def of(cls, x_train: Any) -> Rows:
+    def of(cls, x_train: Any, extra: Sequence[Any] = ()) -> Rows:
         """From an array [..., features], or from a function that returns an iterator over such arrays.
 
         Batches are read once here, for the sample, the mean and the range, and once more for the tables.
         """
         if not callable(x_train):
-            x = checks.samples(x_train)
-            return cls(lambda: iter([x]), len(x), x, x.mean(0, dtype=np.float64), exponent(float(np.abs(x).max())))
+            x, others = checks.samples(x_train), checks.extras(extra, np.shape(x_train)[:-1])
+            largest = float(np.abs(x).max())
+            return cls(lambda: iter([x]), len(x), x, x.mean(0, dtype=np.float64), exponent(largest), others)
+        if extra:
+            raise ValueError("`extra` is given, but `x_train` comes in batches. Pass `x_train` as one array.")
         batches = functools.partial(_read, x_train)
         reservoir, count, total, largest = np.zeros((0, 0), np.float32), 0, np.zeros(0), 0.0
         rng = np.random.default_rng(0)

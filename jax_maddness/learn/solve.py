@@ -39,6 +39,7 @@ class Learned:
         ignored. The steps after it see codes only, wherever they come from.
       own: the features in which the tables shrink toward each codebook's bucket means; None: those it explains best.
       ridge: weight of the penalty, in rows.
+      tables: what to look up, as `solve` finds it, where training has found it already; None: solve for it.
       error: on the rows that `trial.Trial` sets aside, before anything was learned from them; None: not known.
     """
 
@@ -46,6 +47,7 @@ class Learned:
     encoded: Callable[[np.ndarray], UInt8[np.ndarray, "rows codebooks"]]
     own: Bool[np.ndarray, "codebooks features"] | None
     ridge: float
+    tables: Solution | None = None
     error: float | None = None
 
 

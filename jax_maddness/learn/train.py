@@ -14,7 +14,7 @@ outputs are the same mixture of theirs, as the product is linear. That is what m
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +29,7 @@ from jax_maddness.learn.projections import STEP, FloatTrees, integers
 from jax_maddness.learn.prototypes import ridge_regression
 
 if TYPE_CHECKING:
+    from jax.typing import ArrayLike
     from jaxtyping import Array, Float, Int8, Int32
 
 INTERVAL = 50
@@ -74,6 +75,30 @@ def squared_error(
     """The default loss: squared error per row, whatever `extra` says."""
     del extra
     return jnp.square(y - exact).sum(-1).mean()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Objective:
+    """A loss for outputs in other units than its own: `loss(y * scale + offset, exact * scale + offset, *extra)`.
+
+    `scale` and `offset` are leaves of a pytree: one loss is compiled once, whatever the units.
+    """
+
+    loss: Callable[..., Array] = dataclasses.field(metadata={"static": True})
+    scale: ArrayLike = 1.0
+    offset: ArrayLike = 0.0
+
+    def of(self, scale: ArrayLike, offset: ArrayLike) -> Objective:
+        """The same loss for outputs that become this one's by `y * scale + offset`."""
+        outer = jnp.asarray(self.scale)
+        return Objective(self.loss, outer * scale, outer * offset + self.offset)
+
+    def __call__(self, y: Array, exact: Array, *extra: Array) -> Float[Array, ""]:
+        return self.loss(y * self.scale + self.offset, exact * self.scale + self.offset, *extra)
+
+
+SQUARED_ERROR = Objective(squared_error)
 
 
 def projected(
@@ -157,14 +182,14 @@ def solve(
     return Model(trees, prior + corrections, intercept)
 
 
-@functools.partial(jax.jit, static_argnames="loss")
-def judge(model: Model, features: Array, held_out: Samples, loss: Callable[..., Array]) -> Float[Array, ""]:
+@jax.jit
+def judge(model: Model, features: Array, held_out: Samples, loss: Objective) -> Float[Array, ""]:
     """The loss of the model's integer form."""
     y = codes(model.trees, features, held_out.q) @ model.tables + model.intercept
     return loss(y, held_out.targets, *held_out.extra)
 
 
-@functools.partial(jax.jit, static_argnames="loss")
+@jax.jit
 def advance(
     state: tuple[Model, Any],
     features: Int32[Array, "codebooks width"],
@@ -172,7 +197,7 @@ def advance(
     schedule: tuple[Array, Array],
     mixing: Float[Array, ""],
     seed: Array,
-    loss: Callable[..., Array],
+    loss: Objective,
 ) -> tuple[Model, Any]:
     """Some steps of Adam on minibatches of mixed rows, one per entry of the schedule.
 
@@ -229,7 +254,7 @@ def train(
     steps: int,
     mixing: float,
     seed: int,
-    loss: Callable[..., Array] = squared_error,
+    loss: Objective = SQUARED_ERROR,
     patience: int = PATIENCE,
     done: Callable[[], None] = lambda: None,
 ) -> tuple[Model, float]:
@@ -243,7 +268,7 @@ def train(
       steps: at most so many; a multiple of `INTERVAL`.
       mixing: see `advance`.
       seed: of the minibatches.
-      loss: a scalar from outputs, exact outputs, and the minibatch's part of `rows.extra`.
+      loss: of outputs, exact outputs, and the minibatch's part of `rows.extra`.
       patience: how many looks at the held-out rows may bring nothing before training ends.
       done: called after each of them.
     """
