@@ -18,10 +18,10 @@ import numpy as np
 from jax_maddness.core.types import MaddnessOp
 from jax_maddness.learn import checks, oblique
 from jax_maddness.learn.methods import METHODS
+from jax_maddness.learn.objective import Objective
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.rows import Rows, exponent, power_of_two
 from jax_maddness.learn.solve import gather, look_up, padded_own, solve
-from jax_maddness.learn.train import Objective
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -37,14 +37,15 @@ class FitConfig:
         of the same kind, grown on what the other trees leave of `x @ w`, over all features, by validation: more
         accurate at the same cost of inference, and slower to learn. `"oblique"`: trees on projections of each
         codebook's features (`ObliqueTrees`), trained: about half the error; encoding takes 4 int8 multiply-adds per
-        feature and row, and learning a minute. `"auto"`: the better of these two, by validation.
+        feature and row, and learning a minute. `"auto"`: the one of these three that serves best on rows held out, the
+        cheaper where that is not sure; up to 512 rows by cross-validation.
       ridge: weight of the penalty that keeps prototypes near their bucket's mean, in rows (lambda of section 4.2), for
         `"paper"`; the others choose it.
       num_candidates: features whose thresholds are searched per level and codebook (section 4.1), on groups.
       width: features that each codebook of an oblique tree projects, from D/C (None: the least) to D: more are more
         accurate, and take `4 * C * width` multiply-adds per row.
       steps: of training oblique trees, at most: a multiple of 50. It ends sooner where rows held out gain nothing.
-      seed: of what is random in learning oblique trees: which rows are held out, and the order of the others.
+      seed: of what is random: which rows are held out, and what training draws.
       loss: what training makes small instead of the squared error, on oblique trees (`"auto"` takes these then): a
         JAX function of outputs `[rows, M]`, the exact ones `x @ w + bias`, and the same rows of `fit`'s `extra` arrays;
         it returns a scalar. Trees and tables are trained by it, and kept as they do best on rows held out. Define it

@@ -14,7 +14,6 @@ outputs are the same mixture of theirs, as the product is linear. That is what m
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,12 +24,12 @@ import optax  # type: ignore[import-untyped]
 from jax import lax
 
 from jax_maddness.core.types import LEAVES, LEVELS
+from jax_maddness.learn.objective import SQUARED_ERROR, Objective
 from jax_maddness.learn.projections import STEP, FloatTrees, integers
 from jax_maddness.learn.prototypes import ridge_regression
 
 if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Array, Float, Int8, Int32
+    from jaxtyping import Array, Bool, Float, Int8, Int32
 
 INTERVAL = 50
 """Steps between two looks at the held-out rows, and of one compiled scan."""
@@ -48,57 +47,27 @@ ADAM = optax.scale_by_adam()
 
 
 class Samples(NamedTuple):
-    """Rows to learn from or to judge by.
+    """Rows to learn from or to judge by. With a loss of the user's, which would see it, nothing is padded.
 
     Attributes:
-      q: rounded rows.
-      targets: their exact outputs, about the mean of the training rows.
+      q: rounded rows; 0 where arrays are padded.
+      targets: their exact outputs, about the mean of the training rows; 0 where arrays are padded.
+      number: how many rows there are; the others are there to fill the arrays.
       extra: what a loss of the user's wants besides; each with a leading dimension of rows.
     """
 
     q: Int8[Array, "rows features"]
     targets: Float[Array, "rows outputs"]
+    number: Int32[Array, ""] | int
     extra: tuple[Array, ...] = ()
 
 
 class Model(NamedTuple):
-    """What is trained; the features that each codebook sees go beside it."""
+    """What is trained; the features that each codebook sees go beside it: one that sees none counts for nothing."""
 
     trees: FloatTrees
     tables: Float[Array, "codes outputs"]
     intercept: Float[Array, " outputs"]
-
-
-def squared_error(
-    y: Float[Array, "rows outputs"], exact: Float[Array, "rows outputs"], *extra: Array
-) -> Float[Array, ""]:
-    """The default loss: squared error per row, whatever `extra` says."""
-    del extra
-    return jnp.square(y - exact).sum(-1).mean()
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class Objective:
-    """A loss for outputs in other units than its own: `loss(y * scale + offset, exact * scale + offset, *extra)`.
-
-    `scale` and `offset` are leaves of a pytree: one loss is compiled once, whatever the units.
-    """
-
-    loss: Callable[..., Array] = dataclasses.field(metadata={"static": True})
-    scale: ArrayLike = 1.0
-    offset: ArrayLike = 0.0
-
-    def of(self, scale: ArrayLike, offset: ArrayLike) -> Objective:
-        """The same loss for outputs that become this one's by `y * scale + offset`."""
-        outer = jnp.asarray(self.scale)
-        return Objective(self.loss, outer * scale, outer * offset + self.offset)
-
-    def __call__(self, y: Array, exact: Array, *extra: Array) -> Float[Array, ""]:
-        return self.loss(y * self.scale + self.offset, exact * self.scale + self.offset, *extra)
-
-
-SQUARED_ERROR = Objective(squared_error)
 
 
 def projected(
@@ -140,13 +109,20 @@ def predict(model: Model, features: Array, z: Array, temperature: Array) -> Floa
     s = projected(z, features, model.trees.projections)
     hard = leaves(s, model.trees.thresholds)
     soft = probabilities(s, model.trees.thresholds, temperature)
-    return (hard + soft - lax.stop_gradient(soft)) @ model.tables + model.intercept
+    return ((hard + soft - lax.stop_gradient(soft)) * _real(features)) @ model.tables + model.intercept
 
 
+def _real(features: Int32[Array, "codebooks width"]) -> Bool[Array, " codes"]:
+    """The codes of codebooks that are not there to fill the arrays."""
+    return jnp.repeat((features >= 0).any(1), LEAVES)
+
+
+@jax.jit
 def codes(trees: FloatTrees, features: Array, q: Int8[Array, "rows features"]) -> Float[Array, "rows codes"]:
     """One-hot codes of the integer form of `trees`, in floats that are exact below 1,040 features per codebook."""
     projections, thresholds = integers(trees)
-    return leaves(projected(q, features, projections.astype(jnp.float32)), thresholds.astype(jnp.float32))
+    one_hot = leaves(projected(q, features, projections.astype(jnp.float32)), thresholds.astype(jnp.float32))
+    return one_hot * _real(features)
 
 
 @jax.jit
@@ -168,17 +144,17 @@ def solve(
       v: the outputs of `z = q * STEP`.
       ridge: weight of the penalty, in rows.
     """
-    one_hot = codes(trees, features, rows.q)
+    one_hot = codes(trees, features, rows.q) * (jnp.arange(len(rows.q)) < rows.number)[:, None]
     gram = jnp.matmul(one_hot.T, one_hot, precision="highest")
     counts = jnp.maximum(jnp.diagonal(gram), 1.0).reshape(-1, LEAVES, 1)
     z = rows.q.astype(jnp.float32) * STEP
-    z = z - z.mean(0)
+    z = z - z.sum(0) / rows.number
     at = jnp.maximum(own, 0)
     sums = jnp.einsum("nck,ncw->ckw", one_hot.reshape(len(z), -1, LEAVES), z[:, at])
     means = jnp.where(own[:, None] >= 0, sums / counts, 0.0)
     prior = jnp.einsum("ckw,cwm->ckm", means, v[at]).reshape(len(gram), -1)
     left = jnp.matmul(one_hot.T, rows.targets, precision="highest") - jnp.matmul(gram, prior, precision="highest")
-    corrections, intercept = ridge_regression(gram.astype(jnp.int32), left, len(z), ridge)[:2]
+    corrections, intercept = ridge_regression(gram.astype(jnp.int32), left, rows.number, ridge)[:2]
     return Model(trees, prior + corrections, intercept)
 
 
@@ -187,6 +163,13 @@ def judge(model: Model, features: Array, held_out: Samples, loss: Objective) -> 
     """The loss of the model's integer form."""
     y = codes(model.trees, features, held_out.q) @ model.tables + model.intercept
     return loss(y, held_out.targets, *held_out.extra)
+
+
+@jax.jit
+def squared_errors(model: Model, features: Array, held_out: Samples) -> Float[Array, " rows"]:
+    """Of the model's integer form, row by row; 0 for rows that do not count."""
+    y = codes(model.trees, features, held_out.q) @ model.tables + model.intercept
+    return jnp.where(jnp.arange(len(y)) < held_out.number, jnp.square(y - held_out.targets).sum(-1), 0.0)
 
 
 @jax.jit
@@ -237,8 +220,8 @@ def _size(a: Array) -> Array:
 def _minibatch(rows: Samples, mixing: Array, key: Array) -> tuple[Array, Array, tuple[Array, ...]]:
     """`BATCH` random rows, each mixed with another, standardised."""
     first, second, share = jax.random.split(key, 3)
-    one = jax.random.randint(first, (BATCH,), 0, len(rows.q))
-    other = jax.random.randint(second, (BATCH,), 0, len(rows.q))
+    one = jax.random.randint(first, (BATCH,), 0, rows.number)
+    other = jax.random.randint(second, (BATCH,), 0, rows.number)
     a = mixing * jax.random.uniform(share, (BATCH, 1))
     b = jnp.sqrt(1 - a * a)
     z = STEP * (b * rows.q[one] + a * rows.q[other])
