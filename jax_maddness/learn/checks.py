@@ -148,13 +148,18 @@ def _real(value: Any, name: str) -> np.ndarray:
 
 
 def _finite(array: np.ndarray, name: str) -> None:
-    if np.isfinite(np.abs(array).max()):  # NaN if there is one, unlike XLA's maximum on CPU
+    if np.isfinite(magnitude(array)):
         return
     bad = np.argwhere(~np.isfinite(array))
     raise ValueError(
         f"`{name}` has {len(bad)} NaN or infinite values (as float32), the first at {tuple(bad[0].tolist())}. "
         "Remove or replace them."
     )
+
+
+def magnitude(array: np.ndarray) -> float:
+    """The largest magnitude, NaN if there is one (unlike XLA's maximum on CPU), without a copy of `array`."""
+    return float(max(array.max(), -array.min()))
 
 
 @jax.jit

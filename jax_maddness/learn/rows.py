@@ -49,7 +49,7 @@ class Rows:
         """
         if not callable(x_train):
             x, others = checks.samples(x_train), checks.extras(extra, np.shape(x_train)[:-1])
-            largest = float(np.abs(x).max())
+            largest = checks.magnitude(x)
             return cls(lambda: iter([x]), len(x), x, x.mean(0, dtype=np.float64), exponent(largest), others)
         if extra:
             raise ValueError("`extra` is given, but `x_train` comes in batches. Pass `x_train` as one array.")
@@ -62,7 +62,7 @@ class Rows:
             reservoir = _add_to(reservoir, x, count, rng)
             count += len(x)
             total = total + x.sum(0, dtype=np.float64)
-            largest = max(largest, float(np.abs(x).max()))
+            largest = max(largest, checks.magnitude(x))
         if count == 0:
             raise ValueError("`x_train()` yields no rows. It must return a new iterator over batches at every call.")
         return cls(batches, count, reservoir, total / count, exponent(largest))
