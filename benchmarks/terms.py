@@ -9,6 +9,7 @@ interleaved rounds on `ROWS` rows, with memory kept (`keep_memory`), relative to
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import contextlib
 import dataclasses
 import json
@@ -71,7 +72,7 @@ def measure(problem: Matrices, method: str, seconds: float) -> list[dict[str, An
     most = min(problem.w.shape)
     for codebooks, term in (s for s in SIZES if s[0] <= len(problem.w) and s[1].get("rank", 0) <= most):
         print(f"{problem.name}: C = {codebooks} {term}", file=sys.stderr, flush=True)
-        config = jax_maddness.FitConfig(method, **term)
+        config = dataclasses.replace(jax_maddness.FitConfig(method), **term)
         op = jax_maddness.fit(problem.x_train, problem.w, problem.b, num_codebooks=codebooks, config=config)
         add(named(codebooks, term), jax_maddness.amm, op)
     for rank in (r for r in ALONE if r <= most):

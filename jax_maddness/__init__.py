@@ -10,6 +10,7 @@ from jax_maddness.core.aggregate import aggregate
 from jax_maddness.core.amm import amm
 from jax_maddness.core.encode import encode
 from jax_maddness.core.ffi import active_tier, supported_tiers
+from jax_maddness.core.fold import fold_features
 from jax_maddness.core.memory import keep_memory
 from jax_maddness.core.serialize import load, save
 from jax_maddness.core.types import (
@@ -54,6 +55,7 @@ __all__ = [
     "evaluate",
     "fit",
     "fit_budget",
+    "fold_features",
     "keep_memory",
     "load",
     "load_index",

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from benchmarks import contenders, machine, measure, problems, records, roofline, run, sweep, table, timing
+from benchmarks import contenders, machine, measure, memory, problems, records, roofline, run, sweep, table, timing
 from benchmarks.records import Measurement, Problem
 
 LIMITS = {
@@ -210,3 +210,14 @@ def test_a_sweep_measures_every_problem(looped):
     figures = timing.interleaved(entrants, seconds=0, rounds=(1, 1), slice_seconds=0)
     assert [e.kind for e in entrants] == ["empty", "amm", "amm"]
     assert all(len(own) == 1 for own in figures)
+
+
+def test_memory_is_told_as_a_multiple_of_the_matrix(monkeypatch, capsys):
+    monkeypatch.setattr(
+        "sys.argv",
+        ["memory", *["--rows", "100", "--features", "8", "--outputs", "4", "--codebooks", "2", "--methods", "paper"]],
+    )
+    monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: types.SimpleNamespace(stdout="6400"))
+    memory.main()
+    assert capsys.readouterr().out.splitlines()[1] == "paper: 0.00 GiB, 2.00 x the matrix"
+    assert memory.fitted("paper", 100, 8, 4, 2) > 4 * 100 * 8

@@ -1,5 +1,7 @@
 """All methods through `fit`: what they have in common, and that "auto" takes the better one."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 import jax_maddness
 from jax_maddness import FitConfig, ObliqueTrees, SplitTrees
-from jax_maddness.learn import axis, methods
+from jax_maddness.learn import axis, methods, paper, solve
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.rows import Rows
 
@@ -58,6 +60,41 @@ def test_auto_compares_on_the_same_rows_held_out(problem, monkeypatch):
     with pytest.raises(StopIteration), Progress(False) as bar:
         methods.learn_oblique(rows, w, CODEBOOKS, config, bar)
     np.testing.assert_array_equal(seen["x"][: round(methods.oblique.HELD_OUT * ROWS)], held_out)
+
+
+def learned_blindly(rows, *args):
+    """One leaf per codebook."""
+    trees = paper.learn(rows, *args).trees
+    trees = dataclasses.replace(trees, thresholds=np.full_like(trees.thresholds, np.finfo(np.float32).max))
+    return solve.Learned(trees, solve.encoder(trees), None, 1.0)
+
+
+def test_few_rows_are_cross_validated(problem, monkeypatch):
+    x, _, w = problem
+    rows, config, kept = Rows.of(x[:90]), FitConfig("auto"), []
+
+    def learned(part, *args):
+        kept.append(part.sample)
+        return paper.learn(part, *args)
+
+    monkeypatch.setattr(methods, "CANDIDATES", {"one": learned_blindly, "two": learned, "three": paper.learn})
+    with Progress(False) as bar:
+        assert methods.cross_validated(rows, w, CODEBOOKS, config, bar) == "two"  # the third is as good, and no cheaper
+    left_out = [[n for n in range(90) if not (x[n] == part).all(1).any()] for part in kept]
+    assert sorted(np.concatenate(left_out)) == list(range(90))
+    assert len(left_out) == methods.FOLDS
+
+
+def test_errors_of_rows_that_were_not_learned_from(problem):
+    x, others, w = problem
+    rows, config = Rows.of(100 * x), FitConfig("paper")
+    with Progress(False) as bar:
+        learned = paper.learn(rows, w, CODEBOOKS, config, bar)
+    op = jax_maddness.fit(100 * x, w, num_codebooks=CODEBOOKS, config=config)
+    expected = np.square(np.asarray(jax_maddness.amm(100 * others, op)) - 100 * others @ w).sum(1)
+    np.testing.assert_allclose(
+        solve.errors_of(learned, rows, w, 100 * others), expected, rtol=0.2, atol=0.02 * expected.max()
+    )
 
 
 def test_whatever_the_modes(problem, ops):

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from conftest import random_oblique_trees, random_rows
 
 from jax_maddness import FitConfig, SplitTrees, encode, fit
 from jax_maddness.learn import shapes
@@ -29,7 +30,15 @@ def test_padded_trees_give_the_same_codes_and_then_zeros(op, x):
     assert isinstance(padded, SplitTrees)
 
 
-@pytest.mark.parametrize("method", ["paper", "axis"])
+def test_padded_oblique_trees_give_the_same_codes_and_then_zeros(rng):
+    x, trees = random_rows(rng, 50, 10), random_oblique_trees(rng, 10, 3)
+    padded = shapes.pad_oblique_trees(trees, 5, 16)
+    codes = np.asarray(encode(np.pad(x, ((0, 0), (0, 6))), padded))
+    np.testing.assert_array_equal(codes[:, :3], encode(x, trees))
+    assert not codes[:, 3:].any()
+
+
+@pytest.mark.parametrize("method", ["paper", "axis", "oblique"])
 def test_layers_of_a_model_share_compilations(rng, method):
     """The first of three similar layers compiles, the others do not."""
     config = FitConfig(method=method)

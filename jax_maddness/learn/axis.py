@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jax_maddness.core.types import ObliqueTrees, SplitTrees
-from jax_maddness.learn import groups, paper, regrow, shapes
+from jax_maddness.learn import compare, groups, paper, regrow, shapes
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.rows import in_blocks
 from jax_maddness.learn.solve import Learned, encoder, gather, padded_own, validated_ridge
@@ -49,7 +49,7 @@ def learn(
 ) -> Learned:
     """The trees with the least error on rows set aside, from several starts."""
     bar.expect(_MOST_PASSES)
-    trial = Trial.of(rows, w, ASIDE)
+    trial = Trial.of(rows, w, ASIDE, config.seed)
     dealt = groups.contiguous(rows.num_features, num_codebooks)
     bar.stage("the paper's trees")
     on_groups = paper.grow_on_groups(trial.train, dealt, rows.factor, config.num_candidates, bar)
@@ -77,7 +77,7 @@ def learn(
         learned = paper.learn(rows, w, num_codebooks, config, bar)
         few = len(trial.train) <= FEW_ROWS
         ridge = learned.ridge if few else judged[0].learned.ridge
-        return dataclasses.replace(learned, ridge=ridge, error=judged[0].error)
+        return dataclasses.replace(learned, ridge=ridge, errors=judged[0].errors)
     best = better.learned
     if FEW_ROWS < len(trial.train) < GROWTH_ROWS:
         whole = Trial.of(rows, w, 0)
@@ -100,11 +100,8 @@ class Judged:
         return float(self.errors.sum())
 
     def surely_better_than(self, other: Judged) -> bool:
-        """Whether the error is smaller by more than the standard error of the difference: on few rows, luck decides."""
-        if len(self.errors) == 0 or not np.isfinite(self.error):
-            return False
-        gain = other.errors - self.errors
-        return bool(gain.sum() > np.sqrt(len(gain)) * gain.std()) if np.isfinite(other.error) else True
+        """Whether more than luck says so."""
+        return compare.surely_less(self.errors, other.errors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +129,9 @@ class Trial:
     y: Float[np.ndarray, "aside dims"]
 
     @classmethod
-    def of(cls, rows: Rows, w: Float[np.ndarray, "features outputs"], share: float) -> Trial:
+    def of(cls, rows: Rows, w: Float[np.ndarray, "features outputs"], share: float, seed: int = 0) -> Trial:
         """Sets a share of the rows aside, at least one of two."""
-        order = np.random.default_rng(0).permutation(len(rows.sample))
+        order = np.random.default_rng(seed).permutation(len(rows.sample))
         size = min(max(round(share * len(order)), share > 0), GROWTH_ROWS, len(order) - 1)
         aside, train = rows.sample[order[:size]], rows.sample[order[size : size + TRIAL_ROWS]]
         mean = train.mean(0, dtype=np.float64)
@@ -172,7 +169,7 @@ class Trial:
         statistics = gather(in_blocks([self.train], *self.train.shape), encoded, self.mean, self.factor)
         shrink = padded_own(own, statistics)
         ridge, errors = validated_ridge(statistics, shrink, self.w, len(self.train), encoded(self.aside), self.y)
-        return Judged(errors, Learned(trees, own, ridge, float(errors.sum())))
+        return Judged(errors, Learned(trees, own, ridge, errors=errors))
 
 
 def _filled(x: Float[np.ndarray, "rows features"], rows: int) -> Float[np.ndarray, "padded features"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -60,7 +61,7 @@ class Tried:
 
 @dataclasses.dataclass(frozen=True)
 class Budgeted:
-    """The op, and how it was found; `print` it for the table."""
+    """The op, and how it was found; `print` it for the table, `picture` draws it."""
 
     op: MaddnessOp
     trace: tuple[Tried, ...]
@@ -72,6 +73,35 @@ class Budgeted:
             seconds = "" if t.seconds is None else f"{t.seconds:.2e}"
             lines.append(f"| {chosen}{t.codebooks}{chosen} | {t.nmse:.4g} | {t.num_bytes:,} | {seconds} |")
         return "\n".join(lines)
+
+    def picture(self, path: str | os.PathLike[str]) -> None:
+        """Draws the error of everything that was tried against its size, and time where that was asked for.
+
+        Raises:
+          ImportError: matplotlib, which only pictures need, is not installed.
+        """
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError(
+                "A picture needs matplotlib: `pip install matplotlib`. `print` shows the table."
+            ) from error
+        tried = sorted(self.trace, key=lambda t: t.codebooks)
+        costs: dict[str, list[float]] = {"bytes": [t.num_bytes for t in tried]}
+        seconds = [t.seconds for t in tried if t.seconds is not None]
+        if len(seconds) == len(tried):
+            costs["seconds"] = seconds
+        figure = Figure(figsize=(4.5 * len(costs), 3.5), layout="constrained")
+        FigureCanvasAgg(figure)
+        for axes, (name, values) in zip(figure.subplots(1, len(costs), squeeze=False).flat, costs.items(), strict=True):
+            axes.plot(values, [t.nmse for t in tried], "o-")
+            for t, cost in zip(tried, values, strict=True):
+                bold = "bold" if t.codebooks == self.op.num_codebooks else "normal"
+                axes.annotate(f"C = {t.codebooks}", (cost, t.nmse), fontsize=8, weight=bold)
+            axes.set(xscale="log", yscale="log", xlabel=name, ylabel="NMSE on rows set aside")
+            axes.grid(alpha=0.25)
+        figure.savefig(path, dpi=110)
 
 
 def fit_budget(
@@ -89,6 +119,9 @@ def fit_budget(
 
     With `max_nmse`: the fewest codebooks that reach it, on rows set aside. Without it: the most codebooks that the
     other limits allow, or fewer where more do not help. Sizes and times are known without learning.
+
+    Every number of codebooks is learned from nothing, as groups and trees differ. What is shared: rows are checked and
+    set aside once, and what is compiled serves for all sizes that are padded alike.
 
     Args:
       x_train: samples of `x`; leading dimensions are flattened to rows.

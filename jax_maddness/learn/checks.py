@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jax_maddness.learn import train
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -29,6 +32,23 @@ def config(value: FitConfig, methods: tuple[str, ...]) -> None:
     for name, number in (("rank", value.rank), ("outliers", value.outliers)):
         if not isinstance(number, int) or number < 0:
             raise ValueError(f"`{name}` is {number!r}; expected an integer >= 0. 0 means no such term.")
+    if not isinstance(value.steps, int) or value.steps < 0 or value.steps % train.INTERVAL:
+        raise ValueError(
+            f"`steps` is {value.steps!r}; expected a multiple of {train.INTERVAL}, or 0 for no training at all."
+        )
+    if not isinstance(value.seed, int) or value.seed < 0:
+        raise ValueError(f"`seed` is {value.seed!r}; expected an integer >= 0.")
+    if value.loss is not None and not callable(value.loss):
+        raise TypeError(f"`loss` is {type(value.loss).__name__}; expected a function of `(y, exact, *extra)`.")
+    if value.loss is not None and value.method in ("paper", "axis"):
+        raise ValueError(
+            f'Method "{value.method}" has no training for a `loss` to guide. Take method "oblique" (or "auto", which '
+            "is the same where there is a loss)."
+        )
+    if value.loss is not None and (value.rank or value.outliers):
+        raise ValueError(
+            "A `loss` judges whole outputs, and an exact term is no part of them. Leave `rank` and `outliers` 0."
+        )
 
 
 def terms(value: FitConfig, num_features: int, num_outputs: int) -> None:
@@ -87,6 +107,19 @@ def rows(value: Any, name: str) -> Any:
     if 0 in x.shape:
         raise ValueError(f"`{name}` has shape {x.shape}, so no rows. Pass at least one, better thousands.")
     return x
+
+
+def extras(arrays: Sequence[Any], leading: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """Each of `arrays` with the `leading` dimensions of `x_train` flattened to rows."""
+    found = []
+    for number, array in enumerate(map(np.asarray, arrays)):
+        if array.shape[: len(leading)] != leading:
+            raise ValueError(
+                f"`extra[{number}]` has shape {array.shape}; expected {leading} and perhaps more, one entry for each "
+                "row of `x_train`. What is the same for all rows belongs into the `loss` itself."
+            )
+        found.append(array.reshape(-1, *array.shape[len(leading) :]))
+    return tuple(found)
 
 
 def product(num_features: int, w: Any, bias: Any, name: str = "x_train") -> tuple[np.ndarray, np.ndarray]:
@@ -150,7 +183,7 @@ def _float32(value: Any, name: str) -> np.ndarray:
 
 
 def _finite(array: np.ndarray, name: str) -> None:
-    if np.isfinite(np.abs(array).max()):  # NaN if there is one, unlike XLA's maximum on CPU
+    if np.isfinite(magnitude(array)):
         return
     bad = np.argwhere(~np.isfinite(array))
     raise not_finite(name, len(bad), f", the first at {tuple(bad[0].tolist())}")
@@ -159,6 +192,11 @@ def _finite(array: np.ndarray, name: str) -> None:
 def not_finite(name: str, count: int, where: str = "") -> ValueError:
     """To be raised where `name` has `count` values that are not finite."""
     return ValueError(f"`{name}` has {count} NaN or infinite values (as float32){where}. Remove or replace them.")
+
+
+def magnitude(array: np.ndarray) -> float:
+    """The largest magnitude, NaN if there is one (unlike XLA's maximum on CPU), without a copy of `array`."""
+    return float(max(array.max(), -array.min()))
 
 
 @jax.jit

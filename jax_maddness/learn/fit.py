@@ -9,23 +9,24 @@ A method decides on the trees, and on how its tables are regularised (`Learned`)
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core.types import MaddnessOp
-from jax_maddness.learn import checks, terms
+from jax_maddness.learn import checks, oblique, terms
 from jax_maddness.learn.methods import METHODS
 from jax_maddness.learn.modes import modes
+from jax_maddness.learn.objective import Objective
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.rows import Rows, exponent, power_of_two
 from jax_maddness.learn.solve import look_up, padded_own, solve
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
-    from jaxtyping import Float
+    from jaxtyping import Array, Float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,8 @@ class FitConfig:
         of the same kind, grown on what the other trees leave of `x @ w`, over all features, by validation: more
         accurate at the same cost of inference, and slower to learn. `"oblique"`: trees on projections of each
         codebook's features (`ObliqueTrees`), trained: about half the error; encoding takes 4 int8 multiply-adds per
-        feature and row, and learning a minute. `"auto"`: the better of these two, by validation.
+        feature and row, and learning a minute. `"auto"`: the one of these three that serves best on rows held out, the
+        cheaper where that is not sure; up to 512 rows by cross-validation.
       ridge: weight of the penalty that keeps prototypes near their bucket's mean, in rows (lambda of section 4.2), for
         `"paper"`; the others choose it.
       num_candidates: features whose thresholds are searched per level and codebook (section 4.1), on groups.
@@ -47,6 +49,24 @@ class FitConfig:
         `rank * (D + M)` multiply-adds per row. 0: none. `docs/terms.md` says where it pays.
       outliers: how many features, those with most power in `x @ w`, keep an exact product; `outliers * M`
         multiply-adds per row. 0: none.
+      steps: of training oblique trees, at most: a multiple of 50. It ends sooner where rows held out gain nothing.
+      seed: of what is random: which rows are held out, and what training draws.
+      loss: what training makes small instead of the squared error, on oblique trees (`"auto"` takes these then): a
+        JAX function of outputs `[rows, M]`, the exact ones `x @ w + bias`, and the same rows of `fit`'s `extra` arrays;
+        it returns a scalar. Trees and tables are trained by it, and kept as they do best on rows held out. Define it
+        once: every new function is compiled anew.
+
+    Example:
+      >>> def weighted_rows(y, exact, weight):  # with fit(..., extra=(weights,))
+      ...     return (weight * jnp.square(y - exact).sum(-1)).mean()
+      >>> def weighted_outputs(y, exact):
+      ...     return (jnp.square(y - exact) @ jnp.array([1.0, 1.0, 100.0])).mean()
+      >>> def cross_entropy(y, exact, label):  # of logits, with extra=(labels,); for a hidden layer, of `head(y)`
+      ...     return -jnp.take_along_axis(jax.nn.log_softmax(y), label[:, None], axis=-1).mean()
+      >>> def distillation(y, exact):  # the exact logits are the teacher; or pass another's as `extra`
+      ...     return -(jax.nn.softmax(exact) * jax.nn.log_softmax(y)).sum(-1).mean()
+      >>> FitConfig("oblique", loss=cross_entropy).loss is cross_entropy
+      True
     """
 
     method: str = "auto"
@@ -55,6 +75,9 @@ class FitConfig:
     width: int | None = None
     rank: int = 0
     outliers: int = 0
+    steps: int = oblique.STEPS
+    seed: int = 0
+    loss: Callable[..., Array] | None = None
 
     def __post_init__(self) -> None:
         checks.config(self, tuple(METHODS))
@@ -67,6 +90,7 @@ def fit(
     *,
     num_codebooks: int,
     config: FitConfig = FitConfig(),
+    extra: Sequence[ArrayLike] = (),
     keep_weights: bool = False,
     progress: bool | None = None,
 ) -> MaddnessOp:
@@ -92,14 +116,15 @@ def fit(
       bias: what to add to every row of the product.
       num_codebooks: C, from 1 to the number of features. Inference costs C look-ups per row and output.
       config: how to learn; by default what serves best on rows held out, which takes seconds to minutes.
+      extra: arrays for `config.loss`, with an entry for each row of `x_train`: labels, weights, what a teacher says.
       keep_weights: keep `w` in the op, for gradients with respect to `x`.
       progress: show a progress bar; None shows it where learning takes longer than two seconds.
 
     Raises:
       TypeError: an argument is of the wrong kind, is complex, or is traced by `jax.jit`, `jax.vmap` or `jax.grad`.
       ValueError: shapes do not match, there are no rows, they are sharded over features too, values are NaN, infinite,
-        or so large that `x @ w` overflows, `num_codebooks` is not between 1 and the number of features, or the exact
-        term is to be larger than `w`.
+        or so large that `x @ w` overflows, `num_codebooks` is not between 1 and the number of features, the exact term
+        is to be larger than `w`, or `extra` comes without a loss or with rows in batches or shards.
 
     Example:
       >>> x = np.random.default_rng(0).standard_normal((1000, 8))
@@ -107,7 +132,9 @@ def fit(
       MaddnessOp(8 -> 3, 2 codebooks, 272 bytes)
     """
     checks.kind(config, FitConfig, "config")
-    rows = Rows.of(x_train)
+    if extra and config.loss is None:
+        raise ValueError("`extra` is given without a `loss`. Pass the loss that wants it: `FitConfig(loss=...)`.")
+    rows = Rows.of(x_train, extra)
     weights, offset = checks.product(rows.num_features, w, bias)
     codebooks = checks.codebooks(num_codebooks, rows.num_features)
     with Progress(progress) as bar:
@@ -128,13 +155,15 @@ def learn(
         exact, w = rows.agreed(terms.split(rows, w, config))
         w_exponent = exponent(float(np.abs(w).max()))
         w = w * power_of_two(-w_exponent)
+        if config.loss is not None:
+            config = dataclasses.replace(config, loss=Objective(config.loss, power_of_two(w_exponent), bias))
         bar.expect(rows.num_steps + 1)
         bar.stage("splits")
         learned = rows.agreed(METHODS[config.method](rows, w, num_codebooks, config, bar))
         bar.stage("prototypes")
         statistics = rows.statistics(learned.trees, bar.step)
         bar.stage("tables")
-        found = solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
+        found = learned.tables or solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
         constant = np.ldexp(rows.mean, -rows.exponent) @ w.astype(np.float64)
         used = np.asarray(statistics.counts) > 0
         tables = look_up(found, used, constant, rows.exponent + w_exponent, bias, num_codebooks)

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core.types import LEVELS
+from jax_maddness.learn import shapes
 from jax_maddness.learn.splits import grow_trees
 
 if TYPE_CHECKING:
@@ -125,16 +127,20 @@ def grow(
     codebooks, _, count = candidates.shape
     scores = np.stack([rows[:, g] @ a.astype(np.float32) for g, a in zip(groups, candidates, strict=True)], axis=1)
     factor = np.ldexp(np.float32(1), -np.frexp(max(np.abs(scores).max(), 1e-30))[1])
-    every, counted = np.ones((codebooks, count), bool), np.ones(len(rows), bool)
-    chosen, thresholds = map(np.asarray, grow_trees(scores.transpose(1, 0, 2), every, counted, factor, count))
+    size, most = shapes.rounded(codebooks, shapes.CODEBOOKS), shapes.rounded(count, CANDIDATES)
+    columns = shapes.pad(scores.transpose(1, 0, 2), size, shapes.rounded(len(rows), shapes.ROWS), most)
+    there, counted = shapes.pad(np.ones((codebooks, count), bool), size, most), np.arange(columns.shape[1]) < len(rows)
+    grown = map(np.asarray, grow_trees(columns, there, counted, factor, most))
+    chosen, thresholds = (a[:codebooks] for a in grown)
     deviation = np.take_along_axis(scores.std(0), chosen, axis=1)
     deviation = np.where(deviation > 0, deviation, 1.0)
     projections = np.take_along_axis(candidates, chosen[:, None], axis=2).transpose(0, 2, 1) / deviation[..., None]
     with np.errstate(over="ignore"):
         thresholds = np.clip(thresholds / deviation[:, NODE_LEVEL], -_FAR, _FAR)
-    return FloatTrees(jnp.float32(projections), jnp.float32(thresholds))
+    return FloatTrees(jax.device_put(projections.astype(np.float32)), jax.device_put(thresholds.astype(np.float32)))
 
 
+@jax.jit
 def integers(trees: FloatTrees) -> tuple[Int8[Array, "codebooks 4 width"], Int32[Array, "codebooks 15"]]:
     """Projections scaled so that the largest entry is 127, rounded to integers, and thresholds for them on `q`."""
     largest = jnp.abs(trees.projections).max(-1, keepdims=True)

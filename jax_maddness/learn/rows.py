@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
@@ -39,19 +39,23 @@ class Rows(abc.ABC):
       sample: all rows, or a uniform sample of `RESERVOIR` of them.
       mean: of all rows, in float64.
       exponent: `2**exponent` is about the largest magnitude.
+      extra: what a loss wants to know of the rows of `sample`.
     """
 
     count: int
     sample: Float[np.ndarray, "sample features"]
     mean: Float[np.ndarray, " features"]
     exponent: int
+    extra: tuple[np.ndarray, ...] = dataclasses.field(default=(), kw_only=True)
 
     @staticmethod
-    def of(x_train: Any) -> Rows:
+    def of(x_train: Any, extra: Sequence[Any] = ()) -> Rows:
         """From an array [..., features], or from a function that returns an iterator over such arrays."""
+        if extra and (callable(x_train) or sharded.is_sharded(x_train)):
+            raise ValueError("`extra` is given, but `x_train` comes in batches or shards. Pass `x_train` as one array.")
         if sharded.is_sharded(x_train):
             return ShardedRows.of_array(x_train)
-        return BatchedRows.of_batches(x_train) if callable(x_train) else BatchedRows.of_array(x_train)
+        return BatchedRows.of_batches(x_train) if callable(x_train) else BatchedRows.of_array(x_train, extra)
 
     @property
     def num_features(self) -> int:
@@ -87,11 +91,11 @@ class BatchedRows(Rows):
     batches: Callable[[], Iterator[np.ndarray]]
 
     @classmethod
-    def of_array(cls, x_train: Any) -> BatchedRows:
+    def of_array(cls, x_train: Any, extra: Sequence[Any] = ()) -> BatchedRows:
         """The sample is all of them."""
-        x = checks.samples(x_train)
-        largest = float(np.abs(x).max())
-        return cls(len(x), x, x.mean(0, dtype=np.float64), exponent(largest), lambda: iter([x]))
+        x, others = checks.samples(x_train), checks.extras(extra, np.shape(x_train)[:-1])
+        mean, power = x.mean(0, dtype=np.float64), exponent(checks.magnitude(x))
+        return cls(len(x), x, mean, power, lambda: iter([x]), extra=others)
 
     @classmethod
     def of_batches(cls, x_train: Callable[[], Any]) -> BatchedRows:
@@ -105,7 +109,7 @@ class BatchedRows(Rows):
             reservoir = _add_to(reservoir, x, count, rng)
             count += len(x)
             total = total + x.sum(0, dtype=np.float64)
-            largest = max(largest, float(np.abs(x).max()))
+            largest = max(largest, checks.magnitude(x))
         if count == 0:
             raise ValueError("`x_train()` yields no rows. It must return a new iterator over batches at every call.")
         return cls(count, reservoir, total / count, exponent(largest), batches)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jax_maddness.core.types import SplitTrees
+from jax_maddness.core.types import LEVELS, NODES, ObliqueTrees, SplitTrees
 
-ROWS, CODEBOOKS, FEATURES, OUTPUTS = 64, 4, 16, 16
+ROWS, CODEBOOKS, FEATURES, OUTPUTS, WIDTH = 64, 4, 16, 16, 4
 """The least padded sizes."""
 
 
@@ -36,3 +36,15 @@ def pad_trees(trees: SplitTrees, codebooks: int) -> SplitTrees:
     never = np.finfo(np.float32).max
     thresholds = np.pad(np.asarray(trees.thresholds), ((0, more), (0, 0)), constant_values=never)
     return SplitTrees(jnp.asarray(indices), jnp.asarray(thresholds))
+
+
+def pad_oblique_trees(trees: ObliqueTrees, codebooks: int, features: int) -> ObliqueTrees:
+    """`trees` with more codebooks, all of whose rows get code 0, and a larger width; for rows of `features`."""
+    width = rounded(trees.features.shape[1], WIDTH)
+    return ObliqueTrees(
+        jnp.asarray(pad(np.asarray(trees.features), codebooks, width)),
+        jnp.asarray(pad(np.asarray(trees.projections), codebooks, LEVELS, width)),
+        jnp.asarray(pad(np.asarray(trees.thresholds), codebooks, NODES)),
+        jnp.asarray(pad(np.asarray(trees.center), features)),
+        jnp.asarray(pad(np.asarray(trees.scale), features)),
+    )

@@ -24,6 +24,8 @@ from jax_maddness.learn.tables import quantize_tables
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, UInt8
 
+    from jax_maddness.learn.rows import Rows
+
 RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """Penalties that `validated_ridge` tries, in rows."""
 _log = logging.getLogger(__name__)
@@ -37,21 +39,26 @@ class Learned:
       trees: what `encode` takes.
       own: the features in which the tables shrink toward each codebook's bucket means; None: those it explains best.
       ridge: weight of the penalty, in rows.
-      error: on the rows that `trial.Trial` sets aside, before anything was learned from them; None: not known.
+      tables: what to look up, as `solve` finds it, where training has found it already; None: solve for it.
+      errors: squared, of each row that `axis.Trial` sets aside, before anything was learned from it; None: not known.
     """
 
     trees: Any
     own: Bool[np.ndarray, "codebooks features"] | None
     ridge: float
-    error: float | None = None
+    tables: Solution | None = None
+    errors: Float[np.ndarray, " aside"] | None = None
 
 
 def encoder(trees: SplitTrees | ObliqueTrees) -> Callable[[np.ndarray], UInt8[np.ndarray, "rows codebooks"]]:
-    """`encode` for rows that may have more features than the trees know: compiled for a padded number of codebooks."""
-    if isinstance(trees, ObliqueTrees):
-        return lambda x: np.asarray(encode(jnp.asarray(x[:, : len(trees.center)]), trees))
+    """`encode` for rows with as many features as `Rows.blocks` gives them: compiled for padded sizes of trees, too."""
     codebooks = trees.num_codebooks
-    padded = shapes.pad_trees(trees, shapes.rounded(codebooks, shapes.CODEBOOKS))
+    size = shapes.rounded(codebooks, shapes.CODEBOOKS)
+    padded: SplitTrees | ObliqueTrees
+    if isinstance(trees, ObliqueTrees):
+        padded = shapes.pad_oblique_trees(trees, size, shapes.rounded(len(trees.center), shapes.FEATURES))
+    else:
+        padded = shapes.pad_trees(trees, size)
     return lambda x: np.asarray(encode(jnp.asarray(x), padded))[:, :codebooks]
 
 
@@ -141,6 +148,19 @@ def validated_ridge(
         errors.append(np.where(np.isfinite(error), error, np.inf))
     best = int(np.argmin([error.sum() for error in errors]))
     return RIDGES[best], errors[best]
+
+
+def errors_of(
+    learned: Learned, rows: Rows, w: Float[np.ndarray, "features outputs"], x: Float[np.ndarray, "others features"]
+) -> Float[np.ndarray, " others"]:
+    """Squared errors of float tables solved from `rows`, on each of the rows `x`."""
+    statistics = rows.statistics(learned.trees, lambda: None)
+    found = solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
+    size = shapes.rounded(len(x), shapes.ROWS)
+    codes = encoder(learned.trees)(shapes.pad(x, size, shapes.rounded(x.shape[1], shapes.FEATURES)))
+    codes = shapes.pad(codes, size, statistics.sums.shape[0] // LEAVES)
+    y = np.asarray(_predict(found.weights, found.intercept, codes), np.float64)[: len(x), : w.shape[1]]
+    return ((y / rows.factor - (x - rows.mean) @ w) ** 2).sum(1)
 
 
 @jax.jit

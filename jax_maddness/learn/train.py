@@ -14,7 +14,6 @@ outputs are the same mixture of theirs, as the product is linear. That is what m
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,11 +24,12 @@ import optax  # type: ignore[import-untyped]
 from jax import lax
 
 from jax_maddness.core.types import LEAVES, LEVELS
+from jax_maddness.learn.objective import SQUARED_ERROR, Objective
 from jax_maddness.learn.projections import STEP, FloatTrees, integers
 from jax_maddness.learn.prototypes import ridge_regression
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int8, Int32
+    from jaxtyping import Array, Bool, Float, Int8, Int32
 
 INTERVAL = 50
 """Steps between two looks at the held-out rows, and of one compiled scan."""
@@ -47,33 +47,27 @@ ADAM = optax.scale_by_adam()
 
 
 class Samples(NamedTuple):
-    """Rows to learn from or to judge by.
+    """Rows to learn from or to judge by. With a loss of the user's, which would see it, nothing is padded.
 
     Attributes:
-      q: rounded rows.
-      targets: their exact outputs, about the mean of the training rows.
+      q: rounded rows; 0 where arrays are padded.
+      targets: their exact outputs, about the mean of the training rows; 0 where arrays are padded.
+      number: how many rows there are; the others are there to fill the arrays.
       extra: what a loss of the user's wants besides; each with a leading dimension of rows.
     """
 
     q: Int8[Array, "rows features"]
     targets: Float[Array, "rows outputs"]
+    number: Int32[Array, ""] | int
     extra: tuple[Array, ...] = ()
 
 
 class Model(NamedTuple):
-    """What is trained; the features that each codebook sees go beside it."""
+    """What is trained; the features that each codebook sees go beside it: one that sees none counts for nothing."""
 
     trees: FloatTrees
     tables: Float[Array, "codes outputs"]
     intercept: Float[Array, " outputs"]
-
-
-def squared_error(
-    y: Float[Array, "rows outputs"], exact: Float[Array, "rows outputs"], *extra: Array
-) -> Float[Array, ""]:
-    """The default loss: squared error per row, whatever `extra` says."""
-    del extra
-    return jnp.square(y - exact).sum(-1).mean()
 
 
 def projected(
@@ -115,13 +109,20 @@ def predict(model: Model, features: Array, z: Array, temperature: Array) -> Floa
     s = projected(z, features, model.trees.projections)
     hard = leaves(s, model.trees.thresholds)
     soft = probabilities(s, model.trees.thresholds, temperature)
-    return (hard + soft - lax.stop_gradient(soft)) @ model.tables + model.intercept
+    return ((hard + soft - lax.stop_gradient(soft)) * _real(features)) @ model.tables + model.intercept
 
 
+def _real(features: Int32[Array, "codebooks width"]) -> Bool[Array, " codes"]:
+    """The codes of codebooks that are not there to fill the arrays."""
+    return jnp.repeat((features >= 0).any(1), LEAVES)
+
+
+@jax.jit
 def codes(trees: FloatTrees, features: Array, q: Int8[Array, "rows features"]) -> Float[Array, "rows codes"]:
     """One-hot codes of the integer form of `trees`, in floats that are exact below 1,040 features per codebook."""
     projections, thresholds = integers(trees)
-    return leaves(projected(q, features, projections.astype(jnp.float32)), thresholds.astype(jnp.float32))
+    one_hot = leaves(projected(q, features, projections.astype(jnp.float32)), thresholds.astype(jnp.float32))
+    return one_hot * _real(features)
 
 
 @jax.jit
@@ -143,28 +144,35 @@ def solve(
       v: the outputs of `z = q * STEP`.
       ridge: weight of the penalty, in rows.
     """
-    one_hot = codes(trees, features, rows.q)
+    one_hot = codes(trees, features, rows.q) * (jnp.arange(len(rows.q)) < rows.number)[:, None]
     gram = jnp.matmul(one_hot.T, one_hot, precision="highest")
     counts = jnp.maximum(jnp.diagonal(gram), 1.0).reshape(-1, LEAVES, 1)
     z = rows.q.astype(jnp.float32) * STEP
-    z = z - z.mean(0)
+    z = z - z.sum(0) / rows.number
     at = jnp.maximum(own, 0)
     sums = jnp.einsum("nck,ncw->ckw", one_hot.reshape(len(z), -1, LEAVES), z[:, at])
     means = jnp.where(own[:, None] >= 0, sums / counts, 0.0)
     prior = jnp.einsum("ckw,cwm->ckm", means, v[at]).reshape(len(gram), -1)
     left = jnp.matmul(one_hot.T, rows.targets, precision="highest") - jnp.matmul(gram, prior, precision="highest")
-    corrections, intercept = ridge_regression(gram.astype(jnp.int32), left, len(z), ridge)[:2]
+    corrections, intercept = ridge_regression(gram.astype(jnp.int32), left, rows.number, ridge)[:2]
     return Model(trees, prior + corrections, intercept)
 
 
-@functools.partial(jax.jit, static_argnames="loss")
-def judge(model: Model, features: Array, held_out: Samples, loss: Callable[..., Array]) -> Float[Array, ""]:
+@jax.jit
+def judge(model: Model, features: Array, held_out: Samples, loss: Objective) -> Float[Array, ""]:
     """The loss of the model's integer form."""
     y = codes(model.trees, features, held_out.q) @ model.tables + model.intercept
     return loss(y, held_out.targets, *held_out.extra)
 
 
-@functools.partial(jax.jit, static_argnames="loss")
+@jax.jit
+def squared_errors(model: Model, features: Array, held_out: Samples) -> Float[Array, " rows"]:
+    """Of the model's integer form, row by row; 0 for rows that do not count."""
+    y = codes(model.trees, features, held_out.q) @ model.tables + model.intercept
+    return jnp.where(jnp.arange(len(y)) < held_out.number, jnp.square(y - held_out.targets).sum(-1), 0.0)
+
+
+@jax.jit
 def advance(
     state: tuple[Model, Any],
     features: Int32[Array, "codebooks width"],
@@ -172,7 +180,7 @@ def advance(
     schedule: tuple[Array, Array],
     mixing: Float[Array, ""],
     seed: Array,
-    loss: Callable[..., Array],
+    loss: Objective,
 ) -> tuple[Model, Any]:
     """Some steps of Adam on minibatches of mixed rows, one per entry of the schedule.
 
@@ -212,8 +220,8 @@ def _size(a: Array) -> Array:
 def _minibatch(rows: Samples, mixing: Array, key: Array) -> tuple[Array, Array, tuple[Array, ...]]:
     """`BATCH` random rows, each mixed with another, standardised."""
     first, second, share = jax.random.split(key, 3)
-    one = jax.random.randint(first, (BATCH,), 0, len(rows.q))
-    other = jax.random.randint(second, (BATCH,), 0, len(rows.q))
+    one = jax.random.randint(first, (BATCH,), 0, rows.number)
+    other = jax.random.randint(second, (BATCH,), 0, rows.number)
     a = mixing * jax.random.uniform(share, (BATCH, 1))
     b = jnp.sqrt(1 - a * a)
     z = STEP * (b * rows.q[one] + a * rows.q[other])
@@ -229,7 +237,7 @@ def train(
     steps: int,
     mixing: float,
     seed: int,
-    loss: Callable[..., Array] = squared_error,
+    loss: Objective = SQUARED_ERROR,
     patience: int = PATIENCE,
     done: Callable[[], None] = lambda: None,
 ) -> tuple[Model, float]:
@@ -243,7 +251,7 @@ def train(
       steps: at most so many; a multiple of `INTERVAL`.
       mixing: see `advance`.
       seed: of the minibatches.
-      loss: a scalar from outputs, exact outputs, and the minibatch's part of `rows.extra`.
+      loss: of outputs, exact outputs, and the minibatch's part of `rows.extra`.
       patience: how many looks at the held-out rows may bring nothing before training ends.
       done: called after each of them.
     """
