@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_maddness.core.types import MaddnessOp
+from jax_maddness.core.types import LookupTables, MaddnessOp
 from jax_maddness.learn import checks
 from jax_maddness.learn.methods import METHODS
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.rows import Rows, exponent, power_of_two
-from jax_maddness.learn.solve import gather, look_up, padded_own, solve
+from jax_maddness.learn.solve import Learned, gather, look_up, padded_own, solve
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -120,12 +120,26 @@ def learn(
         bar.expect(rows.num_blocks + 1)
         bar.stage("splits")
         learned = METHODS[config.method](rows, w, num_codebooks, config, bar)
-        bar.stage("prototypes")
-        statistics = gather(rows.blocks(), learned.encoded, rows.mean, rows.factor, bar.step)
-        bar.stage("tables")
-        found = solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
-        constant = np.ldexp(rows.mean, -rows.exponent) @ w.astype(np.float64)
-        used = np.asarray(statistics.counts) > 0
-        tables = look_up(found, used, constant, rows.exponent + w_exponent, bias, num_codebooks)
-        bar.step()
+        tables = tables_for(rows, learned, w, w_exponent, bias, bar)
     return MaddnessOp(learned.trees, tables)
+
+
+def tables_for(
+    rows: Rows,
+    learned: Learned,
+    w: Float[np.ndarray, "features outputs"],
+    w_exponent: int,
+    bias: Float[np.ndarray, " outputs"],
+    bar: Progress,
+) -> LookupTables:
+    """Tables of `x @ (2**w_exponent * w) + bias` for trees that have been learned: what all methods share."""
+    bar.stage("prototypes")
+    statistics = gather(rows.blocks(), learned.encoded, rows.mean, rows.factor, bar.step)
+    bar.stage("tables")
+    found = solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
+    constant = np.ldexp(rows.mean, -rows.exponent) @ w.astype(np.float64)
+    used = np.asarray(statistics.counts) > 0
+    codebooks = learned.trees.num_codebooks
+    tables = look_up(found, used, constant, rows.exponent + w_exponent, bias, codebooks)
+    bar.step()
+    return tables

@@ -10,9 +10,10 @@ _DELAY = 2.0  # seconds: shorter fits stay silent
 
 
 class Progress:
-    """Counts the steps of a fit: silent for the first seconds if `show` is None, always or never if True or False."""
+    """Counts the steps of what is done: silent for the first seconds if `show` is None, always or never otherwise."""
 
-    def __init__(self, show: bool | None):
+    def __init__(self, show: bool | None, what: str = "fit"):
+        self._what = what
         self._bar = tqdm(total=0, disable=show is False, delay=_DELAY if show is None else 0, leave=show is True)
 
     def __enter__(self) -> Progress:
@@ -27,7 +28,7 @@ class Progress:
 
     def stage(self, name: str) -> None:
         """Names what the next steps do."""
-        self._bar.set_description(f"fit: {name}", refresh=False)
+        self._bar.set_description(f"{self._what}: {name}", refresh=False)
 
     def step(self, count: int = 1) -> None:
         """One step is done, or several."""
