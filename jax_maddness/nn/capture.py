@@ -169,7 +169,7 @@ def record(
         if count == 0:
             return
         rows = form.rows_at(promoted(x, sink.dtype, sink.param_dtype), sink.places(count)).astype(jnp.float32)
-        jax.debug.callback(lambda rows: sink.take(np.asarray(rows), count), rows)
+        jax.debug.callback(lambda rows: sink.waiting.append((rows, count)), rows)
 
     run, read = model.tapped([layer.path for layer in layers], tap), resume.batches if resume else 0
     done = 0
@@ -193,7 +193,11 @@ def record(
 
 @dataclasses.dataclass
 class _Sink:
-    """What becomes of the rows of one layer. Callbacks only collect; the rest is done between batches."""
+    """What becomes of the rows of one layer.
+
+    Callbacks only append to `waiting`, for a layer in a scan step by step. They must not look at the values: where
+    the runtime has one thread, which is in the callback, reading the array there would wait for ever.
+    """
 
     form: Any
     dtype: str | None
@@ -201,7 +205,7 @@ class _Sink:
     room: int
     seed: int
     reservoirs: list[Reservoir]
-    waiting: list[tuple[np.ndarray, int]] = dataclasses.field(default_factory=list)
+    waiting: list[tuple[Any, int]] = dataclasses.field(default_factory=list)
 
     @classmethod
     def of(cls, layer: Layer, max_rows: int, max_bytes: int, resume: Captured | None) -> _Sink:
@@ -223,13 +227,11 @@ class _Sink:
             return np.arange(count)
         return np.sort(np.random.default_rng(self.seed).choice(count, self.room, replace=False))
 
-    def take(self, rows: np.ndarray, of: int) -> None:
-        """Called by the compiled model: for a layer in a scan step by step."""
-        self.waiting.append((rows, of))
-
     def end_of_batch(self) -> None:
         """Deals what came to the steps of the scan."""
         each = len(self.waiting) // len(self.reservoirs)  # calls per step
         for i, (rows, of) in enumerate(self.waiting):
-            self.reservoirs[min(i // max(each, 1), len(self.reservoirs) - 1)].add(rows, of, self.room, self.seed)
+            self.reservoirs[min(i // max(each, 1), len(self.reservoirs) - 1)].add(
+                np.asarray(rows), of, self.room, self.seed
+            )
         self.waiting.clear()
