@@ -1,5 +1,8 @@
 """replace: every kind of layer in nnx and linen is `amm` by hand; what is learned plays no part, so ops are random."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,7 @@ from conftest import random_op
 from flax import linen as nn
 from flax import nnx
 
-from jax_maddness import Rule, amm, replace
+from jax_maddness import FitConfig, Rule, amm, capture, replace
 from jax_maddness.nn import calibrate
 from jax_maddness.nn.nnx_model import Approximate, Table
 
@@ -154,3 +157,53 @@ def test_arrays_of_ops_are_no_parameters(made, rng):
     x, model, _ = models(rng)
     fast = replace(model, ALL, [x])
     assert {type(v) for v in jax.tree.leaves(nnx.state(fast), is_leaf=lambda v: isinstance(v, nnx.Variable))} == {Table}
+
+
+def test_sharded_batches_give_the_same_answer(made, rng):
+    x, model, _ = models(rng)
+    fast = replace(model, ALL, [x])
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch")))
+    compiled = nnx.jit(run)
+    assert_same(compiled(fast, sharded), compiled(fast, x))
+    found = capture(model, [sharded], ALL)
+    np.testing.assert_allclose(found.rows["first/layers/0"][0][:, 0], x.reshape(-1, 6))
+
+
+def test_each_layer_corrects_the_errors_before_it(rng):
+    """Learned, not random: on rows held out the model is closer to the exact one than with independent layers."""
+    x = jnp.asarray(rng.standard_normal((3000, 3)) @ rng.standard_normal((3, 8)), jnp.float32)
+    model = nnx.Sequential(*(nnx.Sequential(nnx.Linear(8, 8, rngs=nnx.Rngs(i)), nnx.tanh) for i in range(3)))
+    exact, rules = nnx.jit(run)(model, x[2000:]), Rule(".*", num_codebooks=1, config=FitConfig("paper"))
+    found = capture(model, [x[:1000], x[1000:2000]], rules)
+    errors = {}
+    for how in ("independent", "prefix"):
+        fast = replace(model, rules, [x[:1000], x[1000:2000]], calibrate=how, captured=found)
+        errors[how] = float(jnp.mean((nnx.jit(run)(fast, x[2000:]) - exact) ** 2))
+    assert errors["prefix"] < 0.9 * errors["independent"]
+    assert errors["independent"] < float(jnp.var(exact))
+
+
+def test_bad_input_is_refused_before_anything_is_done(made, rng):
+    x, model, in_linen = models(rng)
+    with pytest.raises(TypeError, match=r"Pass `\(module, variables\)`"):
+        replace(in_linen[0], ALL, [x])
+    with pytest.raises(TypeError, match="'params'"):
+        replace((in_linen[0], {}), ALL, [x])
+    with pytest.raises(ValueError, match="`calibrate` is 'both'"):
+        replace(model, ALL, [x], calibrate="both")
+    with pytest.raises(ValueError, match="several times"):
+        replace(model, ALL, iter([x]), calibrate="prefix")
+    with pytest.raises(ValueError, match="`captured` has none for 'first/layers/0'"):
+        replace(model, ALL, [x], captured=capture(model, [x], Rule("head")))
+    with pytest.raises(ValueError, match="`rules` is empty"):
+        replace(model, [], [x])
+    with pytest.raises(ValueError, match="not a regular expression"):
+        Rule("*")
+    assert not made
+
+
+def test_without_flax_the_error_says_what_to_install():
+    code = "import sys; sys.modules['flax'] = None; import jax_maddness; jax_maddness.replace"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'jax_maddness[flax]'" in done.stderr

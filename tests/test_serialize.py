@@ -154,7 +154,7 @@ def rewritten(path, **changes):
 def changed_header(path, **changes):
     with zipfile.ZipFile(path) as archive:
         header = json.loads(archive.read("header.json")) | changes
-    header["sha256"] = serialize._digest_header(header)
+    header["sha256"] = serialize.digest_header(header)
     rewritten(path, **{"header.json": json.dumps(header).encode()})
 
 
@@ -237,7 +237,7 @@ def test_arrays_that_do_not_fit_together_are_refused(path):
     with zipfile.ZipFile(path) as archive:
         arrays = json.loads(archive.read("header.json"))["arrays"]
     rewritten(path, **{"tables.scale.npy": npy(scale)})
-    changed_header(path, arrays=arrays | {"tables.scale": serialize._describe(scale)})
+    changed_header(path, arrays=arrays | {"tables.scale": serialize.describe(scale)})
     with pytest.raises(ValueError, match=r"tables.scale"):
         load(path)
 

@@ -65,16 +65,16 @@ def save(path: str | os.PathLike[str], op: MaddnessOp) -> None:
         "format": FORMAT,
         "version": version,
         "num_features": op.num_features,
-        "arrays": {name: _describe(array) for name, array in arrays.items()},
+        "arrays": {name: describe(array) for name, array in arrays.items()},
     }
-    header["sha256"] = _digest_header(header)
+    header["sha256"] = digest_header(header)
     path = pathlib.Path(path).resolve()  # a link stays a link
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-            _write(archive, _HEADER, json.dumps(header, indent=1).encode())
+            write(archive, _HEADER, json.dumps(header, indent=1).encode())
             for name, array in arrays.items():
-                _write(archive, f"{name}.npy", _npy(array))
+                write(archive, f"{name}.npy", npy(array))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -114,7 +114,7 @@ def _read(archive: zipfile.ZipFile) -> MaddnessOp:
     members = {_HEADER, *(f"{name}.npy" for name in described)}
     if sorted(archive.namelist()) != sorted(members):
         raise ValueError(f"it has the members {archive.namelist()!r:.200}; expected {sorted(members)}.")
-    arrays = {name: _array(archive, name, described[name]) for name in described}
+    arrays = {name: read_array(archive, name, described[name]) for name in described}
     num_features = header.get("num_features")
     if num_features is not None and (type(num_features) is not int or num_features < 1):
         raise ValueError(f"num_features is {num_features!r}; expected a positive integer or null.")
@@ -171,33 +171,38 @@ def _header(archive: zipfile.ZipFile) -> dict[str, Any]:
         raise ValueError(f"its version is {version!r}; expected a positive integer.")
     if version > VERSION:
         raise ValueError(f"it has format version {version}, this jax_maddness reads up to {VERSION}. Upgrade it.")
-    if header.get("sha256") != _digest_header(header):
+    if header.get("sha256") != digest_header(header):
         raise ValueError(f"its {_HEADER} does not have the digest that it states: it was changed.")
     return header
 
 
-def _digest_header(header: dict[str, Any]) -> str:
+def digest_header(header: dict[str, Any]) -> str:
+    """SHA-256 of all that the header says besides."""
     rest = {key: value for key, value in header.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _array(archive: zipfile.ZipFile, name: str, described: dict[str, Any]) -> np.ndarray:
+def read_array(
+    archive: zipfile.ZipFile, name: str, described: dict[str, Any], dtypes: tuple[str, ...] = _DTYPES
+) -> np.ndarray:
+    """The member `name`, if it is what its header describes."""
     info = archive.getinfo(f"{name}.npy")
     if info.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{info.filename} is compressed; expected it stored.")
     stored = np.lib.format.read_array(io.BytesIO(archive.read(info)), allow_pickle=False)
-    if described.get("dtype") not in _DTYPES:
-        raise ValueError(f"{name} has dtype {described.get('dtype')!r}; expected one of {', '.join(_DTYPES)}.")
+    if described.get("dtype") not in dtypes:
+        raise ValueError(f"{name} has dtype {described.get('dtype')!r}; expected one of {', '.join(dtypes)}.")
     dtype = jnp.dtype(described["dtype"])
     if stored.dtype != _stored_dtype(dtype):
         raise ValueError(f"{name} is stored as {stored.dtype}; expected {_stored_dtype(dtype)} for {dtype}.")
     array = stored.view(dtype)
-    if _describe(array) != described:
+    if describe(array) != described:
         raise ValueError(f"{name} does not have the shape and digest that its header states: it was changed.")
     return array
 
 
-def _describe(array: np.ndarray) -> dict[str, Any]:
+def describe(array: np.ndarray) -> dict[str, Any]:
+    """What a header says of an array."""
     digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
     return {"dtype": array.dtype.name, "shape": list(array.shape), "sha256": digest}
 
@@ -206,14 +211,15 @@ def _stored_dtype(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.uint16) if dtype == jnp.bfloat16 else dtype
 
 
-def _npy(array: np.ndarray) -> bytes:
+def npy(array: np.ndarray) -> bytes:
+    """The array in NumPy's format."""
     buffer = io.BytesIO()
     array = np.ascontiguousarray(array).reshape(array.shape)
     np.lib.format.write_array(buffer, array.view(_stored_dtype(array.dtype)), version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
 
 
-def _write(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+def write(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     """A member with a fixed date, so that equal ops make equal files."""
     archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
 

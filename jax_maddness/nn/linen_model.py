@@ -139,18 +139,19 @@ class LinenModel:
         return run
 
     def _params(self) -> dict[tuple[str, ...], Any]:
-        return _flat(nn.meta.unbox(self.model[1])["params"])
+        return flat(nn.meta.unbox(self.model[1])["params"])
 
     def replaced(self, specs: Mapping[str, Spec], arrays: Mapping[str, Mapping[str, Any]]) -> LinenModel:
         """The model with ops in place of layers; `arrays` by the specs' owners."""
         module, variables = self.model
         inner, before = (module.inner, dict(module.specs)) if isinstance(module, Replaced) else (module, {})
         gone = {("params", *path.split("/") * bool(path), name) for path in specs for name in ("kernel", "bias")}
-        flat = {path: value for path, value in _flat(variables).items() if path not in gone}
+        kept = {path: value for path, value in flat(variables).items() if path not in gone}
         for path, spec in specs.items():
-            flat |= {(*_place(path, spec), name): array for name, array in arrays[spec.owner].items()}
-        return LinenModel((Replaced(inner, (*{**before, **specs}.items(),)), unflatten_dict(flat)), self._call)
+            kept |= {(*_place(path, spec), name): array for name, array in arrays[spec.owner].items()}
+        return LinenModel((Replaced(inner, (*{**before, **specs}.items(),)), unflatten_dict(kept)), self._call)
 
 
-def _flat(variables: Any) -> dict[tuple[str, ...], Any]:
+def flat(variables: Any) -> dict[tuple[str, ...], Any]:
+    """Variables by path."""
     return flatten_dict(nn.FrozenDict(variables).unfreeze())

@@ -28,6 +28,10 @@ class Tables(nnx.Module):
     def __init__(self, arrays: Mapping[str, Any]):
         self.arrays = nnx.Dict({name: Table(array) for name, array in arrays.items()})
 
+    def add(self, name: str, array: Any) -> None:
+        """One array more."""
+        self.arrays[name] = Table(array)
+
 
 class Approximate(nnx.Module):
     """Stands in for a layer: the same inputs, nearly the same outputs, by look-ups.
@@ -110,8 +114,8 @@ class NnxModel:
         return lambda batch: compiled(state, batch)
 
     def _tapped(self, paths: list[str], tap: Callable[..., None]) -> tuple[Callable[..., None], Any]:
-        stand_ins = {path: lambda layer, path=path: Tapped(layer, path, tap) for path in paths}
-        graph, state = nnx.split(with_modules(self.model, stand_ins))
+        taps = {path: lambda layer, path=path: Tapped(layer, path, tap) for path in paths}
+        graph, state = nnx.split(with_modules(self.model, taps))
 
         def run(state: Any, batch: Any) -> None:
             self._call(nnx.merge(graph, state), batch)
@@ -121,8 +125,7 @@ class NnxModel:
     def replaced(self, specs: Mapping[str, Spec], arrays: Mapping[str, Mapping[str, Any]]) -> NnxModel:
         """The model with ops in place of layers; `arrays` by the specs' owners."""
         tables = {owner: Tables(named) for owner, named in arrays.items()}
-        stand_ins = {path: lambda _, s=spec: Approximate(s, tables[s.owner]) for path, spec in specs.items()}
-        return NnxModel(with_modules(self.model, stand_ins), self._call)
+        return NnxModel(with_modules(self.model, stand_ins(specs, tables)), self._call)
 
 
 def _names(model: nnx.Module, layers: Iterable[Layer]) -> Iterator[tuple[str, Layer]]:
@@ -134,7 +137,16 @@ def _names(model: nnx.Module, layers: Iterable[Layer]) -> Iterator[tuple[str, La
                 yield "/".join(map(str, (*path, key))), of[id(child)]
 
 
-def with_modules(model: nnx.Module, stand_ins: Mapping[str, Callable[[Any], nnx.Module]]) -> Any:
+def stand_ins(specs: Mapping[str, Spec], tables: Mapping[str, Tables]) -> dict[str, Callable[[Any], nnx.Module]]:
+    """What `with_modules` puts in place of layers; `tables` by the specs' owners."""
+
+    def made(spec: Spec) -> Callable[[Any], nnx.Module]:
+        return lambda layer: Approximate(spec, tables[spec.owner])
+
+    return {path: made(spec) for path, spec in specs.items()}
+
+
+def with_modules(model: nnx.Module, makers: Mapping[str, Callable[[Any], nnx.Module]]) -> Any:
     """A copy of `model` in which the modules at some paths are replaced, wherever they are referred to.
 
     Raises:
@@ -144,9 +156,9 @@ def with_modules(model: nnx.Module, stand_ins: Mapping[str, Callable[[Any], nnx.
     made = {}
     for path, module in nnx.iter_modules(clone):
         name = "/".join(map(str, path))
-        if name in stand_ins:
-            made[id(module)] = (module, stand_ins[name](module))
-    if missing := stand_ins.keys() - {"/".join(map(str, path)) for path, _ in nnx.iter_modules(clone)}:
+        if name in makers:
+            made[id(module)] = (module, makers[name](module))
+    if missing := makers.keys() - {"/".join(map(str, path)) for path, _ in nnx.iter_modules(clone)}:
         raise ValueError(f"The model has no modules {sorted(missing)}.")
     if id(clone) in made:
         return made[id(clone)][1]
