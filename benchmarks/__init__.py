@@ -1,4 +1,5 @@
 """How fast: one harness, `python -m benchmarks.run` (`make bench`). How accurate: quality.py.
+What exact terms bring: terms.py; what deeper trees would: leaves.py.
 
 records.py      the nouns: Problem, Measurement                                          <- READ FIRST
 problems.py     the shapes of the table, and of the sweep

@@ -19,7 +19,14 @@ from jax_maddness.core.encode import encode
 from jax_maddness.core.ffi import active_tier, supported_tiers
 from jax_maddness.core.memory import keep_memory
 from jax_maddness.core.serialize import load, save
-from jax_maddness.core.types import LookupTables, MaddnessOp, ObliqueTrees, SplitTrees, with_few_rows_layout
+from jax_maddness.core.types import (
+    ExactTerm,
+    LookupTables,
+    MaddnessOp,
+    ObliqueTrees,
+    SplitTrees,
+    with_few_rows_layout,
+)
 from jax_maddness.learn.budget import Budgeted, fit_budget
 from jax_maddness.learn.evaluate import Report, evaluate
 from jax_maddness.learn.fit import FitConfig, fit
@@ -36,6 +43,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Budgeted",
+    "ExactTerm",
     "FitConfig",
     "LookupTables",
     "MaddnessOp",

@@ -1,5 +1,6 @@
 """Shared by all tests: four host devices, every backend and tier as a fixture, small random ops."""
 
+import dataclasses
 import os
 import zlib
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_maddness import LookupTables, MaddnessOp, ObliqueTrees, SplitTrees, testing
+from jax_maddness import ExactTerm, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees, testing
 from jax_maddness.core import ffi
 
 SPECIAL = np.array(
@@ -44,10 +45,12 @@ def op(rng):
     return random_op(rng, 8, 3, 5, weights=True)
 
 
-@pytest.fixture
-def any_op(rng, make_trees):
-    """The same with trees of every kind."""
-    return random_op(rng, 8, 3, 5, weights=True, make_trees=make_trees)
+@pytest.fixture(params=["axis", "oblique", "axis, exact term", "oblique, exact term"])
+def any_op(request, rng):
+    """The same with trees of every kind, with an exact term and without."""
+    kind, *exact = request.param.split(", ")
+    op = random_op(rng, 8, 3, 5, weights=True, make_trees=TREES[kind])
+    return dataclasses.replace(op, exact=random_term(rng, 8, 5, 2, 3)) if exact else op
 
 
 @pytest.fixture
@@ -102,6 +105,14 @@ def random_tables(rng, codebooks, outputs):
     scale = rng.uniform(0.1, 1.0, outputs).astype(np.float32)
     offset = rng.standard_normal(outputs).astype(np.float32)
     return LookupTables(jnp.asarray(values), jnp.asarray(scale), jnp.asarray(offset))
+
+
+def random_term(rng, features, outputs, chosen, directions):
+    """An exact term of so many features and directions."""
+    up = rng.standard_normal((chosen + directions, outputs))
+    indices = jnp.asarray(rng.integers(0, features, chosen, np.int32)) if chosen else None
+    down = jnp.float32(rng.standard_normal((features, directions))) if directions else None
+    return ExactTerm(jnp.float32(up), indices, down)
 
 
 def random_op(rng, features, codebooks, outputs, weights=False, make_trees=random_trees):

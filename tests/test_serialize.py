@@ -10,15 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_oblique_trees, random_op, random_rows
+from conftest import random_oblique_trees, random_op, random_rows, random_term
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_maddness import LookupTables, MaddnessOp, ObliqueTrees, SplitTrees, amm, load, save
+from jax_maddness import ExactTerm, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees, amm, load, save
 from jax_maddness.core import serialize
 
 GOLDEN = pathlib.Path(__file__).parent / "data" / "golden_v1.maddness"
 GOLDEN_OBLIQUE = GOLDEN.with_name("golden_v2.maddness")
+GOLDEN_EXACT = GOLDEN.with_name("golden_v3.maddness")
 
 
 def golden_op():
@@ -40,6 +41,13 @@ def golden_oblique_op():
     scale = (jnp.arange(10, dtype=jnp.float32) * 2.5).at[8].set(2.0**100).at[9].set(2.0**-100)
     op = golden_op()
     return MaddnessOp(ObliqueTrees(features, projections, thresholds, center, scale, 10), op.tables, op.weights)
+
+
+def golden_exact_op():
+    """The same for the third version, which added an exact term."""
+    up = (jnp.arange(20, dtype=jnp.float32) / 9 - 1).reshape(5, 4).at[0, 0].set(-0.0).at[4, 3].set(1e-40)
+    down = (jnp.arange(30, dtype=jnp.float32) * 0.75 - 9).reshape(10, 3)
+    return dataclasses.replace(golden_oblique_op(), exact=ExactTerm(up, jnp.array([9, 0], jnp.int32), down))
 
 
 def assert_equal_ops(one, other):
@@ -75,10 +83,18 @@ def test_the_golden_file_still_loads_and_is_still_written(path):
     assert path.read_bytes() == GOLDEN.read_bytes()
 
 
-def test_the_golden_file_with_oblique_trees_still_loads_and_is_still_written(path):
-    assert_equal_ops(load(GOLDEN_OBLIQUE), golden_oblique_op())
-    save(path, golden_oblique_op())
-    assert path.read_bytes() == GOLDEN_OBLIQUE.read_bytes()
+@pytest.mark.parametrize(("golden", "make"), [(GOLDEN_OBLIQUE, golden_oblique_op), (GOLDEN_EXACT, golden_exact_op)])
+def test_golden_files_of_later_versions_still_load_and_are_still_written(path, golden, make):
+    assert_equal_ops(load(golden), make())
+    save(path, make())
+    assert path.read_bytes() == golden.read_bytes()
+
+
+@pytest.mark.parametrize(("chosen", "directions"), [(2, 0), (0, 3), (2, 3)])
+def test_round_trip_with_an_exact_term(path, rng, op, chosen, directions):
+    op = dataclasses.replace(op, exact=random_term(rng, 7, 5, chosen, directions))
+    save(path, op)
+    assert_equal_ops(load(path), op)
 
 
 @pytest.mark.parametrize("num_features", [7, None])
@@ -167,7 +183,7 @@ def npy(array):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 3}, "format version 3, this jax_maddness reads up to 2. Upgrade"),
+        ({"version": 4}, "format version 4, this jax_maddness reads up to 3. Upgrade"),
         ({"version": "1"}, "its version is '1'"),
         ({"format": "other"}, "does not say 'jax_maddness.op'"),
         ({"num_features": 3}, r"a split index is not an int32 in \[0, 3\)"),
@@ -193,6 +209,32 @@ def test_a_header_that_does_not_fit_oblique_trees_is_refused(path, changes, mess
     changed_header(path, **changes)
     with pytest.raises(ValueError, match=message):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "version", "message"),
+    [
+        (("exact.up",), 3, r"'exact.up'"),
+        (("exact.down",), 3, r"`op.exact.up` is float32\[5, 4\]; expected floating\[2, 4\]"),
+        (("exact.indices", "exact.down"), 3, "neither `indices` nor `down`"),
+        ((), 2, "it lists the arrays"),
+    ],
+)
+def test_a_part_of_an_exact_term_is_refused(path, left_out, version, message):
+    path.write_bytes(GOLDEN_EXACT.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        arrays = json.loads(archive.read("header.json"))["arrays"]
+    rewritten(path, **{f"{name}.npy": None for name in left_out})
+    changed_header(path, version=version, arrays={k: v for k, v in arrays.items() if k not in left_out})
+    with pytest.raises(ValueError, match=message):
+        load(path)
+
+
+def test_an_exact_term_with_a_wild_index_is_not_saved(path):
+    op = golden_exact_op()
+    wild = dataclasses.replace(op.exact, indices=jnp.array([0, 10], jnp.int32))
+    with pytest.raises(ValueError, match=r"an exact term's index is not an int32 in \[0, 10\)"):
+        save(path, dataclasses.replace(op, exact=wild))
 
 
 @pytest.mark.parametrize(
@@ -244,6 +286,7 @@ def test_arrays_that_do_not_fit_together_are_refused(path):
 
 if __name__ == "__main__":
     GOLDEN.parent.mkdir(exist_ok=True)
-    for golden, op in ((GOLDEN, golden_op()), (GOLDEN_OBLIQUE, golden_oblique_op())):
+    ops = {GOLDEN: golden_op, GOLDEN_OBLIQUE: golden_oblique_op, GOLDEN_EXACT: golden_exact_op}
+    for golden, make in ops.items():
         if not golden.exists():
-            save(golden, op)
+            save(golden, make())

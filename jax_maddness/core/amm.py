@@ -1,4 +1,4 @@
-"""amm(x, op): encode, aggregate, rescale; and what is differentiated."""
+"""amm(x, op): encode, aggregate, rescale, perhaps add the exact term; and what is differentiated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jax_maddness.core import aggregate, checks, encode
+from jax_maddness.core import aggregate, checks, encode, exact
 from jax_maddness.core.stack import Stacked
 from jax_maddness.core.types import FEW_ROWS, MaddnessOp
 
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 
 
 def amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... outputs"]:
-    """Approximates `x @ w + b` by look-ups: `scale * aggregate(encode(x)) + offset`.
+    """Approximates `x @ w + b` by look-ups: `scale * aggregate(encode(x)) + offset`, plus an exact term if any.
 
     Codes and sums are the same on every backend and tier; the last step is computed in float32 and rounded to the
-    dtype of `x`. Composes with jit, vmap (over `x`, `op` or both), grad, scan, checkpoint, sharding and export.
+    dtype of `x`. An exact term is a product of XLA's, added in float32 to that and rounded again. Composes with jit,
+    vmap (over `x`, `op` or both), grad, scan, checkpoint, sharding and export.
 
     What is differentiated: codes are piecewise constant in `x`, so the true derivative is zero. The derivative with
     respect to `x` and `op.weights` is that of the exact product `x @ op.weights` instead (straight-through), which
-    needs `fit(..., keep_weights=True)`. With respect to `op.tables.scale` and `op.tables.offset` it is the true one;
-    with respect to the thresholds it is zero. Forward and reverse mode both work.
+    needs `fit(..., keep_weights=True)`. With respect to `op.tables.scale`, `op.tables.offset`, `op.exact.up` and
+    `op.exact.down` it is the true one; with respect to the thresholds it is zero. Forward and reverse mode both work.
 
     Args:
       x: rows of float32, bfloat16 or float16; any leading dimensions, also none, also empty ones.
@@ -52,13 +53,16 @@ def _amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... o
     by_code = tables.by_code if _has_few_rows(x) else None
     stacked = _stacked[type(op.trees)]
     call, entries = (stacked.by_output, tables.values) if by_code is None else (stacked.by_code, by_code)
-    return call(
+    y = call(
         x,
         *encode.arrays(op.trees),
         entries,
         tables.scale.astype(jnp.float32),
         tables.offset.astype(jnp.float32),
     )
+    if op.exact is None:
+        return y
+    return (y.astype(jnp.float32) + exact.expanded(exact.reduced(x, op.exact), op.exact.up)).astype(y.dtype)
 
 
 def _has_few_rows(x: Array) -> bool:
@@ -84,6 +88,11 @@ def _jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
         dy += sums.astype(jnp.float32) * _along_rows(dop.tables.scale, y)
     if not _is_zero(dop.tables.offset):
         dy += _along_rows(dop.tables.offset, y)
+    if op.exact is not None and not _is_zero(dop.exact.up):
+        dy += exact.expanded(exact.reduced(x, op.exact), dop.exact.up)
+    if op.exact is not None and not _is_zero(dop.exact.down):
+        directions = op.exact.up[-dop.exact.down.shape[-1] :]
+        dy += exact.expanded(exact.product(x, dop.exact.down), directions)
     return y, dy.astype(y.dtype)
 
 

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
-from jax_maddness.core.types import LEAVES, LEVELS, MAX_WIDTH, NODES, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
+from jax_maddness.core.types import (
+    LEAVES,
+    LEVELS,
+    MAX_WIDTH,
+    NODES,
+    ExactTerm,
+    LookupTables,
+    MaddnessOp,
+    ObliqueTrees,
+    SplitTrees,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -92,6 +102,26 @@ def op(maddness_op: MaddnessOp) -> None:
     if weights is not None:
         features = maddness_op.num_features or weights.shape[-2]
         _shape("op.weights", weights, (features, maddness_op.num_outputs), jnp.floating)
+    if maddness_op.exact is not None:
+        _exact(maddness_op.exact, maddness_op.num_features, maddness_op.num_outputs)
+
+
+def _exact(term: ExactTerm, num_features: int | None, outputs: int) -> None:
+    if not isinstance(term, ExactTerm):
+        raise TypeError(f"`op.exact` is {type(term).__name__}; expected an ExactTerm, or None.")
+    if term.indices is None and term.down is None:
+        raise ValueError("`op.exact` has neither `indices` nor `down`. Pass one of them, or None for no exact term.")
+    rank = 0
+    if term.indices is not None:
+        rank += term.indices.shape[0] if getattr(term.indices, "ndim", 0) else 0
+        _shape("op.exact.indices", term.indices, (rank,), jnp.integer)
+    if term.down is not None:
+        features, directions = term.down.shape if getattr(term.down, "ndim", 0) == 2 else (0, 0)
+        _shape("op.exact.down", term.down, (num_features or features, directions), jnp.floating)
+        rank += directions
+    _shape("op.exact.up", term.up, (rank, outputs), jnp.floating)
+    if rank < 1:
+        raise ValueError("`op.exact` has rank 0; expected at least 1. Pass None for no exact term.")
 
 
 def _tables(tables: LookupTables) -> None:

@@ -6,8 +6,8 @@ The file is a zip archive of plain members, stored without compression, as NumPy
                                    SHA-256 of the header itself (as JSON with sorted keys, without that entry)
     trees.indices.npy, ...         each array in NumPy's `.npy` format
 
-Version 1 knows `SplitTrees` alone, and ops with such trees are still written as version 1; those with `ObliqueTrees`,
-which have other arrays, are version 2.
+Version 1 knows `SplitTrees` alone, version 2 brought `ObliqueTrees`, which have other arrays, version 3 an op's exact
+term. An op is written as the oldest version that knows all of it.
 
 Why: every language has a zip and a JSON reader, `numpy.load(path)` opens the arrays without this package, and
 nothing in it can execute (no pickle). bfloat16, which `.npy` does not know, is stored as its bits in uint16 with the
@@ -29,16 +29,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core import checks
-from jax_maddness.core.types import LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
+from jax_maddness.core.types import ExactTerm, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
 
 FORMAT = "jax_maddness.op"
-VERSION = 2
+VERSION = 3
 _HEADER = "header.json"
 _TREES: dict[type[Any], tuple[int, tuple[str, ...]]] = {  # the version that added them, their arrays in order
     SplitTrees: (1, ("trees.indices", "trees.thresholds")),
     ObliqueTrees: (2, ("trees.features", "trees.projections", "trees.thresholds", "trees.center", "trees.scale")),
 }
-_OTHERS = ("tables.values", "tables.scale", "tables.offset", "weights")
+_TABLES = ("tables.values", "tables.scale", "tables.offset")
+_OPTIONAL = {"weights": 1, "exact.up": 3, "exact.indices": 3, "exact.down": 3}  # the version that added each
 _DTYPES = ("uint8", "int8", "int32", "float32", "float16", "bfloat16")
 _MAX_HEADER_BYTES = 1 << 20
 
@@ -55,8 +56,9 @@ def save(path: str | os.PathLike[str], op: MaddnessOp) -> None:
         raise ValueError("`op` is stacked; a file holds one. Save its elements: `jax.tree.map(lambda a: a[i], op)`.")
     checks.op(op)
     version, of_trees = _TREES[type(op.trees)]
-    fields = (*of_trees, *_OTHERS)
+    fields = (*of_trees, *_TABLES, *_OPTIONAL)
     arrays = {name: np.asarray(jax.device_get(a)) for name in fields if (a := _get(op, name)) is not None}
+    version = max([version, *(_OPTIONAL.get(name, 1) for name in arrays)])
     for name, array in arrays.items():
         if array.dtype.name not in _DTYPES:
             raise TypeError(f"`op.{name}` is {array.dtype}; a file holds {', '.join(_DTYPES)}. Cast it first.")
@@ -123,11 +125,13 @@ def _read(archive: zipfile.ZipFile) -> MaddnessOp:
 
 def _kind(described: object, version: int) -> type[Any]:
     """The trees whose arrays the header describes."""
+    optional = [name for name, since in _OPTIONAL.items() if version >= since]
     for kind, (since, of_trees) in _TREES.items():
-        fields = {*of_trees, *_OTHERS}
-        if version >= since and isinstance(described, dict) and fields - {"weights"} <= set(described) <= fields:
+        fields = {*of_trees, *_TABLES}
+        if version >= since and isinstance(described, dict) and fields <= set(described) <= fields | {*optional}:
             return kind
-    expected = " or ".join(", ".join((*fields, *_OTHERS)) for since, fields in _TREES.values() if version >= since)
+    expected = " or ".join(", ".join((*fields, *_TABLES)) for since, fields in _TREES.values() if version >= since)
+    expected += ", perhaps with " + ", ".join(optional)
     raise ValueError(f"it lists the arrays {described!r:.200}; expected {expected}.")
 
 
@@ -135,10 +139,14 @@ def _assemble(arrays: dict[str, np.ndarray], kind: type[Any], num_features: int 
     """The op, if its arrays agree with each other."""
     _check_contents(arrays, num_features)
     data = {name: jnp.asarray(array) for name, array in arrays.items()}
+    exact = None
+    if any(name.startswith("exact.") for name in data):
+        exact = ExactTerm(data["exact.up"], data.get("exact.indices"), data.get("exact.down"))
     op = MaddnessOp(
         kind(*(data[name] for name in _TREES[kind][1]), num_features),
-        LookupTables(data["tables.values"], data["tables.scale"], data["tables.offset"]),
+        LookupTables(*(data[name] for name in _TABLES)),
         data.get("weights"),
+        exact,
     )
     checks.trees(op.trees)
     checks.op(op)
@@ -150,8 +158,9 @@ def _check_contents(arrays: dict[str, np.ndarray], num_features: int | None) -> 
     oblique = "trees.features" in arrays
     indices = arrays["trees.features" if oblique else "trees.indices"]
     limit = num_features or (arrays["trees.center"].size if oblique else np.iinfo(np.int32).max)
-    if indices.size and not (indices.dtype == np.int32 and indices.min() >= 0 and indices.max() < limit):
-        raise ValueError(f"a split index is not an int32 in [0, {limit}).")
+    for of, found in (("a split", indices), ("an exact term's", arrays.get("exact.indices", indices))):
+        if found.size and not (found.dtype == np.int32 and found.min() >= 0 and found.max() < limit):
+            raise ValueError(f"{of} index is not an int32 in [0, {limit}).")
     if oblique:
         center, scale = np.float32(arrays["trees.center"]), np.float32(arrays["trees.scale"])
         if not np.all(np.isfinite(center)):
@@ -227,5 +236,5 @@ def write(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
 def _get(op: MaddnessOp, name: str) -> Any:
     value: Any = op
     for part in name.split("."):
-        value = getattr(value, part)
+        value = None if value is None else getattr(value, part)
     return value

@@ -4,6 +4,8 @@
 
     x [..., D] --encode--> codes [..., C] u8 --aggregate--> sums [..., M] i32 --rescale--> y [..., M]
 
+and, for an op that has an exact term, a fourth one that adds it.
+
 D = features, C = codebooks, M = outputs. All of them are frozen dataclasses registered as pytrees: arrays are
 leaves (a changed array does not retrace), the other fields are static metadata (a changed one does). Two of them are
 equal only when they are the same object, and they can be hashed: compare arrays with `jax.tree.map` instead.
@@ -117,6 +119,32 @@ class LookupTables:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
+class ExactTerm:
+    """A product that is not approximated: `y += [x[indices], x @ down] @ up`, of low rank.
+
+    It takes `rank * M` multiply-adds per row, and `D` more for each column of `down`.
+
+    Attributes:
+      up: what each of the numbers in brackets adds to the outputs.
+      indices: features that are taken as they are, in `[0, num_features)`; others are clipped. None: there are none.
+      down: directions that rows are projected on. None: there are none. `rank` counts both.
+    """
+
+    up: Float[Array, "rank outputs"]
+    indices: Int32[Array, " chosen"] | None = None
+    down: Float[Array, "features directions"] | None = None
+
+    def __str__(self) -> str:
+        parts = []
+        if self.indices is not None:
+            parts.append(f" + {self.indices.shape[-1]} exact features")
+        if self.down is not None:
+            parts.append(f" + rank {self.down.shape[-1]}")
+        return "".join(parts)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
 class MaddnessOp:
     """Everything that `amm` needs besides `x`: approximates `x @ w + b`.
 
@@ -124,11 +152,13 @@ class MaddnessOp:
       trees: hash a row of D features to C codes.
       tables: turn C codes into M outputs.
       weights: the exact `w`, kept only where gradients with respect to `x` are wanted (`fit(..., keep_weights=True)`).
+      exact: the part of the product that is not left to codes; None: there is none.
     """
 
     trees: SplitTrees | ObliqueTrees
     tables: LookupTables
     weights: Float[Array, "features outputs"] | None = None
+    exact: ExactTerm | None = None
 
     @property
     def num_features(self) -> int | None:
@@ -152,9 +182,10 @@ class MaddnessOp:
             return f"MaddnessOp(trees={self.trees!r}, tables={self.tables!r}, weights={self.weights!r})"
         stacked = "".join(f"{n} x " for n in self.tables.values.shape[:-3])
         kept = ", weights kept" if self.weights is not None else ""
+        plus = "" if self.exact is None else str(self.exact)
         return (
             f"MaddnessOp({stacked}{self.num_features or '?'} -> {self.num_outputs}, "
-            f"{self.num_codebooks} codebooks, {self.nbytes:,} bytes{kept})"
+            f"{self.num_codebooks} codebooks{plus}, {self.nbytes:,} bytes{kept})"
         )
 
 

@@ -83,7 +83,7 @@ def learn(
         whole = Trial.of(rows, w, 0)
         forest = regrow.regrow(whole.sample, whole.forest(best.trees, num_codebooks), num_codebooks)
         trees = forest.trees(num_codebooks, rows.num_features)
-        best = dataclasses.replace(best, trees=trees, encoded=encoder(trees))
+        best = dataclasses.replace(best, trees=trees)
     bar.step()
     return best
 
@@ -172,7 +172,7 @@ class Trial:
         statistics = gather(in_blocks([self.train], *self.train.shape), encoded, self.mean, self.factor)
         shrink = padded_own(own, statistics)
         ridge, errors = validated_ridge(statistics, shrink, self.w, len(self.train), encoded(self.aside), self.y)
-        return Judged(errors, Learned(trees, encoded, own, ridge, float(errors.sum())))
+        return Judged(errors, Learned(trees, own, ridge, float(errors.sum())))
 
 
 def _filled(x: Float[np.ndarray, "rows features"], rows: int) -> Float[np.ndarray, "padded features"]:

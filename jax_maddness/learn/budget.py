@@ -12,7 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core.amm import amm
-from jax_maddness.core.types import LEAVES, LEVELS, NODES, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
+from jax_maddness.core.types import (
+    LEAVES,
+    LEVELS,
+    NODES,
+    ExactTerm,
+    LookupTables,
+    MaddnessOp,
+    ObliqueTrees,
+    SplitTrees,
+)
 from jax_maddness.learn import checks
 from jax_maddness.learn.evaluate import evaluate
 from jax_maddness.learn.fit import FitConfig, learn
@@ -208,7 +217,17 @@ def _blank(features: int, codebooks: int, outputs: int, config: FitConfig) -> Ma
         indices = np.arange(codebooks * LEVELS).reshape(codebooks, LEVELS) % features
         trees = SplitTrees(jnp.asarray(indices, jnp.int32), jnp.zeros((codebooks, NODES)), features)
     tables = LookupTables(jnp.zeros((outputs, codebooks, LEAVES), jnp.uint8), jnp.zeros(outputs), jnp.zeros(outputs))
-    return MaddnessOp(trees, tables)
+    return MaddnessOp(trees, tables, exact=_blank_term(features, outputs, config))
+
+
+def _blank_term(features: int, outputs: int, config: FitConfig) -> ExactTerm | None:
+    if not (config.rank or config.outliers):
+        return None
+    return ExactTerm(
+        jnp.zeros((config.outliers + config.rank, outputs)),
+        jnp.arange(config.outliers, dtype=jnp.int32) if config.outliers else None,
+        jnp.zeros((features, config.rank)) if config.rank else None,
+    )
 
 
 def _seconds(op: MaddnessOp, x: np.ndarray) -> float:

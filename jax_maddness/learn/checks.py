@@ -26,6 +26,21 @@ def config(value: FitConfig, methods: tuple[str, ...]) -> None:
         raise ValueError(f"`num_candidates` is {value.num_candidates!r}; expected an integer >= 1. The paper's is 4.")
     if value.width is not None and not isinstance(value.width, int):
         raise ValueError(f"`width` is {value.width!r}; expected an integer, or None for the least.")
+    for name, number in (("rank", value.rank), ("outliers", value.outliers)):
+        if not isinstance(number, int) or number < 0:
+            raise ValueError(f"`{name}` is {number!r}; expected an integer >= 0. 0 means no such term.")
+
+
+def terms(value: FitConfig, num_features: int, num_outputs: int) -> None:
+    """Raises unless `w` has the rank and the features that the exact term is to take."""
+    most = min(num_features, num_outputs)
+    if value.rank > most:
+        raise ValueError(
+            f"`rank` is {value.rank}, but `w` of {num_features} features and {num_outputs} outputs has at most {most}. "
+            "Use a few: the exact term is to be much cheaper than the product."
+        )
+    if value.outliers > num_features:
+        raise ValueError(f"`outliers` is {value.outliers}, but there are {num_features} features. Use a few.")
 
 
 def kind(value: object, expected: type, name: str) -> None:
@@ -55,7 +70,15 @@ def codebooks(num_codebooks: int, num_features: int) -> int:
 
 def samples(x_train: Any, name: str = "x_train") -> Float[np.ndarray, "rows features"]:
     """`x_train`, called `name`, in float32 with its leading dimensions flattened to rows: finite, at least one row."""
-    x = _real(x_train, name)
+    x = _float32(rows(x_train, name), name)
+    x = x.reshape(-1, x.shape[-1])
+    _finite(x, name)
+    return x
+
+
+def rows(value: Any, name: str) -> Any:
+    """`value`, called `name`, as an array wherever it is: of real numbers [..., features], at least one row."""
+    x = _real(value, name)
     if x.ndim < 2:
         raise ValueError(
             f"`{name}` has shape {x.shape}; expected [..., features] with at least two dimensions. "
@@ -63,14 +86,12 @@ def samples(x_train: Any, name: str = "x_train") -> Float[np.ndarray, "rows feat
         )
     if 0 in x.shape:
         raise ValueError(f"`{name}` has shape {x.shape}, so no rows. Pass at least one, better thousands.")
-    x = x.reshape(-1, x.shape[-1])
-    _finite(x, name)
     return x
 
 
 def product(num_features: int, w: Any, bias: Any, name: str = "x_train") -> tuple[np.ndarray, np.ndarray]:
     """`w` and `bias` (zeros for None) in float32: finite, and of shapes that match each other and `name`."""
-    w = _real(w, "w")
+    w = _float32(_real(w, "w"), "w")
     if w.ndim != 2 or 0 in w.shape:
         raise ValueError(
             f"`w` has shape {w.shape}; expected [features, outputs], neither of them 0. "
@@ -81,7 +102,7 @@ def product(num_features: int, w: Any, bias: Any, name: str = "x_train") -> tupl
             f"`{name}` has {num_features} features, but `w` has {w.shape[0]} rows. Pass `w` as [features, outputs]: "
             "the op approximates `x @ w`."
         )
-    bias = np.zeros(w.shape[1], np.float32) if bias is None else _real(bias, "bias")
+    bias = np.zeros(w.shape[1], np.float32) if bias is None else _float32(_real(bias, "bias"), "bias")
     if bias.shape != w.shape[1:]:
         raise ValueError(f"`bias` has shape {bias.shape}; expected {w.shape[1:]}, one number per column of `w`.")
     _finite(w, "w")
@@ -99,8 +120,8 @@ def in_range(scale: np.ndarray, offset: np.ndarray) -> tuple[Array, Array]:
     return jax.device_put(scale.astype(np.float32)), jax.device_put(offset.astype(np.float32))
 
 
-def _real(value: Any, name: str) -> np.ndarray:
-    """`value` as a float32 array of NumPy; on a CPU nothing is copied that is one already."""
+def _real(value: Any, name: str) -> Any:
+    """`value` as an array of real numbers, wherever it is."""
     if isinstance(value, jax.core.Tracer):
         raise TypeError(
             f"`{name}` is traced: `fit` looks at values, so it cannot run inside of jax.jit, jax.vmap or jax.grad. "
@@ -114,6 +135,16 @@ def _real(value: Any, name: str) -> np.ndarray:
         else:
             hint = f"Cast it: `{name}.astype(np.float32)`."
         raise TypeError(f"`{name}` is {value.dtype}; expected real numbers. {hint}")
+    return value
+
+
+def _float32(value: Any, name: str) -> np.ndarray:
+    """An array as one of NumPy; on a CPU nothing is copied that is one already."""
+    if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
+        raise ValueError(
+            f"`{name}` lies on several processes; only `x_train` of `fit` and the rows of `evaluate` may. Pass what "
+            "every process can read, such as an array of NumPy."
+        )
     with np.errstate(over="ignore"):  # float64 beyond float32's range becomes infinite, and is reported as such
         return np.asarray(value, np.float32)
 
@@ -122,10 +153,12 @@ def _finite(array: np.ndarray, name: str) -> None:
     if np.isfinite(np.abs(array).max()):  # NaN if there is one, unlike XLA's maximum on CPU
         return
     bad = np.argwhere(~np.isfinite(array))
-    raise ValueError(
-        f"`{name}` has {len(bad)} NaN or infinite values (as float32), the first at {tuple(bad[0].tolist())}. "
-        "Remove or replace them."
-    )
+    raise not_finite(name, len(bad), f", the first at {tuple(bad[0].tolist())}")
+
+
+def not_finite(name: str, count: int, where: str = "") -> ValueError:
+    """To be raised where `name` has `count` values that are not finite."""
+    return ValueError(f"`{name}` has {count} NaN or infinite values (as float32){where}. Remove or replace them.")
 
 
 @jax.jit

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jax_maddness.core.amm import amm
 from jax_maddness.core.encode import encode
 from jax_maddness.core.types import LEAVES, MaddnessOp
-from jax_maddness.learn import checks
+from jax_maddness.learn import checks, sharded
+from jax_maddness.learn.modes import modes
+from jax_maddness.learn.rows import exponent
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
-    from jaxtyping import Float
+    from jaxtyping import Array, Float
 
 _BLOCK = 8192  # rows whose products are in memory at once
 _ENOUGH, _AMPLE = 4, 20  # training rows per code: a rule of thumb for when the tables hold, and when more bring little
@@ -96,7 +101,8 @@ def evaluate(
 
     Args:
       op: what `fit` learned.
-      x: rows that were not used for learning, else the error looks smaller than it is.
+      x: rows that were not used for learning, else the error looks smaller than it is. They may be sharded, as those
+        of `fit`.
       w: the weights that `op` stands for.
       bias: what it adds.
       x_train: the rows that `op` was learned from: tells what was not learned from what did not carry over.
@@ -113,8 +119,8 @@ def evaluate(
       True
     """
     checks.kind(op, MaddnessOp, "op")
-    rows = checks.samples(x, "x")
-    weights, offset = checks.product(rows.shape[1], w, bias, "x")
+    rows = _checked(x, "x")
+    weights, offset = checks.product(rows.shape[-1], w, bias, "x")
     if weights.shape[1] != op.num_outputs:
         raise ValueError(
             f"`w` has {weights.shape[1]} columns, but `op` has {op.num_outputs} outputs. Pass the `w` that it was "
@@ -124,14 +130,14 @@ def evaluate(
     total = max(spread.sum(), np.finfo(np.float64).tiny)
     nmse = float(error.sum() / total)
     step = np.asarray(op.tables.scale, np.float64)
-    rounding = min(float(op.num_codebooks * len(rows) * (step**2).sum() / 12 / total), nmse)
+    rounding = min(float(op.num_codebooks * _count(rows) * (step**2).sum() / 12 / total), nmse)
     train_nmse, shift, train_rows = None, 0.0, None
     if x_train is not None:
-        train = checks.samples(x_train, "x_train")
-        checks.product(train.shape[1], w, bias)
+        train = _checked(x_train, "x_train")
+        checks.product(train.shape[-1], w, bias)
         train_error, train_spread, _ = _errors(op, train, weights, offset)
         train_nmse = float(train_error.sum() / max(train_spread.sum(), np.finfo(np.float64).tiny))
-        shift, train_rows = nmse - train_nmse, len(train)
+        shift, train_rows = nmse - train_nmse, _count(train)
         rounding = min(rounding, train_nmse)
     return Report(
         nmse=nmse,
@@ -141,16 +147,32 @@ def evaluate(
         shift=shift,
         train_nmse=train_nmse,
         occupancy=occupancy,
-        rows=len(rows),
+        rows=_count(rows),
         train_rows=train_rows,
         suggestion=suggestion(op.num_codebooks, nmse, rounding, train_nmse, train_rows, occupancy),
     )
 
 
+def _checked(x: Any, name: str) -> Any:
+    """Rows [..., features], of NumPy and flat unless they are sharded: those stay where they are."""
+    if not sharded.is_sharded(x):
+        return checks.samples(x, name)
+    with modes():
+        sharded.check(x, name)
+    return x
+
+
+def _count(x: Any) -> int:
+    return int(np.prod(x.shape[:-1]))
+
+
 def _errors(
-    op: MaddnessOp, x: np.ndarray, w: np.ndarray, bias: np.ndarray
+    op: MaddnessOp, x: Any, w: np.ndarray, bias: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, "codebooks 16"]]:
     """Per output the squared error and the squared distance from the mean, summed over rows; and the leaves' shares."""
+    if sharded.is_sharded(x):
+        with modes():
+            return _errors_where_they_are(op, x, w, bias)
     call = jax.jit(amm)
     centre = x.mean(0, dtype=np.float64) @ w.astype(np.float64) + bias
     error, spread = np.zeros(w.shape[1]), np.zeros(w.shape[1])
@@ -163,6 +185,38 @@ def _errors(
         codes = np.asarray(encode(jax.numpy.asarray(rows), op.trees))
         occupancy += (codes[:, :, None] == np.arange(LEAVES)).sum(0)
     return error, spread, occupancy / len(x)
+
+
+def _errors_where_they_are(
+    op: MaddnessOp, x: Array, w: np.ndarray, bias: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, "codebooks 16"]]:
+    """`_errors` of sharded rows: in float32, in units in which squares do not overflow."""
+    mean = sharded.mean(x, exponent(sharded.check(x, "x")))
+    centre = (mean @ w.astype(np.float64) + bias).astype(np.float32)
+    powers = np.array([exponent(float(step)) for step in np.asarray(op.tables.scale)])
+    inverse = np.ldexp(np.float32(1), -powers)
+    op = jax.tree.map(np.asarray, op)
+    error, spread, occupancy = sharded.fetch(_sums(x.sharding, x, op, w, bias, centre, inverse))
+    unit = np.ldexp(1.0, 2 * powers)
+    return error * unit, spread * unit, occupancy / _count(x)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sums(sharding: Any, x: Array, *others: Any) -> tuple[Array, Array, Array]:
+    """What `_errors` sums, before it divides."""
+
+    def local(x: Array, op: MaddnessOp, w: Array, bias: Array, centre: Array, inverse: Array) -> tuple[Array, ...]:
+        def add(total: tuple[Array, ...], rows: Array, counted: Array) -> tuple[Array, ...]:
+            exact = jnp.matmul(rows, w, precision="highest") + bias
+            error, spread = (jnp.where(counted[:, None], (a - exact) * inverse, 0) for a in (amm(rows, op), centre))
+            leaves = encode(rows, op.trees)[:, :, None] == jnp.arange(LEAVES)
+            found = (error**2).sum(0), (spread**2).sum(0), (leaves & counted[:, None, None]).sum(0)
+            return jax.tree.map(jnp.add, total, found)
+
+        zero = jnp.zeros(op.num_outputs, jnp.float32)
+        return sharded.over_blocks(x, _BLOCK, add, (zero, zero, jnp.zeros((op.num_codebooks, LEAVES), jnp.int32)))
+
+    return sharded.over_shards(local, lax.psum, sharding, x, *others)
 
 
 def suggestion(

@@ -1,5 +1,6 @@
 """x_train, w -> op: the steps of learning, composed.
 
+    w --split--> exact term, the rest of w
     x_train --groups, splits--> trees --encode--> codes --gather--> Statistics --solve--> float tables --look_up--> op
 
 A method decides on the trees, and on how its tables are regularised (`Learned`); what follows is the same for all.
@@ -11,16 +12,16 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core.types import LookupTables, MaddnessOp
-from jax_maddness.learn import checks
+from jax_maddness.learn import checks, terms
 from jax_maddness.learn.methods import METHODS
+from jax_maddness.learn.modes import modes
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.rows import Rows, exponent, power_of_two
-from jax_maddness.learn.solve import Learned, gather, look_up, padded_own, solve
+from jax_maddness.learn.solve import Learned, look_up, padded_own, solve
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -42,12 +43,18 @@ class FitConfig:
       num_candidates: features whose thresholds are searched per level and codebook (section 4.1), on groups.
       width: features that each codebook of an oblique tree projects, from D/C (None: the least) to D: more are more
         accurate, and take `4 * C * width` multiply-adds per row.
+      rank: of an exact term for the principal directions of `x @ w`, so that codes have to say only what it leaves;
+        `rank * (D + M)` multiply-adds per row. 0: none. `docs/terms.md` says where it pays.
+      outliers: how many features, those with most power in `x @ w`, keep an exact product; `outliers * M`
+        multiply-adds per row. 0: none.
     """
 
     method: str = "auto"
     ridge: float = 1.0
     num_candidates: int = 4
     width: int | None = None
+    rank: int = 0
+    outliers: int = 0
 
     def __post_init__(self) -> None:
         checks.config(self, tuple(METHODS))
@@ -72,12 +79,15 @@ def fit(
     least some hundreds, better thousands.
 
     Works in float32; the same inputs give the same op, bit by bit, on the same machine with the same number of threads
-    (which decides the order of XLA's sums). Call it outside of `jax.jit`.
+    (which decides the order of XLA's sums). Call it outside of `jax.jit`. Where several processes share the rows, all
+    of them call it, with the same other arguments, and get the same op, each on its own default device.
 
     Args:
       x_train: samples of `x`; leading dimensions are flattened to rows. Real; used as float32. Or a function that
-        returns an iterator over batches of them, always the same ones: then they are read twice and never held at once;
-        trees are grown on a random sample of 65,536 rows, tables learned from all.
+        returns an iterator over batches of them, always the same ones: then they are read twice and never held at once.
+        Or a `jax.Array` whose rows are sharded over the devices of a `jax.sharding.Mesh`: then they stay there. From
+        batches and shards, trees are grown on a random sample of 65,536 rows, of which every process gets a copy;
+        tables are learned from all.
       w: the weights to multiply with.
       bias: what to add to every row of the product.
       num_codebooks: C, from 1 to the number of features. Inference costs C look-ups per row and output.
@@ -87,8 +97,9 @@ def fit(
 
     Raises:
       TypeError: an argument is of the wrong kind, is complex, or is traced by `jax.jit`, `jax.vmap` or `jax.grad`.
-      ValueError: shapes do not match, there are no rows, values are NaN, infinite, or so large that `x @ w` overflows,
-        or `num_codebooks` is not between 1 and the number of features.
+      ValueError: shapes do not match, there are no rows, they are sharded over features too, values are NaN, infinite,
+        or so large that `x @ w` overflows, `num_codebooks` is not between 1 and the number of features, or the exact
+        term is to be larger than `w`.
 
     Example:
       >>> x = np.random.default_rng(0).standard_normal((1000, 8))
@@ -113,15 +124,15 @@ def learn(
     bar: Progress,
 ) -> MaddnessOp:
     """`fit`, of arguments that have been checked."""
+    exact, w = terms.split(rows, w, config)
     w_exponent = exponent(float(np.abs(w).max()))
     w = w * power_of_two(-w_exponent)
-    # Learning mixes counts with floats, and vectors with matrices, all of 32 bits, whatever a caller's modes say.
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        bar.expect(rows.num_blocks + 1)
+    with modes():
+        bar.expect(rows.num_steps + 1)
         bar.stage("splits")
-        learned = METHODS[config.method](rows, w, num_codebooks, config, bar)
+        learned = rows.agreed(METHODS[config.method](rows, w, num_codebooks, config, bar))
         tables = tables_for(rows, learned, w, w_exponent, bias, bar)
-    return MaddnessOp(learned.trees, tables)
+        return rows.agreed(MaddnessOp(learned.trees, tables, exact=exact))
 
 
 def tables_for(
@@ -134,12 +145,11 @@ def tables_for(
 ) -> LookupTables:
     """Tables of `x @ (2**w_exponent * w) + bias` for trees that have been learned: what all methods share."""
     bar.stage("prototypes")
-    statistics = gather(rows.blocks(), learned.encoded, rows.mean, rows.factor, bar.step)
+    statistics = rows.statistics(learned.trees, bar.step)
     bar.stage("tables")
     found = solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
     constant = np.ldexp(rows.mean, -rows.exponent) @ w.astype(np.float64)
     used = np.asarray(statistics.counts) > 0
-    codebooks = learned.trees.num_codebooks
-    tables = look_up(found, used, constant, rows.exponent + w_exponent, bias, codebooks)
+    tables = look_up(found, used, constant, rows.exponent + w_exponent, bias, learned.trees.num_codebooks)
     bar.step()
     return tables

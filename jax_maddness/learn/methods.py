@@ -10,7 +10,7 @@ import numpy as np
 
 from jax_maddness.learn import axis, oblique, paper
 from jax_maddness.learn.progress import Progress
-from jax_maddness.learn.solve import Learned, encoder
+from jax_maddness.learn.solve import Learned
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -26,7 +26,7 @@ def learn_oblique(
     bar.stage("oblique trees")
     bar.expect(oblique.STEPS // oblique.train.INTERVAL)
     found = oblique.learn(rows.sample, w, num_codebooks, width=config.width, done=bar.step)
-    return Learned(found.trees, encoder(found.trees), found.own, found.ridge)
+    return Learned(found.trees, found.own, found.ridge)
 
 
 def learn_best(

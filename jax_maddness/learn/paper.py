@@ -11,7 +11,7 @@ import numpy as np
 from jax_maddness.core.types import SplitTrees
 from jax_maddness.learn import groups, shapes
 from jax_maddness.learn.progress import Progress
-from jax_maddness.learn.solve import Learned, encoder
+from jax_maddness.learn.solve import Learned
 from jax_maddness.learn.splits import grow_trees
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def learn(rows: Rows, w: np.ndarray, num_codebooks: int, config: FitConfig, bar:
     del w  # plays no part
     dealt = groups.contiguous(rows.num_features, num_codebooks)
     trees = grow_on_groups(rows.sample, dealt, rows.factor, config.num_candidates, bar)
-    return Learned(trees, encoder(trees), groups.owned(dealt, rows.num_features), config.ridge)
+    return Learned(trees, groups.owned(dealt, rows.num_features), config.ridge)
 
 
 def grow_on_groups(

@@ -19,6 +19,7 @@ from jax_maddness.core import checks as op_checks
 from jax_maddness.core.amm import amm
 from jax_maddness.core.types import LEAVES, MaddnessOp
 from jax_maddness.learn import checks, shapes
+from jax_maddness.learn.modes import modes
 from jax_maddness.learn.prototypes import Solution, Statistics, ridge_regression
 from jax_maddness.learn.rows import exponent, in_blocks, power_of_two
 from jax_maddness.learn.solve import RIDGES, encoder, gather, look_up
@@ -56,7 +57,7 @@ def refit_tables(
             f"`targets` has {wanted.shape[0]} rows of {wanted.shape[1]} outputs; expected {len(rows)} of "
             f"{op.num_outputs}, one row for each of `x`."
         )
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with modes():
         return _refitted(op, rows, wanted)
 
 

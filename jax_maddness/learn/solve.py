@@ -35,15 +35,12 @@ class Learned:
 
     Attributes:
       trees: what `encode` takes.
-      encoded: `encode` with these trees, for rows in blocks as `Rows.blocks` yields them: padded features are to be
-        ignored. The steps after it see codes only, wherever they come from.
       own: the features in which the tables shrink toward each codebook's bucket means; None: those it explains best.
       ridge: weight of the penalty, in rows.
       error: on the rows that `trial.Trial` sets aside, before anything was learned from them; None: not known.
     """
 
     trees: Any
-    encoded: Callable[[np.ndarray], UInt8[np.ndarray, "rows codebooks"]]
     own: Bool[np.ndarray, "codebooks features"] | None
     ridge: float
     error: float | None = None
@@ -68,7 +65,7 @@ def gather(
     """The regression's statistics of `(x - mean) * factor`, block by block; codebooks and features are padded.
 
     Args:
-      blocks: rows and which of them count, as `Rows.blocks` yields them.
+      blocks: rows and which of them count, as `BatchedRows.blocks` yields them.
       encoded: rows -> codes.
       mean: of all rows.
       factor: a power of two that brings the largest magnitude near 1.

@@ -18,9 +18,10 @@ import numpy as np
 from jax_maddness.core.types import MaddnessOp, ObliqueTrees, SplitTrees
 from jax_maddness.learn.fit import FitConfig, tables_for
 from jax_maddness.learn.methods import METHODS
+from jax_maddness.learn.modes import modes
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.rows import Rows, exponent, power_of_two
-from jax_maddness.learn.solve import Learned, encoder
+from jax_maddness.learn.solve import Learned
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -51,12 +52,12 @@ def fit_taps(
     w = w * power_of_two(-w_exponent)
     by_position = w.reshape(taps, features, -1).transpose(1, 0, 2).reshape(features, -1)
     positions, rows = Rows.of(patches.reshape(-1, features)), Rows.of(patches)
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        bar.expect(rows.num_blocks + 1)
+    with modes():
+        bar.expect(rows.num_steps + 1)
         learned = METHODS[config.method](positions, by_position, num_codebooks, config, bar)
         trees = repeated(learned.trees, taps)
         own = None if learned.own is None else np.kron(np.eye(taps, dtype=bool), learned.own)
-        learned = Learned(trees, encoder(trees), own, learned.ridge)
+        learned = Learned(trees, own, learned.ridge)
         tables = tables_for(rows, learned, w, w_exponent, bias, bar)
     return MaddnessOp(trees, tables)
 

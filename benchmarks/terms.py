@@ -1,0 +1,133 @@
+"""Where an exact term pays: NMSE on test rows, and time beside XLA's f32 product, with terms of several sizes.
+
+    taskset -c 1 python -m benchmarks.terms [--problems FOLDER] [--only a,b] [--method paper] [--output FOLDER]
+
+A low-rank product by itself, without codes, stands beside them: it is what one would use instead. Times are medians of
+interleaved rounds on `ROWS` rows, with memory kept (`keep_memory`), relative to XLA's f32 product in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import pathlib
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jax_maddness
+from benchmarks import timing
+from benchmarks.contenders import run
+from benchmarks.packaged import Matrices, packaged
+from jax_maddness.learn import terms
+from jax_maddness.learn.rows import Rows
+
+SIZES: tuple[tuple[int, dict[str, int]], ...] = (
+    (16, {}),
+    (16, {"rank": 4}),
+    (16, {"rank": 16}),
+    (32, {}),
+    (32, {"rank": 4}),
+    (16, {"outliers": 4}),
+    (16, {"outliers": 8}),
+)
+"""Codebooks, and the exact term beside them."""
+ALONE = (4, 16, 32)
+"""Ranks of a product without codes."""
+ROWS = 4096
+"""Rows that are timed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """A contender of `timing.interleaved`."""
+
+    call: Callable[[], Any]
+    context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+
+
+def measure(problem: Matrices, method: str, seconds: float) -> list[dict[str, Any]]:
+    """A record for each of `SIZES` and `ALONE` that the problem allows, and for XLA's product."""
+    x = jnp.asarray(np.resize(problem.x_test, (ROWS, problem.x_test.shape[1])))
+    w, b = jnp.asarray(problem.w), jnp.asarray(problem.b)
+    exact = problem.x_test @ problem.w + problem.b
+    spread = np.square(exact - (problem.x_train.mean(0, dtype=np.float64) @ problem.w + problem.b)).sum()
+    rows = Rows.of(problem.x_train)
+    names, errors, calls = ["XLA f32"], [0.0], [run(lambda x, w, b: x @ w + b, x, w, b)]
+
+    def add(name: str, f: Callable[..., jax.Array], *operands: Any) -> None:
+        y = np.asarray(jax.jit(f)(jnp.asarray(problem.x_test), *operands), np.float64)
+        names.append(name)
+        errors.append(float(np.square(y - exact).sum() / spread))
+        calls.append(run(f, x, *operands))
+
+    most = min(problem.w.shape)
+    for codebooks, term in (s for s in SIZES if s[0] <= len(problem.w) and s[1].get("rank", 0) <= most):
+        print(f"{problem.name}: C = {codebooks} {term}", file=sys.stderr, flush=True)
+        config = jax_maddness.FitConfig(method, **term)
+        op = jax_maddness.fit(problem.x_train, problem.w, problem.b, num_codebooks=codebooks, config=config)
+        add(named(codebooks, term), jax_maddness.amm, op)
+    for rank in (r for r in ALONE if r <= most):
+        low, rest = terms.split(rows, problem.w, jax_maddness.FitConfig(rank=rank))
+        assert low is not None
+        offset = jnp.asarray(rows.mean @ rest + problem.b, jnp.float32)
+        add(f"rank {rank} alone", lambda x, down, up, b: (x @ down) @ up + b, low.down, low.up, offset)
+    figures = timing.interleaved([Timed(call) for call in calls], seconds=seconds, rounds=(5, 25))
+    ratios = [statistics.median(a / b for a, b in zip(own, figures[0], strict=True)) for own in figures]
+    shape = {"problem": problem.name, "features": w.shape[0], "outputs": w.shape[1], "method": method}
+    found = zip(names, errors, figures, ratios, strict=True)
+    return [{**shape, "name": n, "nmse": e, "ms": statistics.median(t), "ratio": r} for n, e, t, r in found]
+
+
+def named(codebooks: int, term: dict[str, int]) -> str:
+    """What the table calls it.
+
+    Example:
+      >>> named(16, {"rank": 4}), named(32, {})
+      ('C = 16, rank 4', 'C = 32')
+    """
+    return ", ".join([f"C = {codebooks}", *(f"{name} {size}" for name, size in term.items())])
+
+
+def markdown(records: Sequence[dict[str, Any]]) -> str:
+    """A row per size, a column per problem: NMSE, and the time in per cent of XLA's."""
+    problems = {r["problem"]: f"{r['problem']} {r['features']} x {r['outputs']}" for r in records}
+    lines = ["| | " + " | ".join(problems.values()) + " |", "|---" * (1 + len(problems)) + "|"]
+    for name in dict.fromkeys(r["name"] for r in records):
+        found = {r["problem"]: f"{r['nmse']:.4f}, {100 * r['ratio']:.0f} %" for r in records if r["name"] == name}
+        lines.append(f"| {name} | " + " | ".join(found.get(p, "") for p in problems) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, prints the table, writes it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", type=pathlib.Path, help="a folder of .npz; without it, scikit-learn's data")
+    parser.add_argument("--only", type=lambda s: s.split(","), help="names of problems")
+    parser.add_argument("--method", default="paper")
+    parser.add_argument("--seconds", type=float, default=6, help="of timing, for each problem")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/terms"))
+    args = parser.parse_args(argv)
+    jax_maddness.keep_memory()
+    problems: Iterable[Matrices] = packaged()
+    if args.problems:
+        problems = map(Matrices.load, sorted(args.problems.glob("*.npz")))
+    records: list[dict[str, Any]] = []
+    for problem in (p for p in problems if args.only is None or p.name in args.only):
+        records += measure(problem, args.method, args.seconds)
+    text = markdown(records)
+    print(text)
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "terms.json").write_text(json.dumps(records, indent=1))
+    (args.output / "terms.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
