@@ -9,7 +9,6 @@ interleaved rounds on `ROWS` rows, with memory kept (`keep_memory`), relative to
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import contextlib
 import dataclasses
 import json
@@ -30,7 +29,7 @@ from benchmarks.packaged import Matrices, packaged
 from jax_maddness.learn import terms
 from jax_maddness.learn.rows import Rows
 
-SIZES: tuple[tuple[int, dict[str, int]], ...] = (
+SIZES: tuple[tuple[int, dict[str, Any]], ...] = (
     (16, {}),
     (16, {"rank": 4}),
     (16, {"rank": 16}),

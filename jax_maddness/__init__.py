@@ -3,8 +3,15 @@
     op = jax_maddness.fit(x_train, w, bias=b, num_codebooks=32)
     y = jax.jit(jax_maddness.amm)(x, op)
 
-Then `y` approximates `x @ w + b`, by look-ups.
+Then `y` approximates `x @ w + b`, by look-ups. With Flax, layers of a trained model are replaced by rules:
+
+    fast = jax_maddness.replace(model, [Rule("encoder/.*", num_codebooks=64)], batches)
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from jax_maddness.core.aggregate import aggregate
 from jax_maddness.core.amm import amm
@@ -30,6 +37,14 @@ from jax_maddness.retrieval.files import load_index, save_index
 from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.search import search
 from jax_maddness.retrieval.sharding import shard_index
+
+if TYPE_CHECKING:
+    from jax_maddness.nn import Captured as Captured
+    from jax_maddness.nn import Rule as Rule
+    from jax_maddness.nn import capture as capture
+    from jax_maddness.nn import load_model as load_model
+    from jax_maddness.nn import replace as replace
+    from jax_maddness.nn import save_model as save_model
 
 __version__ = "0.1.0"
 
@@ -69,3 +84,19 @@ __all__ = [
     "top_k",
     "with_few_rows_layout",
 ]
+
+_WITH_FLAX = ("Captured", "Rule", "capture", "load_model", "replace", "save_model")
+"""What `jax_maddness.nn` adds; it is imported when one of these is first asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WITH_FLAX:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module("jax_maddness.nn"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "flax":
+            raise
+        raise ModuleNotFoundError(
+            f"`jax_maddness.{name}` needs Flax: pip install 'jax_maddness[flax]'", name=error.name
+        ) from error

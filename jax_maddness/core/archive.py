@@ -1,4 +1,4 @@
-"""A stable, versioned file of arrays: what `save` and `save_index` share.
+"""A stable, versioned file of arrays: what `save`, `save_index` and `save_model` share.
 
 The file is a zip archive of plain members, stored without compression, as NumPy's `.npz` is:
 
@@ -62,6 +62,7 @@ def read(
     newest: int,
     noun: str,
     assemble: Callable[[dict[str, Any], Reader], _T],
+    dtypes: tuple[str, ...] = DTYPES,
 ) -> _T:
     """What `assemble` makes of the header, which is whole and of a version up to `newest`, and of the arrays.
 
@@ -72,7 +73,7 @@ def read(
     try:
         with zipfile.ZipFile(path) as archive:
             header = _header(archive, kind, newest)
-            return assemble(header, lambda: _arrays(archive, header["arrays"]))
+            return assemble(header, lambda: _arrays(archive, header["arrays"], dtypes))
     except FileNotFoundError:
         raise
     except (
@@ -90,11 +91,11 @@ def read(
         raise ValueError(f"{os.fspath(path)!r} cannot be loaded as {noun}: {error}") from error
 
 
-def _arrays(archive: zipfile.ZipFile, described: dict[str, Any]) -> dict[str, np.ndarray]:
+def _arrays(archive: zipfile.ZipFile, described: dict[str, Any], dtypes: tuple[str, ...]) -> dict[str, np.ndarray]:
     members = {_HEADER, *(f"{name}.npy" for name in described)}
     if sorted(archive.namelist()) != sorted(members):
         raise ValueError(f"it has the members {archive.namelist()!r:.200}; expected {sorted(members)}.")
-    return {name: _array(archive, name, described[name]) for name in described}
+    return {name: _array(archive, name, described[name], dtypes) for name in described}
 
 
 def _header(archive: zipfile.ZipFile, kind: str, newest: int) -> dict[str, Any]:
@@ -118,13 +119,13 @@ def digest_header(header: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _array(archive: zipfile.ZipFile, name: str, described: dict[str, Any]) -> np.ndarray:
+def _array(archive: zipfile.ZipFile, name: str, described: dict[str, Any], dtypes: tuple[str, ...]) -> np.ndarray:
     info = archive.getinfo(f"{name}.npy")
     if info.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{info.filename} is compressed; expected it stored.")
     stored = np.lib.format.read_array(io.BytesIO(archive.read(info)), allow_pickle=False)
-    if described.get("dtype") not in DTYPES:
-        raise ValueError(f"{name} has dtype {described.get('dtype')!r}; expected one of {', '.join(DTYPES)}.")
+    if described.get("dtype") not in dtypes:
+        raise ValueError(f"{name} has dtype {described.get('dtype')!r}; expected one of {', '.join(dtypes)}.")
     dtype = jnp.dtype(described["dtype"])
     if stored.dtype != _stored_dtype(dtype):
         raise ValueError(f"{name} is stored as {stored.dtype}; expected {_stored_dtype(dtype)} for {dtype}.")

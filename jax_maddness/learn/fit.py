@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import numpy as np
 
-from jax_maddness.core.types import MaddnessOp
+from jax_maddness.core.types import LookupTables, MaddnessOp
 from jax_maddness.learn import checks, oblique, terms
 from jax_maddness.learn.methods import METHODS
 from jax_maddness.learn.modes import modes
 from jax_maddness.learn.objective import Objective
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.rows import Rows, exponent, power_of_two
-from jax_maddness.learn.solve import look_up, padded_own, solve
+from jax_maddness.learn.solve import Learned, look_up, padded_own, solve
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -160,12 +160,25 @@ def learn(
         bar.expect(rows.num_steps + 1)
         bar.stage("splits")
         learned = rows.agreed(METHODS[config.method](rows, w, num_codebooks, config, bar))
-        bar.stage("prototypes")
-        statistics = rows.statistics(learned.trees, bar.step)
-        bar.stage("tables")
-        found = learned.tables or solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
-        constant = np.ldexp(rows.mean, -rows.exponent) @ w.astype(np.float64)
-        used = np.asarray(statistics.counts) > 0
-        tables = look_up(found, used, constant, rows.exponent + w_exponent, bias, num_codebooks)
-        bar.step()
+        tables = tables_for(rows, learned, w, w_exponent, bias, bar)
         return rows.agreed(MaddnessOp(learned.trees, tables, exact=exact))
+
+
+def tables_for(
+    rows: Rows,
+    learned: Learned,
+    w: Float[np.ndarray, "features outputs"],
+    w_exponent: int,
+    bias: Float[np.ndarray, " outputs"],
+    bar: Progress,
+) -> LookupTables:
+    """Tables of `x @ (2**w_exponent * w) + bias` for trees that have been learned: what all methods share."""
+    bar.stage("prototypes")
+    statistics = rows.statistics(learned.trees, bar.step)
+    bar.stage("tables")
+    found = learned.tables or solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
+    constant = np.ldexp(rows.mean, -rows.exponent) @ w.astype(np.float64)
+    used = np.asarray(statistics.counts) > 0
+    tables = look_up(found, used, constant, rows.exponent + w_exponent, bias, learned.trees.num_codebooks)
+    bar.step()
+    return tables

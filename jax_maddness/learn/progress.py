@@ -10,7 +10,7 @@ _DELAY = 2.0  # seconds: shorter fits stay silent
 
 
 class Progress:
-    """Counts the steps of a fit: silent for the first seconds if `show` is None, always or never if True or False."""
+    """Counts the steps of what is done: silent for the first seconds if `show` is None, always or never otherwise."""
 
     def __init__(self, show: bool | None, of: str = "fit"):
         self._of = of

@@ -1,0 +1,122 @@
+"""op, rows, targets -> op: the same trees, with tables that say what is wanted of these rows.
+
+`fit` learns `x @ w + b` of the rows that it sees. Where rows are not what they were, because the layers before are
+approximate as well, what is wanted is not their product but the exact model's value. The op's own answer misses it by
+`r = targets - amm(x, op)`; ridge regression of `r` on the codes corrects the tables, and shrinks toward what they say:
+with few rows, or nothing to gain, the op stays as it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_maddness.core import checks as op_checks
+from jax_maddness.core.amm import amm
+from jax_maddness.core.types import LEAVES, MaddnessOp
+from jax_maddness.learn import checks, shapes
+from jax_maddness.learn.modes import modes
+from jax_maddness.learn.prototypes import Solution, Statistics, ridge_regression
+from jax_maddness.learn.rows import exponent, in_blocks, power_of_two
+from jax_maddness.learn.solve import RIDGES, encoder, gather, look_up
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Float
+
+ASIDE = 0.15
+"""Share of the rows on which the penalty is chosen, at most `MOST_ASIDE`."""
+MOST_ASIDE = 4096
+
+
+def refit_tables(
+    op: MaddnessOp, x: Float[ArrayLike, "... features"], targets: Float[ArrayLike, "... outputs"]
+) -> MaddnessOp:
+    """`op` with tables such that `amm(x, op)` approximates `targets`, and trees and weights as they are.
+
+    Args:
+      op: what `fit` learned, from rows like `x`.
+      x: rows; leading dimensions are flattened.
+      targets: what is wanted for each of them.
+
+    Returns:
+      The new op, or `op` itself where rows held out say that no correction helps.
+
+    Raises:
+      TypeError, ValueError: `op` is not a single op, or the arrays do not match it or each other.
+    """
+    op_checks.op(op)
+    rows, wanted = checks.samples(x, "x"), checks.samples(targets, "targets")
+    op_checks.rows(jnp.asarray(rows[:1]), op.trees)
+    if wanted.shape != (len(rows), op.num_outputs):
+        raise ValueError(
+            f"`targets` has {wanted.shape[0]} rows of {wanted.shape[1]} outputs; expected {len(rows)} of "
+            f"{op.num_outputs}, one row for each of `x`."
+        )
+    with modes():
+        return _refitted(op, rows, wanted)
+
+
+def _refitted(op: MaddnessOp, x: np.ndarray, targets: np.ndarray) -> MaddnessOp:
+    missing = targets - np.asarray(jax.jit(amm)(x, op))
+    codes = encoder(op.trees)(x)
+    order = np.random.default_rng(0).permutation(len(x))
+    aside, train = np.split(order, [min(max(1, round(ASIDE * len(x))), MOST_ASIDE, len(x) - 1)])
+    best, least = None, float((missing[aside].astype(np.float64) ** 2).sum())
+    trial = _Residual.of(codes[train], missing[train])
+    for ridge in RIDGES:
+        tables, intercept = trial.solved(ridge)
+        said = tables[np.arange(codes.shape[1]), codes[aside]].sum(1) + intercept
+        error = float(((said - missing[aside]) ** 2).sum())
+        if error < least:
+            best, least = ridge, error
+    if best is None:
+        return op
+    whole = _Residual.of(codes, missing)
+    tables, intercept = whole.solved(best)
+    old = np.asarray(op.tables.values, np.float64).transpose(1, 2, 0) * np.asarray(op.tables.scale, np.float64)
+    found = Solution(
+        jnp.asarray((old + tables).reshape(-1, op.num_outputs), jnp.float32), *np.zeros((2, 1), np.float32)
+    )
+    constant = np.asarray(op.tables.offset, np.float64) + intercept
+    used = np.asarray(whole.statistics.counts)[: len(found.weights)] > 0
+    return MaddnessOp(
+        op.trees, look_up(found, used, constant, 0, np.zeros(op.num_outputs), op.num_codebooks), op.weights
+    )
+
+
+class _Residual(NamedTuple):
+    """What regression needs to know of the residual: see `Statistics`."""
+
+    statistics: Statistics
+    codebooks: int
+    rows: int
+    mean: Float[np.ndarray, " outputs"]
+    power: int
+
+    @classmethod
+    def of(cls, codes: np.ndarray, residual: np.ndarray) -> _Residual:
+        mean, power = residual.mean(0, dtype=np.float64), exponent(float(np.abs(residual).max()))
+        blocks = in_blocks([residual], len(residual), residual.shape[1])
+        numbers = itertools.count()
+
+        def next_codes(block: np.ndarray) -> np.ndarray:
+            start = next(numbers) * len(block)
+            return shapes.pad(codes[start : start + len(block)], len(block), codes.shape[1])
+
+        statistics = gather(blocks, next_codes, mean, power_of_two(-power))
+        return cls(statistics, codes.shape[1], len(residual), mean, power)
+
+    def solved(self, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+        """Corrections [codebooks, 16, outputs], and one for every row."""
+        found = _solve(self.statistics.gram, self.statistics.sums, self.rows, ridge)
+        weights = np.ldexp(np.asarray(found.weights, np.float64), self.power)[:, : len(self.mean)]
+        intercept = np.ldexp(np.asarray(found.intercept, np.float64), self.power)[: len(self.mean)] + self.mean
+        return weights.reshape(-1, LEAVES, len(self.mean))[: self.codebooks], intercept
+
+
+_solve = jax.jit(ridge_regression)

@@ -1,0 +1,14 @@
+"""Flax models: replaces layers of a trained model by look-ups, by rules. nnx and linen alike.
+
+    fast = jax_maddness.replace(model, [Rule(".*head", skip=True), Rule("encoder/.*", num_codebooks=64)], batches)
+
+Flax is an optional dependency: `pip install jax_maddness[flax]`.
+"""
+
+from jax_maddness.nn.capture import Captured, capture
+from jax_maddness.nn.diff import Change, Diff
+from jax_maddness.nn.files import load_model, save_model
+from jax_maddness.nn.replace import replace
+from jax_maddness.nn.rules import Rule
+
+__all__ = ["Captured", "Change", "Diff", "Rule", "capture", "load_model", "replace", "save_model"]

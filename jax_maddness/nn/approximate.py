@@ -1,0 +1,149 @@
+"""x, op -> what a replaced layer returns. Pure JAX, no Flax: both kinds of layers call `approximate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_maddness.core.aggregate import aggregate
+from jax_maddness.core.amm import amm
+from jax_maddness.core.checks import ROW_DTYPES
+from jax_maddness.core.encode import encode
+from jax_maddness.core.types import LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
+from jax_maddness.nn.convolution import Convolution
+from jax_maddness.nn.forms import Contraction
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from jaxtyping import Array
+
+_TREES = {kind.__name__: kind for kind in (SplitTrees, ObliqueTrees)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """All that is static about a replaced layer.
+
+    Attributes:
+      form: how its input becomes rows.
+      dtype: what the layer computes in, and returns; None: what its input and `param_dtype` promote to.
+      param_dtype: of the kernel that was.
+      owner: where the arrays of the op are: the layer's path, or one that layers with the same input share.
+      trees: which kind.
+      num_features: of a row, or of a position where codes are shared.
+      shared: positions are encoded, and their codes shared among a convolution's taps.
+      steps: over so many steps of a scan the arrays are stacked; 0: they are not.
+      part: which of the op's outputs are this layer's, `[start, stop)`; None: all.
+    """
+
+    form: Contraction | Convolution
+    dtype: str | None
+    param_dtype: str
+    owner: str
+    trees: str
+    num_features: int | None
+    shared: bool = False
+    steps: int = 0
+    part: tuple[int, int] | None = None
+
+    def promoted(self, x: Array) -> Array:
+        """`x` as rows that `amm` takes, in the layer's dtype where it is one of those."""
+        return promoted(x, self.dtype, self.param_dtype)
+
+
+def promoted(x: Array, dtype: str | None, param_dtype: str) -> Array:
+    """`x` in the dtype in which a layer computes, or in float32 where `amm` does not know that one."""
+    wanted = jnp.dtype(dtype) if dtype else jnp.promote_types(x.dtype, jnp.dtype(param_dtype))
+    return x.astype(wanted if wanted in ROW_DTYPES else jnp.float32)
+
+
+def to_arrays(op: MaddnessOp) -> dict[str, Array]:
+    """The arrays of `op` by name: what modules hold and files contain."""
+    found = {f"trees_{f.name}": getattr(op.trees, f.name) for f in dataclasses.fields(op.trees)}
+    found |= {f"tables_{f.name}": getattr(op.tables, f.name) for f in dataclasses.fields(op.tables)}
+    found["weights"] = op.weights
+    del found["trees_num_features"]
+    return {name: array for name, array in found.items() if array is not None}
+
+
+def to_op(spec: Spec, arrays: Mapping[str, Any]) -> MaddnessOp:
+    """The op that `to_arrays` took apart."""
+    parts: dict[str, dict[str, Any]] = {"trees": {}, "tables": {}}
+    for name, array in arrays.items():
+        if name != "weights":
+            part, field = name.split("_", 1)
+            parts[part][field] = array
+    trees = _TREES[spec.trees](num_features=spec.num_features, **parts["trees"])
+    return MaddnessOp(trees, LookupTables(**parts["tables"]), arrays.get("weights"))
+
+
+def approximate(x: Array, spec: Spec, op: MaddnessOp) -> Array:
+    """What the layer returns for `x`, by look-ups.
+
+    Ops of convolutions with several groups are stacked, an op for each. An op whose codes are shared among taps has
+    trees for one position, and tables for the codes of all taps, tap by tap.
+    """
+    result = jnp.dtype(spec.dtype) if spec.dtype else jnp.promote_types(x.dtype, jnp.dtype(spec.param_dtype))
+    form, rows = spec.form, spec.promoted(x)
+    if isinstance(form, Contraction):
+        y = amm(form.rows(rows), op)
+    elif spec.shared:
+        y = _by_position(rows, form, op)
+    else:
+        y = form.map_patches(functools.partial(_by_group, op=op), rows)
+    if spec.part is not None:
+        y = y[..., spec.part[0] : spec.part[1]]
+    return form.output(y, x).astype(result)
+
+
+def _by_group(patches: Array, op: MaddnessOp) -> Array:
+    """[..., groups, D] -> [..., M], an op per group if there are several."""
+    if patches.shape[-2] == 1:
+        return amm(patches[..., 0, :], op)
+    y = jax.vmap(amm, (-2, 0), -2)(patches, op)
+    return y.reshape(*y.shape[:-2], -1)
+
+
+def _by_position(x: Array, form: Convolution, op: MaddnessOp) -> Array:
+    """Encodes every position once; each output aggregates the codes that its taps see."""
+    out, padded = form.out_positions(x), form.padded(x)
+    if form.groups == 1:
+        codes = form.gathered(encode(padded, op.trees), out)
+        sums = aggregate(codes.reshape(*codes.shape[:-2], -1), op.tables)
+    else:
+        grouped = padded.reshape(*padded.shape[:-1], form.groups, -1)
+        codes = form.gathered(jax.vmap(encode, (-2, 0), -2)(grouped, op.trees), out)  # [..., taps, groups, codebooks]
+        codes = jnp.moveaxis(codes, -2, -3)
+        sums = jax.vmap(aggregate, (-2, 0), -2)(codes.reshape(*codes.shape[:-2], -1), op.tables)
+    y = (op.tables.scale * sums.astype(jnp.float32) + op.tables.offset).astype(x.dtype)
+    y = y.reshape(len(padded), *out, -1)
+    return y if op.weights is None else y + _straight_through(padded, op.weights, form, out)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _straight_through(padded: Array, weights: Array, form: Convolution, out: tuple[int, ...]) -> Array:
+    """Zeros whose derivative is that of the exact convolution, as `amm` has it for the exact product."""
+    outputs = weights.shape[-1] * form.groups
+    return jnp.zeros((len(padded), *out, outputs), padded.dtype)
+
+
+@_straight_through.defjvp
+def _straight_through_jvp(form: Convolution, out: tuple[int, ...], primals: tuple, tangents: tuple) -> tuple:
+    (padded, weights), (d_padded, d_weights) = primals, tangents
+
+    def product(x: Array, w: Array) -> Array:
+        kernel = jnp.moveaxis(w.reshape(form.groups, -1, w.shape[-1]), 0, 1)
+        kernel = kernel.reshape(*form.size, -1, form.groups * w.shape[-1]).astype(x.dtype)
+        spatial = "DHW"[-len(form.size) :]
+        layout = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+        return jax.lax.conv_general_dilated(
+            x, kernel, form.strides, "VALID", None, form.dilation, layout, feature_group_count=form.groups
+        )
+
+    zeros = _straight_through(padded, weights, form, out)
+    return zeros, product(d_padded, weights) + product(padded, d_weights)

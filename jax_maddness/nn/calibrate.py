@@ -1,0 +1,210 @@
+"""rows that layers saw -> ops: one for each layer that is replaced, or one for layers that read the same array."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_maddness.core.amm import amm
+from jax_maddness.core.types import MaddnessOp, ObliqueTrees
+from jax_maddness.learn import checks
+from jax_maddness.learn.fit import FitConfig, learn
+from jax_maddness.learn.progress import Progress
+from jax_maddness.learn.refit import refit_tables
+from jax_maddness.learn.rows import Rows
+from jax_maddness.learn.taps import first_tap, fit_taps
+from jax_maddness.nn.approximate import Spec, to_arrays
+from jax_maddness.nn.capture import Captured, record
+from jax_maddness.nn.convolution import Convolution
+from jax_maddness.nn.forms import Contraction
+from jax_maddness.nn.layers import Layer
+from jax_maddness.nn.model import Model
+from jax_maddness.nn.rules import Rule
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+ASIDE = 0.15
+"""Share of the rows on which "shared" and "patches" are compared."""
+CLOSE = 1.05
+"""Codes are shared among taps unless patches have an error smaller by more than this factor."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """Layers that get one op: one layer, or several with the same input."""
+
+    layers: tuple[Layer, ...]
+    rule: Rule
+
+    @property
+    def owner(self) -> str:
+        """Where the op's arrays are."""
+        first = self.layers[0]
+        if len(self.layers) == 1:
+            return first.path
+        joined = "+".join(layer.path.rpartition("/")[2] for layer in self.layers)
+        return f"{first.parent}/{joined}" if first.parent else joined
+
+    @property
+    def num_codebooks(self) -> int:
+        """C of the op: for a convolution of patches, whichever way it is encoded."""
+        return self.rule.codebooks(self.layers[0].shape[0])
+
+    @property
+    def w(self) -> np.ndarray:
+        """[steps or 1, groups, D, M of all]."""
+        return np.concatenate([layer.weights() for layer in self.layers], -1)
+
+    @property
+    def bias(self) -> np.ndarray:
+        """[steps or 1, groups, M of all]."""
+        return np.concatenate([layer.biases() for layer in self.layers], -1)
+
+
+def units(chosen: Sequence[tuple[Layer, Rule]]) -> list[Unit]:
+    """Layers that read the same array together, in the order of their first calls."""
+    found: dict[Any, list[tuple[Layer, Rule]]] = {}
+    for layer, rule in chosen:
+        found.setdefault(_reads(layer) if rule.share else layer.path, []).append((layer, rule))
+    return [Unit(tuple(layer for layer, _ in group), group[0][1]) for group in found.values()]
+
+
+def _reads(layer: Layer) -> Any:
+    """Equal for layers whose rows are the same; a layer that is called more than once is alone."""
+    form = layer.form
+    if not isinstance(form, Contraction) or len(layer.calls) != 1:
+        return layer.path
+    free = [name for name in form.out if name in form.lhs]
+    contracted = [name for name in form.rhs if name in form.lhs]
+    return (
+        layer.parent,
+        id(layer.calls[0].x),
+        form.lhs,
+        *free,
+        *contracted,
+        layer.dtype,
+        layer.param_dtype,
+        layer.steps,
+    )
+
+
+Learned = tuple[MaddnessOp, bool]
+"""An op, stacked over steps and groups where there are several; and whether it shares codes among taps."""
+
+
+def independent(found: Captured, to_learn: Sequence[Unit], keep_weights: bool, progress: bool | None) -> list[Learned]:
+    """Each op from what its layer saw in the exact model."""
+    with Progress(progress, "learn") as bar:
+        return [learn_unit(unit, found.rows[unit.layers[0].path], keep_weights, bar) for unit in to_learn]
+
+
+def on_prefix(
+    model: Model,
+    found: Captured,
+    to_learn: Sequence[Unit],
+    batches: Callable[[], Iterator[Any]],
+    keep_weights: bool,
+    limits: tuple[int, int],
+    progress: bool | None,
+) -> list[Learned]:
+    """Each op from what its layer sees where all before it are replaced, and for the exact model's values.
+
+    `found` has the same rows of the exact model.
+    """
+    current, ops = model, []
+    with Progress(progress, "learn") as bar:
+        for unit in to_learn:
+            path = unit.layers[0].path
+            drifted = record(current, unit.layers[:1], batches(), *limits, progress=False).rows[path]
+            op = learn_unit(unit, drifted, keep_weights, bar, exact=found.rows[path])
+            ops.append(op)
+            specs = specs_of(unit, *op)
+            current = current.replaced(specs, {unit.owner: to_arrays(op[0])})
+    return ops
+
+
+def learn_unit(
+    unit: Unit, rows: Sequence[np.ndarray], keep_weights: bool, bar: Progress, exact: Sequence[np.ndarray] | None = None
+) -> Learned:
+    """The op for one unit.
+
+    Args:
+      unit: what is to be learned.
+      rows: `[rows, groups, D]` for each step.
+      keep_weights: keep the kernel in the op, for gradients.
+      bar: shows progress.
+      exact: the same rows in the exact model, whose products are what is wanted; None: `rows` are these.
+    """
+    form, config, w, bias = unit.layers[0].form, unit.rule.config, unit.w, unit.bias
+    assert form is not None
+    shared = isinstance(form, Convolution) and form.taps > 1 and _shares(unit, form, rows, bar)
+    ops = []
+    for step, group in np.ndindex(*w.shape[:2]):
+        x, one_w, one_bias = rows[step][:, group], w[step, group], bias[step, group]
+        op = _learn_one(x, one_w, one_bias, unit.num_codebooks, form, shared, config, bar)
+        if exact is not None:
+            op = refit_tables(op, x, exact[step][:, group] @ one_w + one_bias)
+        if config.method == "auto":  # ops that are stacked have trees of one kind
+            config = dataclasses.replace(config, method="oblique" if isinstance(op.trees, ObliqueTrees) else "axis")
+        op = first_tap(op, form.taps) if shared and isinstance(form, Convolution) else op
+        ops.append(dataclasses.replace(op, weights=jnp.asarray(one_w)) if keep_weights else op)
+    return _stacked(ops, unit.layers[0].steps, form.groups), shared
+
+
+def _stacked(ops: list[MaddnessOp], steps: int, groups: int) -> MaddnessOp:
+    def stack(*arrays: jax.Array) -> jax.Array:
+        lead = (*[steps] * bool(steps), *[groups] * (groups > 1))
+        return jnp.stack(arrays).reshape(*lead, *arrays[0].shape)
+
+    return jax.tree.map(stack, *ops)
+
+
+def _learn_one(
+    x: Float[np.ndarray, "rows features"],
+    w: Float[np.ndarray, "features outputs"],
+    bias: Float[np.ndarray, " outputs"],
+    num_codebooks: int,
+    form: Contraction | Convolution,
+    shared: bool,
+    config: FitConfig,
+    bar: Progress,
+) -> MaddnessOp:
+    w, bias = checks.product(x.shape[1], w, bias)
+    if not shared or not isinstance(form, Convolution):
+        return learn(Rows.of(np.ascontiguousarray(x)), w, bias, num_codebooks, config, bar)
+    each = min(max(1, num_codebooks // form.taps), x.shape[1] // form.taps)
+    return fit_taps(np.ascontiguousarray(x), w, bias, form.taps, each, config, bar)
+
+
+def _shares(unit: Unit, form: Convolution, rows: Sequence[np.ndarray], bar: Progress) -> bool:
+    """Whether codes of positions serve as well as those of patches, judged on the first op's rows set aside."""
+    if unit.rule.conv != "auto":
+        return unit.rule.conv == "shared"
+    x, w, bias = rows[0][:, 0], unit.w[0, 0], unit.bias[0, 0]
+    order = np.random.default_rng(0).permutation(len(x))
+    aside, train = np.split(order, [min(max(1, round(ASIDE * len(x))), len(x) - 1)])
+    errors = []
+    for shared in (True, False):
+        op = _learn_one(x[train], w, bias, unit.num_codebooks, form, shared, unit.rule.config, bar)
+        errors.append(float(np.mean((np.asarray(amm(jnp.asarray(x[aside]), op)) - x[aside] @ w - bias) ** 2)))
+    return errors[0] <= CLOSE * errors[1]
+
+
+def specs_of(unit: Unit, op: MaddnessOp, shared: bool) -> dict[str, Spec]:
+    """How each layer of the unit is replaced."""
+    found, start = {}, 0
+    for layer in unit.layers:
+        assert layer.form is not None
+        part = (start, start + layer.shape[1]) if len(unit.layers) > 1 else None
+        start += layer.shape[1]
+        kind = type(op.trees).__name__
+        found[layer.path] = Spec(
+            layer.form, layer.dtype, layer.param_dtype, unit.owner, kind, op.num_features, shared, layer.steps, part
+        )
+    return found

@@ -1,0 +1,85 @@
+"""Which layers of a model are replaced, and how: ordered rules over paths; the first that matches decides."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from jax_maddness.learn import checks
+from jax_maddness.learn.fit import FitConfig
+from jax_maddness.nn.layers import Layer
+
+CONVOLUTIONS = ("auto", "shared", "patches")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What happens to the layers whose path matches `pattern`.
+
+    Attributes:
+      pattern: a regular expression for the whole path (`re.fullmatch`), for example `"encoder/.*/mlp/.*"`. A path is
+        the names of attributes, or positions in lists, that lead from the model to the layer, joined by "/"; a model
+        that is one layer has the path "".
+      num_codebooks: C of each layer's op; None: one for every 16 features that one multiplication sees.
+      skip: leave these layers as they are.
+      config: how their ops are learned.
+      conv: convolutions encode each position once and share the codes among the taps (`"shared"`), or encode whole
+        patches (`"patches"`); `"auto"` takes what has the smaller error on rows held out.
+      share: layers of one parent that read the same array, as query, key and value do, share one op, whose codes are
+        found once. With `num_codebooks` of that rule.
+    """
+
+    pattern: str
+    num_codebooks: int | None = None
+    skip: bool = False
+    config: FitConfig = dataclasses.field(default_factory=FitConfig)
+    conv: str = "auto"
+    share: bool = True
+
+    def __post_init__(self) -> None:
+        checks.kind(self.pattern, str, "pattern")
+        checks.kind(self.config, FitConfig, "config")
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(
+                f"`pattern` {self.pattern!r} is not a regular expression: {error}. A glob's `*` is written `.*`."
+            ) from error
+        if self.num_codebooks is not None and (not isinstance(self.num_codebooks, int) or self.num_codebooks < 1):
+            raise ValueError(
+                f"`num_codebooks` is {self.num_codebooks!r}; expected an integer >= 1, or None for one per 16 features."
+            )
+        if self.conv not in CONVOLUTIONS:
+            raise ValueError(f"`conv` is {self.conv!r}; expected one of: {', '.join(map(repr, CONVOLUTIONS))}.")
+
+    def codebooks(self, num_features: int) -> int:
+        """C for a product of so many features: never more than one per feature."""
+        return min(self.num_codebooks or max(1, num_features // 16), num_features)
+
+
+def check(rules: Rule | Sequence[Rule]) -> tuple[Rule, ...]:
+    """`rules` as a tuple; a single rule is a list of one."""
+    rules = (rules,) if isinstance(rules, Rule) else tuple(rules)
+    for rule in rules:
+        checks.kind(rule, Rule, "rules")
+    if not rules:
+        raise ValueError("`rules` is empty, so no layer would be replaced. Pass `[Rule('.*')]` for all of them.")
+    return rules
+
+
+def first_match(rules: Sequence[Rule], *paths: str) -> Rule | None:
+    """The first rule whose pattern matches the whole of a path; a layer that is in several places has several.
+
+    Example:
+      >>> rules = [Rule("head", skip=True), Rule(".*", num_codebooks=4)]
+      >>> first_match(rules, "head").skip, first_match(rules, "body/0").num_codebooks
+      (True, 4)
+    """
+    return next((rule for rule in rules if any(re.fullmatch(rule.pattern, path) for path in paths)), None)
+
+
+def decide(layers: Sequence[Layer], rules: Sequence[Rule]) -> list[tuple[Layer, Rule]]:
+    """The layers that are replaced, each with its rule."""
+    found = [(layer, first_match(rules, layer.path, *layer.others)) for layer in layers if not layer.reason]
+    return [(layer, rule) for layer, rule in found if rule is not None and not rule.skip]
