@@ -8,6 +8,7 @@ with few rows, or nothing to gain, the op stays as it is.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,12 +18,13 @@ import numpy as np
 
 from jax_maddness.core import checks as op_checks
 from jax_maddness.core.amm import amm
+from jax_maddness.core.encode import encode
 from jax_maddness.core.types import LEAVES, MaddnessOp
 from jax_maddness.learn import checks, shapes
 from jax_maddness.learn.modes import modes
 from jax_maddness.learn.prototypes import Solution, Statistics, ridge_regression
 from jax_maddness.learn.rows import exponent, in_blocks, power_of_two
-from jax_maddness.learn.solve import RIDGES, encoder, gather, look_up
+from jax_maddness.learn.solve import RIDGES, gather, look_up
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -63,7 +65,7 @@ def refit_tables(
 
 def _refitted(op: MaddnessOp, x: np.ndarray, targets: np.ndarray) -> MaddnessOp:
     missing = targets - np.asarray(jax.jit(amm)(x, op))
-    codes = encoder(op.trees)(x)
+    codes = np.asarray(jax.jit(encode)(x, op.trees))
     order = np.random.default_rng(0).permutation(len(x))
     aside, train = np.split(order, [min(max(1, round(ASIDE * len(x))), MOST_ASIDE, len(x) - 1)])
     best, least = None, float((missing[aside].astype(np.float64) ** 2).sum())
@@ -77,16 +79,13 @@ def _refitted(op: MaddnessOp, x: np.ndarray, targets: np.ndarray) -> MaddnessOp:
     if best is None:
         return op
     whole = _Residual.of(codes, missing)
-    tables, intercept = whole.solved(best)
+    more, intercept = whole.solved(best)
     old = np.asarray(op.tables.values, np.float64).transpose(1, 2, 0) * np.asarray(op.tables.scale, np.float64)
-    found = Solution(
-        jnp.asarray((old + tables).reshape(-1, op.num_outputs), jnp.float32), *np.zeros((2, 1), np.float32)
-    )
+    found = Solution(jnp.asarray((old + more).reshape(-1, op.num_outputs), jnp.float32), *np.zeros((2, 1), np.float32))
     constant = np.asarray(op.tables.offset, np.float64) + intercept
     used = np.asarray(whole.statistics.counts)[: len(found.weights)] > 0
-    return MaddnessOp(
-        op.trees, look_up(found, used, constant, 0, np.zeros(op.num_outputs), op.num_codebooks), op.weights
-    )
+    looked_up = look_up(found, used, constant, 0, np.zeros(op.num_outputs), op.num_codebooks)
+    return dataclasses.replace(op, tables=looked_up)
 
 
 class _Residual(NamedTuple):

@@ -47,6 +47,11 @@ def fit_taps(
       config: how trees are learned.
       bar: shows progress.
     """
+    if config.rank or config.outliers or config.loss is not None:
+        raise ValueError(
+            "Codes that a convolution's taps share know no exact term and no `loss`. Set neither, or encode patches: "
+            'Rule(..., conv="patches").'
+        )
     features = patches.shape[1] // taps
     w_exponent = exponent(float(np.abs(w).max()))
     w = w * power_of_two(-w_exponent)

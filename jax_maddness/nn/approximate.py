@@ -13,7 +13,7 @@ from jax_maddness.core.aggregate import aggregate
 from jax_maddness.core.amm import amm
 from jax_maddness.core.checks import ROW_DTYPES
 from jax_maddness.core.encode import encode
-from jax_maddness.core.types import LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
+from jax_maddness.core.types import ExactTerm, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
 from jax_maddness.nn.convolution import Convolution
 from jax_maddness.nn.forms import Contraction
 
@@ -66,6 +66,8 @@ def to_arrays(op: MaddnessOp) -> dict[str, Array]:
     """The arrays of `op` by name: what modules hold and files contain."""
     found = {f"trees_{f.name}": getattr(op.trees, f.name) for f in dataclasses.fields(op.trees)}
     found |= {f"tables_{f.name}": getattr(op.tables, f.name) for f in dataclasses.fields(op.tables)}
+    if op.exact is not None:
+        found |= {f"exact_{f.name}": getattr(op.exact, f.name) for f in dataclasses.fields(op.exact)}
     found["weights"] = op.weights
     del found["trees_num_features"]
     return {name: array for name, array in found.items() if array is not None}
@@ -73,13 +75,14 @@ def to_arrays(op: MaddnessOp) -> dict[str, Array]:
 
 def to_op(spec: Spec, arrays: Mapping[str, Any]) -> MaddnessOp:
     """The op that `to_arrays` took apart."""
-    parts: dict[str, dict[str, Any]] = {"trees": {}, "tables": {}}
+    parts: dict[str, dict[str, Any]] = {"trees": {}, "tables": {}, "exact": {}}
     for name, array in arrays.items():
         if name != "weights":
             part, field = name.split("_", 1)
             parts[part][field] = array
     trees = _TREES[spec.trees](num_features=spec.num_features, **parts["trees"])
-    return MaddnessOp(trees, LookupTables(**parts["tables"]), arrays.get("weights"))
+    exact = ExactTerm(**parts["exact"]) if parts["exact"] else None
+    return MaddnessOp(trees, LookupTables(**parts["tables"]), arrays.get("weights"), exact)
 
 
 def approximate(x: Array, spec: Spec, op: MaddnessOp) -> Array:
