@@ -8,7 +8,7 @@ CXX_SOURCES := CMakeLists.txt pyproject.toml $(wildcard xla_ffi/*)
 CXX_TESTS   := $(CXX_SOURCES) $(wildcard xla_ffi/tests/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python test-cpp test-emulated test-aarch64 bench bench-kernels \
+.PHONY: help demo example-search test test-python test-cpp test-emulated test-aarch64 bench bench-kernels bench-search \
   quality bazel-test lint format doctor clean
 
 help:  ## Lists the targets.
@@ -16,6 +16,11 @@ help:  ## Lists the targets.
 
 demo: $(VENV)/.examples  ## Exact, int8 and look-ups side by side on real digits; writes demo.png.
 	$(BIN)/python examples/digits.py --picture demo.png
+
+# Your own words with QUERY="unable to sleep".
+QUERY ?=
+example-search: $(VENV)/.texts  ## WordNet searched by meaning: ten neighbours, and both times; embeds once, minutes.
+	$(BIN)/python -m examples.search $(if $(QUERY),"$(QUERY)")
 
 test: test-python test-cpp test-emulated test-aarch64  ## Every test: Python, C++, and the tiers that are emulated.
 
@@ -61,6 +66,11 @@ bench: $(VENV)/.bench $(BUILD)/bench/.built  ## amm beside XLA f32, bf16, int8 a
 
 bench-kernels: $(BUILD)/bench/.built  ## Look-ups per cycle and cycles per encoding of every tier, without Python.
 	$(BUILD)/bench/xla_ffi/tests/bench_kernels
+
+# More, or less, with SEARCH="--quick"; benchmarks/search.py --help lists the options.
+SEARCH ?=
+bench-search: $(VENV)/.texts $(BUILD)/bench/.built  ## Recall against time, beside exact products, faiss and torch.
+	$(BIN)/python -m benchmarks.search $(SEARCH) --build $(BUILD)/bench --output $(BUILD)/search/results
 
 # Problems of your own with QUALITY="--problems FOLDER", times with QUALITY=--time; benchmarks/quality.py --help lists
 # the options. faiss's rotation is measured where it is installed.

@@ -102,24 +102,33 @@ def xla(x: jax.Array, w: jax.Array) -> Iterator[Contender]:
 
 def torch(x: jax.Array, w: jax.Array, threads: int) -> list[Contender]:
     """torch's dynamically quantised linear layer, where torch is installed and still has it."""
-    if importlib.util.find_spec("torch") is None:
+    model = torch_linear(np.array(w), threads)
+    if model is None:
         return []
+    import torch as pytorch
+
+    rows = pytorch.from_numpy(np.array(x))
+    return [Contender(records.TORCH, "rival", lambda: model(rows), context=pytorch.inference_mode)]
+
+
+def torch_linear(w: np.ndarray, threads: int) -> Callable[[Any], Any] | None:
+    """A tensor [N, D] -> its product with `w [D, M]`, dynamically quantised; None where torch cannot."""
+    if importlib.util.find_spec("torch") is None:
+        return None
     import torch as pytorch
 
     pytorch.set_num_threads(threads)
     linear = pytorch.nn.Linear(w.shape[0], w.shape[1], bias=False)
-    rows = pytorch.from_numpy(np.array(x))
     with pytorch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that this is deprecated: its successor needs a package of its own
-        linear.weight.copy_(pytorch.from_numpy(np.array(w.T)))
+        linear.weight.copy_(pytorch.from_numpy(w.T))
         try:
             quantize = pytorch.ao.quantization.quantize_dynamic
             model = quantize(pytorch.nn.Sequential(linear), {pytorch.nn.Linear}, dtype=pytorch.qint8)
-            model(rows)
+            model(pytorch.zeros(1, w.shape[0]))
         except (AttributeError, RuntimeError, NotImplementedError):
-            return []
-
-    return [Contender(records.TORCH, "rival", lambda: model(rows), context=pytorch.inference_mode)]
+            return None
+    return model
 
 
 def reads(x: jax.Array) -> Iterator[Contender]:

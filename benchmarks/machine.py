@@ -12,7 +12,7 @@ import subprocess
 import time
 from typing import Any
 
-VERSIONS = ("jax_maddness", "jax", "jaxlib", "numpy", "torch")
+VERSIONS = ("jax_maddness", "jax", "jaxlib", "numpy", "torch", "faiss-cpu")
 QUIET = 0.05
 """Processors that others may use while we measure."""
 

@@ -1,4 +1,4 @@
-"""The pictures: look-ups under both limits, and cost along N, M, C and D."""
+"""The pictures: look-ups under both limits, cost along N, M, C and D, and recall against time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks import sweep
 from benchmarks.records import Measurement
 from benchmarks.roofline import Point, bound, roof
+from benchmarks.search_report import Result
 
 COLOURS = ("#0b5fa5", "#d1495b", "#5a8f29", "#8d5aa8", "#7a7a7a")
 STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
@@ -119,3 +120,31 @@ def _one_axis(axes: plt.Axes, axis: str, measured: Sequence[Measurement]) -> Non
         axes.plot(sizes[here], cost[here], "o", markersize=11, markerfacecolor="none", color=COLOURS[1])
     axes.set(xscale="log", yscale="log", xlabel=axis[0], ylabel="ps per look-up", title=f"along {axis}")
     axes.grid(alpha=0.25)
+
+
+def recall(path: pathlib.Path, results: Sequence[Result], least: float, title: str) -> None:
+    """Share of the exact neighbours against time, a line for each method, and numbers of candidates along it."""
+    batches = list(dict.fromkeys(r.batch for r in results))
+    methods = list(dict.fromkeys(r.what for r in results))
+    test = next(iter(results[0].tests))
+    with plt.rc_context(STYLE):
+        size = (6.2 * len(batches), 4.6)
+        figure, grid = plt.subplots(1, len(batches), figsize=size, layout="constrained", squeeze=False, sharey=True)
+        for axes, batch in zip(grid.flat, batches, strict=True):
+            axes.axhline(least, color="black", linewidth=0.8, linestyle=":")
+            for colour, what in zip(COLOURS, methods, strict=False):
+                own = [r for r in results if r.what == what and r.batch == batch]
+                times, shares = [r.query_ms for r in own], [r.tests[test] for r in own]
+                axes.plot(times, shares, "o-" if len(own) > 1 else "D", markersize=5, color=colour, label=what)
+                for r in own if what == methods[1] else ():
+                    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": colour}
+                    axes.annotate(str(r.check or ""), (r.query_ms, r.tests[test]), (-4, 5), ha="right", **style)
+            axes.set(
+                xscale="log", xlabel="ms a query", title=f"{batch} at a time" if batch > 1 else "one query at a time"
+            )
+            axes.grid(alpha=0.25)
+        grid.flat[0].set_ylabel(f"recall@10, {test}")
+        grid.flat[-1].legend(loc="lower right", frameon=False, fontsize=9)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+        figure.savefig(path, dpi=130)
+        plt.close(figure)
