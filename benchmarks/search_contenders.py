@@ -91,6 +91,7 @@ def _faiss_index(what: str, database: np.ndarray, codebooks: int) -> np.ndarray:
     codes = faiss.IndexPQFastScan(features, codebooks, 4, metric)
     rotation = faiss.OPQMatrix(features, codebooks)
     rotation.pq = quantizer = faiss.ProductQuantizer(features, codebooks, 4)  # by itself it would learn 8 bits
+    rotation.max_train_points = 16 * 1024  # 1,024 a prototype; faiss itself takes 256
     rotated = faiss.IndexPreTransform(rotation, codes)
     indices = {
         FAISS_FLAT: lambda: faiss.IndexFlat(features, metric),

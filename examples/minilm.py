@@ -98,6 +98,9 @@ class MiniLM(nnx.Module):
         return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
 
 
+_vectors = nnx.jit(lambda model, tokens: model(tokens))
+
+
 def folder() -> pathlib.Path:
     """Where the package keeps weights and vocabulary.
 
@@ -161,11 +164,14 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def batches(tokens: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches (tokens [batch, length], which [sentences]) of sentences of like length; rows after those are padding."""
+    """Batches (tokens [batch, length], which [sentences]) of sentences of like length; rows after those are padding.
+
+    A batch has `BATCH_TOKENS` tokens, or, where there are fewer sentences of its length, a power of two of them.
+    """
     order = np.argsort([len(row) for row in tokens], kind="stable")
     ends = np.searchsorted([len(tokens[i]) for i in order], LENGTHS, side="right")
     for length, start, end in zip(LENGTHS, [0, *ends[:-1]], ends, strict=True):
-        size = BATCH_TOKENS // length
+        size = min(BATCH_TOKENS // length, 1 << max(0, int(end - start - 1)).bit_length())
         for first in range(start, end, size):
             which = order[first : min(first + size, end)]
             batch = np.full((size, length), PAD, np.int32)
@@ -178,11 +184,9 @@ def embedded(
     texts: Sequence[str], model: MiniLM, tokenizer: Tokenizer, progress: str | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batch after batch, (which of the texts, their vectors); `progress` is what a bar says, where there is one."""
-    graph, state = nnx.split(model)
-    run = jax.jit(lambda state, batch: nnx.merge(graph, state)(batch))
     with tqdm(total=len(texts), desc=progress, unit=" texts", disable=progress is None) as bar:
         for batch, which in batches(tokenize(texts, tokenizer)):
-            yield which, np.asarray(run(state, batch))[: len(which)]
+            yield which, np.asarray(_vectors(model, batch))[: len(which)]
             bar.update(len(which))
 
 
