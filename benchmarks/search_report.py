@@ -100,8 +100,8 @@ def verdicts(title: str, results: Sequence[Result], least: float, targets: Seque
 
 
 def _named(result: Result) -> str:
-    """Candidates, and the share of what is right on the first of the test queries."""
-    return f"{result.check or 'no'} candidates, {next(iter(result.tests.values())):.4f}"
+    """Candidates, if any, and the share of what is right on the first of the test queries."""
+    return f"{result.check} candidates, " * bool(result.check) + f"{next(iter(result.tests.values())):.4f}"
 
 
 def scans(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
