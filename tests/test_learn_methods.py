@@ -66,7 +66,7 @@ def learned_blindly(rows, *args):
     """One leaf per codebook."""
     trees = paper.learn(rows, *args).trees
     trees = dataclasses.replace(trees, thresholds=np.full_like(trees.thresholds, np.finfo(np.float32).max))
-    return solve.Learned(trees, solve.encoder(trees), None, 1.0)
+    return solve.Learned(trees, None, 1.0)
 
 
 def test_few_rows_are_cross_validated(problem, monkeypatch):

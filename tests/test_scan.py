@@ -201,3 +201,19 @@ def test_the_handler_checks_every_size_itself(changes):
     assert np.all(call()[0] == -1)  # count is 0
     with pytest.raises(Exception, match=r"(?i)invalid|wrong"):
         jax.block_until_ready(call(**changes))
+
+
+@pytest.mark.parametrize("best_blocks", [slice(0, None, 16), slice(8, None, 16)])
+def test_a_sample_that_misleads_costs_time_alone(tier, best_blocks):
+    """Kernels start from every 16th block where there are many: here those are the best of all, or the worst."""
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 8, (80, 64, 6), np.uint8)
+    blocks[best_blocks] += 8
+    codes = blocks.reshape(-1, 6)[:-5]
+    tables = np.sort(rng.integers(0, 128, (5, 6, 16), np.uint8), axis=-1)
+    packed = scan.pack(jnp.asarray(codes))
+    for k in (1, 60, 79):
+        sums, positions = jax.jit(scan.scan, static_argnums=3)(packed, tables, len(codes), k)
+        expected = scan.definition(packed, jnp.asarray(tables), jnp.int32(len(codes)), k)
+        np.testing.assert_array_equal(sums, expected[0])
+        np.testing.assert_array_equal(positions, expected[1])
