@@ -96,7 +96,7 @@ def test_vmap_over_rows_ops_and_both(exact_op, x):
     assert_close(both, np.stack([plain(r, op) for r, op in zip(x.reshape(2, 6, 8), ops, strict=True)]))
 
 
-def test_derivatives(tier, exact_op, x, rng):
+def test_derivatives(backend, exact_op, x, rng):
     """Of the rows straight-through, of the term's arrays the true ones, in both modes."""
     g = jnp.float32(rng.standard_normal((12, 6)))
     dx, dop = jax.jit(jax.grad(lambda x, op: (g * amm(x, op)).sum(), (0, 1), allow_int=True))(x, exact_op)

@@ -59,7 +59,7 @@ def test_infinity_and_nan_stay(tier):
     )
 
 
-def test_vmap(tier, rng):
+def test_vmap(backend, rng):
     q, v, p = problem(rng, queries=6)
     folded = jax.vmap(rescore, (0, None, 0))(q.reshape(2, 3, -1), v, p.reshape(2, 3, -1))
     assert_close(folded.reshape(6, -1), expected(q, v, p))
@@ -76,7 +76,7 @@ def test_a_batch_of_queries_is_one_call(rng):
     assert "stablehlo.while" not in text
 
 
-def test_gradients(tier, rng):
+def test_gradients(backend, rng):
     q, v, _ = problem(rng, vectors=5, dtypes=(jnp.bfloat16, jnp.float32))
     positions = jnp.array([[0, 4, 4], [1, 1, 1], [2, -1, 5]], jnp.int32)
     dq, dv = jax.grad(lambda q, v: jnp.where(positions == -1, 0, rescore(q, v, positions))[:, :2].sum(), (0, 1))(q, v)
@@ -86,7 +86,7 @@ def test_gradients(tier, rng):
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
-def test_every_shard_scores_its_own(tier, rng, check_vma):
+def test_every_shard_scores_its_own(backend, rng, check_vma):
     q, v, p = problem(rng, vectors=52)
     mesh = jax.make_mesh((4,), ("v",), axis_types=(jax.sharding.AxisType.Auto,))
     sharded = jax.shard_map(

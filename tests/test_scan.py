@@ -92,7 +92,7 @@ def test_no_queries_and_no_blocks(tier):
     assert np.all(sums == -1) and np.all(positions == -1)  # noqa: PT018 -- one fact
 
 
-def test_vmap(tier, problem):
+def test_vmap(backend, problem):
     codes, tables = problem
 
     def best(codes, tables, count):
@@ -116,7 +116,7 @@ def test_a_batch_of_tables_is_one_call(problem):
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
-def test_every_shard_scans_its_own(tier, rng, problem, check_vma):
+def test_every_shard_scans_its_own(backend, rng, problem, check_vma):
     codes, tables = jnp.asarray(rng.integers(0, 256, (16, 3, 64), np.uint8)), problem[1]
     counts = jnp.array([256, 0, 17, 256], jnp.int32)
     mesh = jax.make_mesh((4,), ("v",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -131,7 +131,7 @@ def test_every_shard_scans_its_own(tier, rng, problem, check_vma):
     assert_same(jax.jit(sharded)(codes, tables, counts), map(np.stack, zip(*wanted, strict=True)))
 
 
-def test_donation_constants_and_loops(tier, problem):
+def test_donation_constants_and_loops(backend, problem):
     codes, tables = problem
     wanted = expected(codes, tables, 900, 7)
     assert_same(jax.jit(lambda n: scan.scan(codes, tables, n, 7))(900), wanted)

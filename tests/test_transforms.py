@@ -19,7 +19,7 @@ def assert_same(actual, desired):
     np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-4)
 
 
-def test_vmap_over_rows(tier, any_op, x):
+def test_vmap_over_rows(backend, any_op, x):
     op = any_op
     batches = x.reshape(2, 3, 2, 8)
     for f in (amm, jax.vmap(amm, (0, None)), jax.vmap(jax.vmap(amm, (0, None)), (0, None))):
@@ -27,7 +27,7 @@ def test_vmap_over_rows(tier, any_op, x):
     assert_same(jax.vmap(amm, (1, None), 1)(batches, op), amm(x, op).reshape(2, 3, 2, 5))
 
 
-def test_vmap_over_ops(tier, rng, make_trees, x):
+def test_vmap_over_ops(backend, rng, make_trees, x):
     ops = [random_op(rng, 8, 3, 5, make_trees=make_trees) for _ in range(3)]
     shared = jax.jit(jax.vmap(amm, (None, 0)))(x, stack(*ops))
     assert_same(shared, jnp.stack([amm(x, o) for o in ops]))
@@ -35,14 +35,14 @@ def test_vmap_over_ops(tier, rng, make_trees, x):
     assert_same(own, jnp.stack([amm(r, o) for r, o in zip(x.reshape(3, 4, 8), ops, strict=True)]))
 
 
-def test_nested_vmap_over_ops_and_rows(tier, rng, op, x):
+def test_nested_vmap_over_ops_and_rows(backend, rng, op, x):
     ops = [[random_op(rng, 8, 3, 5) for _ in range(2)] for _ in range(3)]
     nested = stack(*(stack(*row) for row in ops))
     y = jax.vmap(jax.vmap(jax.vmap(amm, (0, None)), (None, 0)), (None, 0))(x, nested)
     assert_same(y, jnp.stack([jnp.stack([amm(x, o) for o in row]) for row in ops]))
 
 
-def test_vmap_over_a_part_of_the_op(tier, op, x):
+def test_vmap_over_a_part_of_the_op(backend, op, x):
     offsets = jnp.arange(15.0).reshape(3, 5)
     changed = jax.vmap(lambda o: amm(x, _with_offset(op, o)))(offsets)
     assert_same(changed, jnp.stack([amm(x, _with_offset(op, o)) for o in offsets]))
@@ -52,7 +52,7 @@ def _with_offset(op, offset):
     return MaddnessOp(op.trees, type(op.tables)(op.tables.values, op.tables.scale, offset), op.weights)
 
 
-def test_vmap_of_encode_and_aggregate(tier, any_op, x):
+def test_vmap_of_encode_and_aggregate(backend, any_op, x):
     op = any_op
     codes = jax.vmap(encode, (0, None))(x.reshape(3, 4, 8), op.trees)
     np.testing.assert_array_equal(codes.reshape(12, 3), encode(x, op.trees))
@@ -60,11 +60,11 @@ def test_vmap_of_encode_and_aggregate(tier, any_op, x):
     np.testing.assert_array_equal(sums.reshape(12, 5), aggregate(codes.reshape(12, 3), op.tables))
 
 
-def test_vmap_over_an_empty_batch(tier, op):
+def test_vmap_over_an_empty_batch(backend, op):
     assert jax.vmap(amm, (0, None))(jnp.zeros((0, 4, 8)), op).shape == (0, 4, 5)
 
 
-def test_gradient_is_that_of_the_exact_product(tier, op, x):
+def test_gradient_is_that_of_the_exact_product(backend, op, x):
     g = jnp.asarray(np.random.default_rng(1).standard_normal((12, 5)), jnp.float32)
     dx = jax.jit(jax.grad(lambda x: (g * amm(x, op)).sum()))(x)
     np.testing.assert_allclose(dx, g @ op.weights.T, rtol=1e-5, atol=1e-5)
@@ -73,7 +73,7 @@ def test_gradient_is_that_of_the_exact_product(tier, op, x):
     np.testing.assert_allclose(dy, jnp.ones_like(x) @ op.weights, rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_of_the_op(tier, any_op, x):
+def test_gradients_of_the_op(backend, any_op, x):
     op = any_op
     g = jax.grad(lambda op: amm(x, op).sum(), allow_int=True)(op)
     sums = aggregate(encode(x, op.trees), op.tables)
@@ -83,7 +83,7 @@ def test_gradients_of_the_op(tier, any_op, x):
     assert not np.any(g.trees.thresholds)
 
 
-def test_scale_and_offset_can_be_differentiated_without_weights(tier, op, x):
+def test_scale_and_offset_can_be_differentiated_without_weights(backend, op, x):
     bare = MaddnessOp(op.trees, op.tables)
     g = jax.grad(lambda offset: amm(x, _with_offset(bare, offset)).sum())(op.tables.offset)
     np.testing.assert_allclose(g, jnp.full(5, 12.0))
@@ -95,13 +95,13 @@ def test_gradient_without_weights_says_what_to_do(op, x):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_gradient_has_the_dtype_of_the_rows(tier, op, x, dtype):
+def test_gradient_has_the_dtype_of_the_rows(backend, op, x, dtype):
     dx = jax.grad(lambda x: amm(x, op).astype(jnp.float32).sum())(x.astype(dtype))
     assert dx.dtype == dtype
     np.testing.assert_allclose(np.float32(dx), np.tile(op.weights.sum(1), (12, 1)), rtol=0.02, atol=0.02)
 
 
-def test_vmap_of_grad_and_grad_of_vmap(tier, any_op, x):
+def test_vmap_of_grad_and_grad_of_vmap(backend, any_op, x):
     op = any_op
 
     def loss(x, op):
@@ -113,7 +113,7 @@ def test_vmap_of_grad_and_grad_of_vmap(tier, any_op, x):
     np.testing.assert_allclose(mapped, whole, rtol=1e-4)
 
 
-def test_scan_over_stacked_layers_with_checkpoint_and_grad(tier, rng, make_trees):
+def test_scan_over_stacked_layers_with_checkpoint_and_grad(backend, rng, make_trees):
     layers = [random_op(rng, 6, 2, 6, weights=True, make_trees=make_trees) for _ in range(3)]
     x = jnp.asarray(random_rows(rng, 9, 6))
 
@@ -130,11 +130,11 @@ def test_scan_over_stacked_layers_with_checkpoint_and_grad(tier, rng, make_trees
     assert np.all(np.isfinite(dx))
 
 
-def test_gradient_stops_at_codes(tier, any_op, x):
+def test_gradient_stops_at_codes(backend, any_op, x):
     assert not np.any(jax.grad(lambda x: encode(x, any_op.trees).astype(jnp.float32).sum() + x.sum() * 0)(x))
 
 
-def test_hessian_and_linearize(tier, op, x):
+def test_hessian_and_linearize(backend, op, x):
     np.testing.assert_allclose(
         jax.hessian(lambda x: (amm(x, op) ** 2).sum())(x[0]), 2 * op.weights @ op.weights.T, rtol=1e-4, atol=1e-4
     )
@@ -142,7 +142,7 @@ def test_hessian_and_linearize(tier, op, x):
     np.testing.assert_allclose(linear(x), x @ op.weights, rtol=1e-4, atol=1e-4)
 
 
-def test_conditionals_and_loops(tier, any_op, x):
+def test_conditionals_and_loops(backend, any_op, x):
     op = any_op
     y = lax.cond(True, lambda: amm(x, op), lambda: jnp.zeros((12, 5)))
     assert_same(y, amm(x, op))
@@ -175,7 +175,7 @@ STRICT = {
 
 
 @pytest.mark.parametrize("option", STRICT)
-def test_under_strict_options(tier, option):
+def test_under_strict_options(backend, option):
     x = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
     with STRICT[option]():
         op = fit(x, np.ones((6, 3), np.float32), num_codebooks=2, config=FitConfig("paper"), keep_weights=True)
@@ -185,7 +185,7 @@ def test_under_strict_options(tier, option):
         jax.jit(jax.grad(lambda x: amm(x, op).sum()))(x)
 
 
-def test_donation(tier, op, x):
+def test_donation(backend, op, x):
     copy, expected = jax.tree.map(jnp.copy, op), amm(x, op)
     assert_same(jax.jit(amm, donate_argnums=1)(x, copy), expected)
 

@@ -1,0 +1,80 @@
+"""The greatest outputs of a layer, by an index over them or by an op: which is sooner, by rows.
+
+    python -m benchmarks.orientation            # prints a table; two minutes
+
+An index makes tables for each row and scans half a byte per codebook and output; an op encodes the row and looks up a
+byte. Both check as many candidates. Numbers are random: times do not depend on them, recall does and is not shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jax_maddness
+from benchmarks.timing import interleaved, quartiles
+
+ROWS = (1, 4, 16, 64, 256)
+CHECK = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What is timed."""
+
+    call: Callable[[], Any]
+    context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+
+
+def call(f: Callable[..., Any], *args: Any) -> Call:
+    """`f` compiled, waited for."""
+    compiled = jax.jit(f)
+    return Call(lambda: jax.block_until_ready(compiled(*args)))
+
+
+def measure(features: int, outputs: int, codebooks: int, seconds: float) -> list[tuple[int, float, float, float]]:
+    """For each number of rows the median milliseconds of a call: index, op, exact product."""
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((features, outputs), np.float32)
+    index = jax_maddness.build_index(w.T, codebooks)
+    config = jax_maddness.FitConfig("paper")
+    op = jax_maddness.fit(rng.standard_normal((512, features)), w, num_codebooks=codebooks, config=config)
+    op = jax_maddness.with_few_rows_layout(op)
+    found, weights = [], jnp.asarray(w)
+    for rows in ROWS:
+        x = jnp.asarray(rng.standard_normal((rows, features)), jnp.float32)
+        calls = [
+            call(lambda x, index: jax_maddness.top_k(x, index, k=5, check=CHECK), x, index),
+            call(lambda x, op, w: jax_maddness.top_k(x, op, w, k=5, check=CHECK), x, op, weights),
+            call(lambda x, w: jax.lax.top_k(x @ w, 5), x, weights),
+        ]
+        times = interleaved(calls, seconds=seconds, rounds=(5, 15))
+        found.append((rows, *(quartiles(t)[1] for t in times)))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", type=lambda s: tuple(map(int, s.split("x"))), default=(768, 50_000), help="D x M")
+    parser.add_argument("--codebooks", type=int, default=96)
+    parser.add_argument("--seconds", type=float, default=4, help="for each number of rows")
+    args = parser.parse_args(argv)
+    jax_maddness.keep_memory()
+    print(
+        f"top 5 of {args.shape[1]} outputs, D = {args.shape[0]}, C = {args.codebooks}, check = {CHECK}; ms, medians\n"
+    )
+    print("| rows | index | op | exact |\n|---|---|---|---|")
+    for rows, *times in measure(*args.shape, args.codebooks, args.seconds):
+        print(f"| {rows} | " + " | ".join(f"{t:.2f}" for t in times) + " |")
+
+
+if __name__ == "__main__":
+    main()
