@@ -7,11 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import random_op
 from flax import linen as nn
 from flax import nnx
 
-from jax_maddness import FitConfig, Plan, Rule, plan, replace
+from jax_maddness import FitConfig, Plan, Rule, capture, plan, replace
 from jax_maddness.nn import measure, verdict
+from jax_maddness.nn.calibrate import units
+from jax_maddness.nn.model import adapt, layers_of
+from jax_maddness.nn.replace import put
+from jax_maddness.nn.rules import decide
 from jax_maddness.nn.verdict import LayerPlan, Option
 
 RULES = [Rule("wide", config=FitConfig("paper")), Rule("head", skip=True)]
@@ -137,11 +142,26 @@ def run(model, x):
     return model(x) if isinstance(model, nnx.Module) else model[0].apply(model[1], x)
 
 
+@pytest.mark.parametrize(("conv", "groups"), [("shared", 1), ("patches", 1), ("shared", 2)])
+def test_the_error_of_a_convolution_is_that_of_what_replaces_it(conv, groups, rng):
+    layer = nnx.Conv(4, 6, (3, 2), strides=2, feature_group_count=groups, rngs=nnx.Rngs(0))
+    x = jnp.asarray(rng.standard_normal((16, 8, 8, 4)), jnp.float32)
+    (unit,) = units(decide(layers_of(adapt(layer), x), [Rule("")]))
+    shared, features = conv == "shared", 4 // groups
+    ops = [random_op(rng, features * 6, 12, 6 // groups) for _ in range(groups)]
+    if shared:  # trees for one position, tables for all taps
+        ops = [dataclasses.replace(op, trees=random_op(rng, features, 2, 1).trees) for op in ops]
+    op = jax.tree.map(lambda *a: jnp.stack(a), *ops) if groups > 1 else ops[0]
+    y, exact = (np.asarray(m(x)).reshape(-1, 6) for m in (put(adapt(layer), [unit], [(op, shared)]).model, layer))
+    rows = capture(layer, [x], Rule("")).rows[""]
+    assert measure.codes_error(unit, op, shared, rows) == pytest.approx(measure.nmse(y, exact), rel=1e-3)
+
+
 @pytest.mark.parametrize("kind", ["nnx", "linen"])
 def test_a_plan_is_measured_written_and_applied(kind, batches, steady, tmp_path):
     model, exact = model_of(kind, batches[0])
-    found = plan(model, batches, RULES, max_drop=0.5, ratios=(32, 16), path=tmp_path / "plan.json")
-    assert {line.name: line.choice for line in found.layers} == {"wide": 8, "head": None}
+    found = plan(model, batches, RULES, max_drop=0.5, ratios=(32,), path=tmp_path / "plan.json")
+    assert {line.name: line.choice for line in found.layers} == {"wide": 4, "head": None}
     assert found.finished
     fast = replace(model, found)
     y, wanted = run(fast, batches[-1]), exact(batches[-1])

@@ -175,7 +175,7 @@ def cells(layer: LayerPlan, exact_ms: float) -> list[str]:
 
 def _said(option: Option) -> str:
     name = {LOW_RANK: f"r = {option.size}: ", CODES: f"C = {option.size}: "}.get(option.kind, "")
-    return f"{name}{option.ms:.3g} ({option.nmse:.1g})"
+    return f"{name}{option.ms:.3g} ({option.nmse:.2g})"
 
 
 def _bars(layer: LayerPlan) -> str:
@@ -188,7 +188,7 @@ def _bars(layer: LayerPlan) -> str:
         name = f"{option.kind} {option.size or ''}"
         lines.append(f'<text x="110" y="{y + 13}" text-anchor="end">{name}</text>')
         lines.append(f'<rect x="120" y="{y + 2}" width="{width:.1f}" height="14" fill="{colour}"/>')
-        lines.append(f'<text x="{126 + width:.1f}" y="{y + 13}">{option.ms:.3g} ms, {option.nmse:.1g}</text>')
+        lines.append(f'<text x="{126 + width:.1f}" y="{y + 13}">{option.ms:.3g} ms, {option.nmse:.2g}</text>')
     title = f"<h3>{html.escape(layer.name or '(the model)')}</h3><p>{html.escape(layer.words)}</p>"
     return f'{title}<svg width="720" height="{20 * len(layer.options) + 4}">{"".join(lines)}</svg>'
 

@@ -156,7 +156,7 @@ def _why_not(layer: LayerPlan, max_drop: float) -> str:
         own = f"codes {layer.speedup(fastest):.2f}x"
         if other is not None:
             name = f"{other.kind} {other.size}" if other.size else other.kind
-            return f"{name} would be faster: {layer.speedup(other):.1f}x at NMSE {other.nmse:.1g}; {own}"
+            return f"{name} would be faster: {layer.speedup(other):.1f}x at NMSE {other.nmse:.2g}; {own}"
         gain = layer.speedup(fastest)
         noise = layer.exact.noise + fastest.noise
         if gain < 1:
