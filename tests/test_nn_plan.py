@@ -178,6 +178,55 @@ def test_a_plan_is_measured_written_and_applied(kind, batches, steady, tmp_path)
     assert run(replace(model, again, batches), batches[0]).shape == wanted.shape
 
 
+class Two(nnx.Module):
+    """Two wide layers, both of which codes make faster."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.a, self.b = nnx.Linear(128, 256, rngs=rngs), nnx.Linear(128, 256, rngs=rngs)
+
+    def __call__(self, x):
+        return self.a(x) * self.b(nnx.relu(x))
+
+
+def test_fewer_layers_are_replaced_until_the_drop_is_small_enough(batches, steady, tmp_path):
+    rules, path = Rule("a|b", config=FitConfig("paper")), tmp_path / "plan.json"
+    both = plan(Two(), batches, rules, max_drop=5, ratios=(32,), path=path)
+    assert [line.choice for line in both.layers] == [4, 4]
+    alone, together = both.trials[:2], both.trials[2]
+    assert together.drop > max(trial.drop for trial in alone)
+    between = (together.drop + max(trial.drop for trial in alone)) / 2
+    one = plan(Two(), batches, rules, max_drop=between, ratios=(32,), path=path)
+    assert len(one.replaced) == 1
+    assert -one.after == min(trial.drop for trial in alone)  # both gain as much
+    assert sum("others gain more for what they cost" in line.words for line in one.layers) == 1
+
+
+def test_a_scan_is_planned_as_a_whole(steady, rng):
+    class Block(nnx.Module):
+        def __init__(self, rngs):
+            self.dense = nnx.Linear(64, 64, rngs=rngs)
+
+        def __call__(self, x):
+            return x + self.dense(x)
+
+    class Stack(nnx.Module):
+        def __init__(self):
+            self.blocks = nnx.split_rngs(splits=2)(nnx.vmap(Block, in_axes=(0,), out_axes=0))(nnx.Rngs(0))
+
+        def __call__(self, x):
+            return nnx.scan(lambda block, x: block(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry)(self.blocks, x)
+
+    data = [jnp.asarray(rng.standard_normal((256, 64)), jnp.float32) for _ in range(2)]
+    model = Stack()
+    found = plan(model, data, Rule(".*", config=FitConfig("paper")), max_drop=5, ratios=(16,))
+    assert found.layers[0].exact.ms == 2 * 5.0
+    fast = replace(model, found, keep_weights=True)
+    kept = fast.blocks.dense.tables.arrays["weights"][...]
+    np.testing.assert_array_equal(kept, model.blocks.dense.kernel[...])
+    assert -found.after == pytest.approx(measure.nmse(fast(data[1]).reshape(-1), model(data[1]).reshape(-1)), rel=1e-3)
+
+
 def test_a_page_needs_nothing_else(batches, steady, tmp_path):
     plan(Nnx(), batches, RULES, max_drop=0.5, ratios=(32,)).html(tmp_path / "plan.html")
     page = (tmp_path / "plan.html").read_text()
