@@ -283,6 +283,8 @@ def test_bad_input(batches, tmp_path):
         plan(Nnx(), [], RULES)
     with pytest.raises(ValueError, match="`metric` returned"):
         plan(Nnx(), batches, RULES, ratios=(32,), metric=lambda y, x: y)
+    with pytest.raises(ValueError, match="has a loss"):
+        plan(Nnx(), batches, Rule("wide", config=FitConfig("oblique", loss=lambda y, exact: ((y - exact) ** 2).mean())))
     with pytest.raises(ValueError, match="`max_drop`"):
         plan(Nnx(), batches, RULES, max_drop=-1)
     (tmp_path / "other.json").write_text(json.dumps({"format": "other"}))

@@ -120,6 +120,8 @@ def _machine() -> str:
 def _how(unit: Unit, ratios: Sequence[int]) -> dict[str, Any]:
     """What decides about a unit's ops, as JSON has it."""
     rule, d = unit.rule, unit.shape[0]
+    if rule.config.loss is not None:
+        raise ValueError(f"The rule {rule.pattern!r} has a loss, which no plan can hold. Use `replace` with that rule.")
     counts = [rule.codebooks(d)] if rule.num_codebooks else sorted({max(1, d // ratio) for ratio in ratios})
     rest = {"config": dataclasses.asdict(rule.config), "conv": rule.conv, "share": rule.share}
     return {"num_codebooks": counts, **rest}
