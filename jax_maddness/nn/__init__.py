@@ -2,13 +2,15 @@
 
     fast = jax_maddness.replace(model, [Rule(".*head", skip=True), Rule("encoder/.*", num_codebooks=64)], batches)
 
-Flax is an optional dependency: `pip install jax_maddness[flax]`.
+`plan` measures first which layers are worth it. Flax is an optional dependency: `pip install jax_maddness[flax]`.
 """
 
 from jax_maddness.nn.capture import Captured, capture
 from jax_maddness.nn.diff import Change, Diff
 from jax_maddness.nn.files import load_model, save_model
+from jax_maddness.nn.plan import plan
 from jax_maddness.nn.replace import replace
+from jax_maddness.nn.report import Plan
 from jax_maddness.nn.rules import Rule
 
-__all__ = ["Captured", "Change", "Diff", "Rule", "capture", "load_model", "replace", "save_model"]
+__all__ = ["Captured", "Change", "Diff", "Plan", "Rule", "capture", "load_model", "plan", "replace", "save_model"]

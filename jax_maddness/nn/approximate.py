@@ -138,15 +138,5 @@ def _straight_through(padded: Array, weights: Array, form: Convolution, out: tup
 @_straight_through.defjvp
 def _straight_through_jvp(form: Convolution, out: tuple[int, ...], primals: tuple, tangents: tuple) -> tuple:
     (padded, weights), (d_padded, d_weights) = primals, tangents
-
-    def product(x: Array, w: Array) -> Array:
-        kernel = jnp.moveaxis(w.reshape(form.groups, -1, w.shape[-1]), 0, 1)
-        kernel = kernel.reshape(*form.size, -1, form.groups * w.shape[-1]).astype(x.dtype)
-        spatial = "DHW"[-len(form.size) :]
-        layout = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
-        return jax.lax.conv_general_dilated(
-            x, kernel, form.strides, "VALID", None, form.dilation, layout, feature_group_count=form.groups
-        )
-
     zeros = _straight_through(padded, weights, form, out)
-    return zeros, product(d_padded, weights) + product(padded, d_weights)
+    return zeros, form.product(d_padded, weights) + form.product(padded, d_weights)

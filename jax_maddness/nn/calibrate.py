@@ -52,6 +52,16 @@ class Unit:
         return f"{first.parent}/{joined}" if first.parent else joined
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """Of its layers."""
+        return tuple(layer.path for layer in self.layers)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[D, M of all]."""
+        return self.layers[0].shape[0], sum(layer.shape[1] for layer in self.layers)
+
+    @property
     def num_codebooks(self) -> int:
         """C of the op: for a convolution of patches, whichever way it is encoded."""
         return self.rule.codebooks(self.layers[0].shape[0])
@@ -155,6 +165,15 @@ def learn_unit(
         op = first_tap(op, form.taps) if shared and isinstance(form, Convolution) else op
         ops.append(dataclasses.replace(op, weights=jnp.asarray(one_w)) if keep_weights else op)
     return _stacked(ops, unit.layers[0].steps, form.groups), shared
+
+
+def with_kernel(unit: Unit, learned: Learned) -> Learned:
+    """What was learned without `keep_weights`, as it is with it."""
+    op, shared = learned
+    form, steps = unit.layers[0].form, unit.layers[0].steps
+    assert form is not None
+    lead = (*[steps] * bool(steps), *[form.groups] * (form.groups > 1))
+    return dataclasses.replace(op, weights=jnp.asarray(unit.w.reshape(*lead, *unit.w.shape[2:]))), shared
 
 
 def _stacked(ops: list[MaddnessOp], steps: int, groups: int) -> MaddnessOp:

@@ -116,6 +116,16 @@ class Convolution:
         by_group = kernel.reshape(self.taps * kernel.shape[-2], self.groups, -1)
         return np.moveaxis(by_group, 1, 0)
 
+    def product(self, padded: Array, w: Array) -> Array:
+        """The exact convolution of a padded input with `w` [groups, D, M of a group]; one group may have no axis."""
+        kernel = jnp.moveaxis(w.reshape(self.groups, -1, w.shape[-1]), 0, 1)
+        kernel = kernel.reshape(*self.size, -1, self.groups * w.shape[-1]).astype(padded.dtype)
+        spatial = "DHW"[-len(self.size) :]
+        layout = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+        return lax.conv_general_dilated(
+            padded, kernel, self.strides, "VALID", None, self.dilation, layout, feature_group_count=self.groups
+        )
+
     def output(self, y: Array, x: Any) -> Array:
         """[batch, *positions, M] as the result of the layer for an input like `x`."""
         return y.reshape(*x.shape[: -len(self.size) - 1], *y.shape[1:])

@@ -113,6 +113,11 @@ class LinenModel:
             layer.complete()
         return list(found.values())
 
+    def run(self) -> Callable[[Any], Any]:
+        """The model, compiled."""
+        compiled = jax.jit(lambda variables, batch: self._call((self.model[0], variables), batch))
+        return lambda batch: compiled(self.model[1], batch)
+
     def tapped(self, paths: list[str], tap: Callable[[str, Any], None]) -> Callable[[Any], None]:
         """A compiled run of the model that computes what `tap(path, x)` asks for, and nothing else."""
 

@@ -22,6 +22,9 @@ class Model(Protocol):
     def layers(self, batch: Any) -> list[Layer]:
         """Every layer with a kernel, in the order of their calls."""
 
+    def run(self) -> Callable[[Any], Any]:
+        """The model, compiled: batch -> what it returns."""
+
     def tapped(self, paths: list[str], tap: Callable[[str, Any], None]) -> Callable[[Any], None]:
         """A compiled run that computes what `tap(path, x)` asks for."""
 

@@ -107,6 +107,12 @@ class NnxModel:
             layer.complete()
         return [found[path] for path in [*called, *(path for path in found if path not in called)]]
 
+    def run(self) -> Callable[[Any], Any]:
+        """The model, compiled."""
+        graph, state = nnx.split(self.model)
+        compiled = jax.jit(lambda state, batch: self._call(nnx.merge(graph, state), batch))
+        return lambda batch: compiled(state, batch)
+
     def tapped(self, paths: list[str], tap: Callable[[str, Any], None]) -> Callable[[Any], None]:
         """A compiled run of the model that computes what `tap(path, x)` asks for, and nothing else."""
         run, state = self._tapped(paths, lambda path, layer, x, equation: tap(path, x))
