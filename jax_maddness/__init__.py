@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from jax_maddness.nn import Captured as Captured
     from jax_maddness.nn import Rule as Rule
     from jax_maddness.nn import capture as capture
+    from jax_maddness.nn import finetune as finetune
     from jax_maddness.nn import load_model as load_model
     from jax_maddness.nn import replace as replace
     from jax_maddness.nn import save_model as save_model
@@ -64,7 +65,7 @@ __all__ = [
     "with_few_rows_layout",
 ]
 
-_WITH_FLAX = ("Captured", "Rule", "capture", "load_model", "replace", "save_model")
+_WITH_FLAX = ("Captured", "Rule", "capture", "finetune", "load_model", "replace", "save_model")
 """What `jax_maddness.nn` adds; it is imported when one of these is first asked for."""
 
 

@@ -8,7 +8,8 @@ Flax is an optional dependency: `pip install jax_maddness[flax]`.
 from jax_maddness.nn.capture import Captured, capture
 from jax_maddness.nn.diff import Change, Diff
 from jax_maddness.nn.files import load_model, save_model
+from jax_maddness.nn.finetune import Tuned, finetune
 from jax_maddness.nn.replace import replace
 from jax_maddness.nn.rules import Rule
 
-__all__ = ["Captured", "Change", "Diff", "Rule", "capture", "load_model", "replace", "save_model"]
+__all__ = ["Captured", "Change", "Diff", "Rule", "Tuned", "capture", "finetune", "load_model", "replace", "save_model"]
