@@ -39,7 +39,7 @@ def call(f: Callable[..., Any], *args: Any) -> Call:
     return Call(lambda: jax.block_until_ready(compiled(*args)))
 
 
-def measure(features: int, outputs: int, codebooks: int, seconds: float) -> list[tuple[int, float, float, float]]:
+def measure(features: int, outputs: int, codebooks: int, seconds: float) -> list[tuple[int, list[float]]]:
     """For each number of rows the median milliseconds of a call: index, op, exact product."""
     rng = np.random.default_rng(0)
     w = rng.standard_normal((features, outputs), np.float32)
@@ -56,7 +56,7 @@ def measure(features: int, outputs: int, codebooks: int, seconds: float) -> list
             call(lambda x, w: jax.lax.top_k(x @ w, 5), x, weights),
         ]
         times = interleaved(calls, seconds=seconds, rounds=(5, 15))
-        found.append((rows, *(quartiles(t)[1] for t in times)))
+        found.append((rows, [quartiles(t)[1] for t in times]))
     return found
 
 
@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"top 5 of {args.shape[1]} outputs, D = {args.shape[0]}, C = {args.codebooks}, check = {CHECK}; ms, medians\n"
     )
     print("| rows | index | op | exact |\n|---|---|---|---|")
-    for rows, *times in measure(*args.shape, args.codebooks, args.seconds):
+    features, outputs = args.shape
+    for rows, times in measure(features, outputs, args.codebooks, args.seconds):
         print(f"| {rows} | " + " | ".join(f"{t:.2f}" for t in times) + " |")
 
 

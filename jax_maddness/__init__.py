@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from jax_maddness.nn import Plan as Plan
     from jax_maddness.nn import Rule as Rule
     from jax_maddness.nn import capture as capture
+    from jax_maddness.nn import finetune as finetune
     from jax_maddness.nn import load_model as load_model
     from jax_maddness.nn import plan as plan
     from jax_maddness.nn import replace as replace
@@ -87,7 +88,7 @@ __all__ = [
     "with_few_rows_layout",
 ]
 
-_WITH_FLAX = ("Captured", "Plan", "Rule", "capture", "load_model", "plan", "replace", "save_model")
+_WITH_FLAX = ("Captured", "Plan", "Rule", "capture", "finetune", "load_model", "plan", "replace", "save_model")
 """What `jax_maddness.nn` adds; it is imported when one of these is first asked for."""
 
 

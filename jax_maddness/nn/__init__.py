@@ -8,9 +8,23 @@
 from jax_maddness.nn.capture import Captured, capture
 from jax_maddness.nn.diff import Change, Diff
 from jax_maddness.nn.files import load_model, save_model
+from jax_maddness.nn.finetune import Tuned, finetune
 from jax_maddness.nn.plan import plan
 from jax_maddness.nn.replace import replace
 from jax_maddness.nn.report import Plan
 from jax_maddness.nn.rules import Rule
 
-__all__ = ["Captured", "Change", "Diff", "Plan", "Rule", "capture", "load_model", "plan", "replace", "save_model"]
+__all__ = [
+    "Captured",
+    "Change",
+    "Diff",
+    "Plan",
+    "Rule",
+    "Tuned",
+    "capture",
+    "finetune",
+    "load_model",
+    "plan",
+    "replace",
+    "save_model",
+]

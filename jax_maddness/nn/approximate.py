@@ -15,6 +15,7 @@ from jax_maddness.core.checks import ROW_DTYPES
 from jax_maddness.core.encode import encode
 from jax_maddness.core.types import ExactTerm, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
 from jax_maddness.nn.convolution import Convolution
+from jax_maddness.nn.floating import amm_floating, is_floating, look_up
 from jax_maddness.nn.forms import Contraction
 
 if TYPE_CHECKING:
@@ -89,12 +90,12 @@ def approximate(x: Array, spec: Spec, op: MaddnessOp) -> Array:
     """What the layer returns for `x`, by look-ups.
 
     Ops of convolutions with several groups are stacked, an op for each. An op whose codes are shared among taps has
-    trees for one position, and tables for the codes of all taps, tap by tap.
+    trees for one position, and tables for the codes of all taps, tap by tap. Tables may be floats (`to_floats`).
     """
     result = jnp.dtype(spec.dtype) if spec.dtype else jnp.promote_types(x.dtype, jnp.dtype(spec.param_dtype))
     form, rows = spec.form, spec.promoted(x)
     if isinstance(form, Contraction):
-        y = amm(form.rows(rows), op)
+        y = _product(form.rows(rows), op)
     elif spec.shared:
         y = _by_position(rows, form, op)
     else:
@@ -104,11 +105,19 @@ def approximate(x: Array, spec: Spec, op: MaddnessOp) -> Array:
     return form.output(y, x).astype(result)
 
 
+def _product(x: Array, op: MaddnessOp) -> Array:
+    return amm_floating(x, op) if is_floating(op.tables) else amm(x, op)
+
+
+def _sums(codes: Array, tables: LookupTables) -> Array:
+    return look_up(codes, tables) if is_floating(tables) else aggregate(codes, tables)
+
+
 def _by_group(patches: Array, op: MaddnessOp) -> Array:
     """[..., groups, D] -> [..., M], an op per group if there are several."""
     if patches.shape[-2] == 1:
-        return amm(patches[..., 0, :], op)
-    y = jax.vmap(amm, (-2, 0), -2)(patches, op)
+        return _product(patches[..., 0, :], op)
+    y = jax.vmap(_product, (-2, 0), -2)(patches, op)
     return y.reshape(*y.shape[:-2], -1)
 
 
@@ -117,12 +126,12 @@ def _by_position(x: Array, form: Convolution, op: MaddnessOp) -> Array:
     out, padded = form.out_positions(x), form.padded(x)
     if form.groups == 1:
         codes = form.gathered(encode(padded, op.trees), out)
-        sums = aggregate(codes.reshape(*codes.shape[:-2], -1), op.tables)
+        sums = _sums(codes.reshape(*codes.shape[:-2], -1), op.tables)
     else:
         grouped = padded.reshape(*padded.shape[:-1], form.groups, -1)
         codes = form.gathered(jax.vmap(encode, (-2, 0), -2)(grouped, op.trees), out)  # [..., taps, groups, codebooks]
         codes = jnp.moveaxis(codes, -2, -3)
-        sums = jax.vmap(aggregate, (-2, 0), -2)(codes.reshape(*codes.shape[:-2], -1), op.tables)
+        sums = jax.vmap(_sums, (-2, 0), -2)(codes.reshape(*codes.shape[:-2], -1), op.tables)
     y = (op.tables.scale * sums.astype(jnp.float32) + op.tables.offset).astype(x.dtype)
     y = y.reshape(len(padded), *out, -1)
     return y if op.weights is None else y + _straight_through(padded, op.weights, form, out)

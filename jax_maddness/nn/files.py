@@ -45,7 +45,7 @@ def save_model(path: str | os.PathLike[str], model: Any) -> None:
       TypeError: `model` is none of these.
       ValueError: none of its layers is replaced.
     """
-    kind, specs, found = _take_apart(model)
+    kind, specs, found = take_apart(model)
     if not specs:
         raise ValueError("No layer of `model` is replaced. Pass what `replace` returned; orbax saves other models.")
     values = [np.asarray(jax.device_get(_without_key(array))) for array in found.values()]
@@ -85,7 +85,7 @@ def load_model(path: str | os.PathLike[str], model: Any) -> Any:
     return _assemble(model, specs, found)
 
 
-def _take_apart(model: Any) -> tuple[str, dict[str, Spec], dict[Place, Any]]:
+def take_apart(model: Any) -> tuple[str, dict[str, Spec], dict[Place, Any]]:
     """The kind of model, its specs by path, its arrays by place."""
     if isinstance(model, nnx.Module):
         modules = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}

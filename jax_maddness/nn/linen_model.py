@@ -74,7 +74,7 @@ def _key(path: str, spec: Spec) -> str:
     return _OP if spec.owner == path else spec.owner.rpartition("/")[2]
 
 
-def _place(path: str, spec: Spec) -> tuple[str, ...]:
+def place_of(path: str, spec: Spec) -> tuple[str, ...]:
     """Where in the variables the arrays are."""
     scope = path if spec.owner == path else spec.owner.rpartition("/")[0]
     return ("params" if spec.steps else COLLECTION, *scope.split("/") * bool(scope), _key(path, spec))
@@ -129,6 +129,36 @@ class LinenModel:
         compiled = jax.jit(self._tapped(chosen))
         return lambda batch: compiled(self.model[1], batch)
 
+    def watched(self, paths: list[str], tap: Callable[[str, Any], None]) -> Callable[[Any], None]:
+        """A compiled run of the model in which `tap(path, y)` sees the outputs of layers, replaced or not."""
+
+        def intercept(following: Callable[..., Any], args: tuple, kwargs: Any, context: Any) -> Any:
+            y = following(*args, **kwargs)
+            if _is_layer(context) and "/".join(context.module.path) in paths:
+                tap("/".join(context.module.path), y)
+            return y
+
+        @jax.jit
+        def compiled(variables: Any, batch: Any) -> None:
+            with nn.intercept_methods(intercept):
+                self._call((self.model[0], variables), batch)
+
+        return lambda batch: compiled(self.model[1], batch)
+
+    def arrays(self) -> dict[str, Any]:
+        """All arrays of the model by place, as text."""
+        return {"/".join(place): array for place, array in flat(nn.meta.unbox(self.model[1])).items()}
+
+    def with_arrays(self, arrays: Mapping[str, Any]) -> LinenModel:
+        """The model with other arrays, all of them."""
+        new = unflatten_dict(dict(arrays), sep="/")
+        variables = nn.meta.replace_boxed(nn.FrozenDict(self.model[1]).unfreeze(), new)
+        return LinenModel((self.model[0], variables), self._call)
+
+    def outputs(self, arrays: Mapping[str, Any], batch: Any) -> Any:
+        """What the model with other arrays says."""
+        return self._call(self.with_arrays(arrays).model, batch)
+
     def _tapped(self, tap: Callable[..., None]) -> Callable[[Any, Any], None]:
         def intercept(following: Callable[..., Any], args: tuple, kwargs: Any, context: Any) -> Any:
             module = context.module
@@ -153,7 +183,7 @@ class LinenModel:
         gone = {("params", *path.split("/") * bool(path), name) for path in specs for name in ("kernel", "bias")}
         kept = {path: value for path, value in flat(variables).items() if path not in gone}
         for path, spec in specs.items():
-            kept |= {(*_place(path, spec), name): array for name, array in arrays[spec.owner].items()}
+            kept |= {(*place_of(path, spec), name): array for name, array in arrays[spec.owner].items()}
         return LinenModel((Replaced(inner, (*{**before, **specs}.items(),)), unflatten_dict(kept)), self._call)
 
 

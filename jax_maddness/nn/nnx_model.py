@@ -67,6 +67,21 @@ class Tapped(nnx.Module):
         return self.layer(*args, **kwargs)
 
 
+class Watched(nnx.Module):
+    """A layer that shows its output to `tap`."""
+
+    def __init__(self, layer: nnx.Module, path: str, tap: Callable[[str, Any], None]):
+        self.layer = layer
+        self.path = path
+        self.tap = tap
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's output."""
+        y = self.layer(*args, **kwargs)
+        self.tap(self.path, y)
+        return y
+
+
 def _equation(args: tuple, kwargs: Mapping[str, Any]) -> str | None:
     given = kwargs.get("einsum_str", args[1] if len(args) > 1 else None)
     return given if isinstance(given, str) else None
@@ -128,10 +143,39 @@ class NnxModel:
 
         return run, state
 
+    def watched(self, paths: list[str], tap: Callable[[str, Any], None]) -> Callable[[Any], None]:
+        """A compiled run of the model in which `tap(path, y)` sees the outputs of layers, replaced or not."""
+        makers = {path: lambda layer, path=path: Watched(layer, path, tap) for path in paths}
+        graph, state = nnx.split(with_modules(self.model, makers))
+
+        @jax.jit
+        def compiled(state: Any, batch: Any) -> None:
+            self._call(nnx.merge(graph, state), batch)
+
+        return lambda batch: compiled(state, batch)
+
+    def arrays(self) -> dict[str, Any]:
+        """All arrays of the model by place, as text."""
+        return {_name(place): v.get_value() for place, v in nnx.to_flat_state(nnx.state(self.model))}
+
+    def with_arrays(self, arrays: Mapping[str, Any]) -> NnxModel:
+        """The model with other arrays, all of them."""
+        graph, state = nnx.split(self.model)
+        variables = [(place, v.replace(arrays[_name(place)])) for place, v in nnx.to_flat_state(state)]
+        return NnxModel(nnx.merge(graph, nnx.from_flat_state(variables)), self._call)
+
+    def outputs(self, arrays: Mapping[str, Any], batch: Any) -> Any:
+        """What the model with other arrays says."""
+        return self._call(self.with_arrays(arrays).model, batch)
+
     def replaced(self, specs: Mapping[str, Spec], arrays: Mapping[str, Mapping[str, Any]]) -> NnxModel:
         """The model with ops in place of layers; `arrays` by the specs' owners."""
         tables = {owner: Tables(named) for owner, named in arrays.items()}
         return NnxModel(with_modules(self.model, stand_ins(specs, tables)), self._call)
+
+
+def _name(place: Iterable[Any]) -> str:
+    return "/".join(map(str, place))
 
 
 def _names(model: nnx.Module, layers: Iterable[Layer]) -> Iterator[tuple[str, Layer]]:
