@@ -28,7 +28,7 @@ CODEBOOKS = {"convs/1": 36, "dense": 196}
 
 
 def rules(method: str) -> list[Rule]:
-    """The first convolution and the head, some hundredths of the work, stay."""
+    """The first convolution and the head, the least of the work, stay."""
     config = FitConfig(method)
     return [Rule(path, num_codebooks=c, conv="shared", config=config) for path, c in CODEBOOKS.items()]
 
@@ -48,9 +48,9 @@ class Net(nnx.Module):
 
 
 class Int8(nnx.Module):
-    """What one would use instead: XLA's int8 dot, a scale per output, rows quantised as they come.
+    """What one would use instead: XLA's int8 dot, a scale per output, another one for what comes in.
 
-    A 3 x 3 convolution is a dot, too, of patches: XLA's own int8 convolution on CPUs is slower than that in f32.
+    A 3 x 3 convolution is a dot of patches here.
     """
 
     def __init__(self, layer: nnx.Linear | nnx.Conv):

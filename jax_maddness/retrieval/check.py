@@ -37,9 +37,8 @@ def top_k(
 
     Args:
       x: rows.
-      op_or_index: an index over the columns of `w`, `build_index(w.T, bias=bias, queries=samples of x)`: for few rows
-        and thousands of outputs; `w` and `bias` are in it. Or what `fit` learned for `w`: for many rows, and where all
-        outputs are wanted anyway.
+      op_or_index: an index over the columns of `w`, `build_index(w.T, bias=bias, queries=samples of x)`, with `w` and
+        `bias` in it. Or what `fit` learned for `w`: slower (`benchmarks/orientation.py`), for where there is one anyway.
       w: the weights, for an op that does not keep them. With `fit(..., keep_weights=True)` they are in the op.
       k: how many; fewer outputs than that are an error.
       bias: what is added to the products; an op has it in its tables only, so that it is needed here again.
