@@ -38,7 +38,7 @@ def top_k(
     Args:
       x: rows.
       op_or_index: an index over the columns of `w`, `build_index(w.T, bias=bias, queries=samples of x)`, with `w` and
-        `bias` in it. Or what `fit` learned for `w`: slower (`benchmarks/orientation.py`), for where there is one anyway.
+        `bias` in it. Or what `fit` learned for `w`: slower (`benchmarks/orientation.py`), where there is one anyway.
       w: the weights, for an op that does not keep them. With `fit(..., keep_weights=True)` they are in the op.
       k: how many; fewer outputs than that are an error.
       bias: what is added to the products; an op has it in its tables only, so that it is needed here again.
