@@ -1,6 +1,6 @@
 """The greatest outputs of a layer, by an index over them or by an op: which is sooner, by rows.
 
-    python -m benchmarks.orientation            # prints a table; two minutes
+    taskset -c 0 python -m benchmarks.orientation   # one thread; prints a table; a minute
 
 An index makes tables for each row and scans half a byte per codebook and output; an op encodes the row and looks up a
 byte. Both check as many candidates. Numbers are random: times do not depend on them, recall does and is not shown.
