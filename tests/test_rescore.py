@@ -52,6 +52,14 @@ def test_positions_out_of_range_have_no_score(tier):
     np.testing.assert_array_equal(rescore(jnp.ones((1, 1)), jnp.ones((2, 1)), positions), [[NO, NO, 1, 1, NO, NO]])
 
 
+@pytest.mark.parametrize("vectors", [2, 3, 40])
+def test_queries_as_long_as_several_vectors_see_so_many_in_a_row(tier, rng, vectors):
+    q, v, p = problem(rng, 5, vectors, 9, 3 * 37)
+    v = v[:, :37]
+    windows = jnp.concatenate([v[i : len(v) - 2 + i] for i in range(3)], 1)
+    assert_close(rescore(q, v, p), expected(q, windows, p))
+
+
 def test_infinity_and_nan_stay(tier):
     vectors = jnp.array([[np.nan, 0], [np.inf, 1], [-np.inf, 0]], jnp.float32)
     np.testing.assert_array_equal(
@@ -136,6 +144,7 @@ def call(**changes):
     "changes",
     [
         {"queries": ((2, 4), jnp.float32)},
+        {"queries": ((2, 0), jnp.float32)},
         {"queries": ((3, 3), jnp.float32)},
         {"queries": ((2, 3), jnp.int32)},
         {"vectors": ((4, 2), jnp.float32)},

@@ -10,7 +10,8 @@
 //     of indices and thresholds
 //   jax_maddness_scan  codes u8 [blocks, pairs, 64], tables u8 [Q, C, 16], count i32 [] -> sums i32 [Q, k],
 //     positions i32 [Q, k]: of the first `count` vectors, clipped to those that there are
-//   jax_maddness_rescore  queries [Q, D], vectors [V, D], positions i32 [Q, k] -> scores f32 [Q, k]
+//   jax_maddness_rescore  queries [Q, r F], vectors [V, F], positions i32 [Q, k] -> scores f32 [Q, k]: with r vectors
+//     in a row, from each position on
 //
 // x, queries and vectors are f32, bf16 or f16. B counts ops, each with rows of its own: usually 1. The dimensions
 // between are rows. Any number of them may be zero, except D and C; so may blocks, Q, V and k.

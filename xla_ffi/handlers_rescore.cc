@@ -26,7 +26,10 @@ Problem check_rescore(const Named& queries, const Named& vectors, const Named& p
     if (array.rank() != 2) throw InvalidArgument(describe(array) + " must have two dimensions.");
   }
   const Problem problem{queries.dim(0), vectors.dim(0), positions.dim(1), queries.dim(1)};
-  check_shape(vectors, {problem.vectors, problem.features});
+  const int64_t step = vectors.dim(1);
+  if (step == 0 ? problem.features != 0 : problem.features == 0 || problem.features % step != 0) {
+    throw InvalidArgument(describe(queries) + " must have a multiple of the features that vectors have.");
+  }
   check_shape(positions, {problem.queries, problem.k});
   check_shape(scores, {problem.queries, problem.k});
   return problem;
@@ -49,7 +52,7 @@ ffi::Error rescore(ffi::ThreadPool pool, AnyBuffer queries_, AnyBuffer vectors_,
                                                   divide_up(problem.k, kFewestCandidates));
     const size_t each = (static_cast<size_t>(problem.features) * sizeof(float) + 63) / 64 * 64;
     char* const memory = scratch_of_this_thread().at_least(each * static_cast<size_t>(workers));
-    const Rows of_vectors = {data<const char>(vectors), type, problem.vectors, problem.features};
+    const Rows of_vectors = {data<const char>(vectors), type, problem.vectors, vectors.dim(1)};
     parallel_for(pool, query_parts * parts, workers, [&](int64_t task, int64_t worker) noexcept {
       const Range some = part(task / parts, query_parts, problem.queries, 1);
       const Range range = part(task % parts, parts, problem.k, kFewestCandidates);

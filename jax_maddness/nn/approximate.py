@@ -14,6 +14,7 @@ from jax_maddness.core.amm import amm
 from jax_maddness.core.checks import ROW_DTYPES
 from jax_maddness.core.encode import encode
 from jax_maddness.core.types import ExactTerm, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
+from jax_maddness.nn.checked import Checked, maximum, of_arrays, with_exact_rows
 from jax_maddness.nn.convolution import Convolution
 from jax_maddness.nn.floating import amm_floating, is_floating, look_up
 from jax_maddness.nn.forms import Contraction
@@ -40,6 +41,7 @@ class Spec:
       shared: positions are encoded, and their codes shared among a convolution's taps.
       steps: over so many steps of a scan the arrays are stacked; 0: they are not.
       part: which of the op's outputs are this layer's, `[start, stop)`; None: all.
+      exact_rows, maximum: as in `Rule`.
     """
 
     form: Contraction | Convolution
@@ -51,6 +53,8 @@ class Spec:
     shared: bool = False
     steps: int = 0
     part: tuple[int, int] | None = None
+    exact_rows: float = 0.0
+    maximum: int | None = None
 
     def promoted(self, x: Array) -> Array:
         """`x` as rows that `amm` takes, in the layer's dtype where it is one of those."""
@@ -86,7 +90,13 @@ def to_op(spec: Spec, arrays: Mapping[str, Any]) -> MaddnessOp:
     return MaddnessOp(trees, LookupTables(**parts["tables"]), arrays.get("weights"), exact)
 
 
-def approximate(x: Array, spec: Spec, op: MaddnessOp) -> Array:
+def apply(x: Array, spec: Spec, arrays: Mapping[str, Any]) -> Array:
+    """`approximate` with what a module holds."""
+    arrays, checked = of_arrays(arrays)
+    return approximate(x, spec, to_op(spec, arrays), checked)
+
+
+def approximate(x: Array, spec: Spec, op: MaddnessOp, checked: Checked | None = None) -> Array:
     """What the layer returns for `x`, by look-ups.
 
     Ops of convolutions with several groups are stacked, an op for each. An op whose codes are shared among taps has
@@ -94,12 +104,18 @@ def approximate(x: Array, spec: Spec, op: MaddnessOp) -> Array:
     """
     result = jnp.dtype(spec.dtype) if spec.dtype else jnp.promote_types(x.dtype, jnp.dtype(spec.param_dtype))
     form, rows = spec.form, spec.promoted(x)
+    if isinstance(form, Convolution) and spec.maximum is not None:
+        return _maximum(rows, x, spec, op, checked).astype(result)
     if isinstance(form, Contraction):
-        y = _product(form.rows(rows), op)
+        rows = form.rows(rows)
+        y = _product(rows, op)
     elif spec.shared:
         y = _by_position(rows, form, op)
     else:
         y = form.map_patches(functools.partial(_by_group, op=op), rows)
+    if spec.exact_rows and checked is not None:
+        padded = form.padded(rows) if isinstance(form, Convolution) else rows
+        y = with_exact_rows(padded, y, form, checked, spec.exact_rows)
     if spec.part is not None:
         y = y[..., spec.part[0] : spec.part[1]]
     return form.output(y, x).astype(result)
@@ -121,20 +137,45 @@ def _by_group(patches: Array, op: MaddnessOp) -> Array:
     return y.reshape(*y.shape[:-2], -1)
 
 
+def _maximum(rows: Array, x: Array, spec: Spec, op: MaddnessOp, checked: Checked | None) -> Array:
+    """The greatest outputs over positions as a single position, in float32."""
+    form = spec.form
+    assert isinstance(form, Convolution)
+    assert checked is not None
+    assert spec.maximum is not None
+    if spec.shared:
+        scores = _sums_by_position(form.padded(rows), form, form.out_positions(rows), op)
+    else:
+        scores = form.map_patches(functools.partial(_by_group, op=op), rows)
+
+    def value(scores: Array) -> Array:
+        return _affine(op.tables, scores) if spec.shared else scores.astype(jnp.float32)
+
+    y = maximum(form.padded(rows), scores, value, form, checked, spec.exact_rows, spec.maximum)
+    return form.output(y.reshape(len(y), *[1] * len(form.size), -1), x)
+
+
+def _affine(tables: LookupTables, sums: Array) -> Array:
+    return tables.scale * sums.astype(jnp.float32) + tables.offset
+
+
 def _by_position(x: Array, form: Convolution, op: MaddnessOp) -> Array:
     """Encodes every position once; each output aggregates the codes that its taps see."""
     out, padded = form.out_positions(x), form.padded(x)
-    if form.groups == 1:
-        codes = form.gathered(encode(padded, op.trees), out)
-        sums = _sums(codes.reshape(*codes.shape[:-2], -1), op.tables)
-    else:
-        grouped = padded.reshape(*padded.shape[:-1], form.groups, -1)
-        codes = form.gathered(jax.vmap(encode, (-2, 0), -2)(grouped, op.trees), out)  # [..., taps, groups, codebooks]
-        codes = jnp.moveaxis(codes, -2, -3)
-        sums = jax.vmap(_sums, (-2, 0), -2)(codes.reshape(*codes.shape[:-2], -1), op.tables)
-    y = (op.tables.scale * sums.astype(jnp.float32) + op.tables.offset).astype(x.dtype)
+    y = _affine(op.tables, _sums_by_position(padded, form, out, op)).astype(x.dtype)
     y = y.reshape(len(padded), *out, -1)
     return y if op.weights is None else y + _straight_through(padded, op.weights, form, out)
+
+
+def _sums_by_position(padded: Array, form: Convolution, out: tuple[int, ...], op: MaddnessOp) -> Array:
+    """What tables say of the codes of all taps, [batch, *out, outputs], or [..., groups, outputs of one]."""
+    if form.groups == 1:
+        codes = form.gathered(encode(padded, op.trees), out)
+        return _sums(codes.reshape(*codes.shape[:-2], -1), op.tables)
+    grouped = padded.reshape(*padded.shape[:-1], form.groups, -1)
+    codes = form.gathered(jax.vmap(encode, (-2, 0), -2)(grouped, op.trees), out)  # [..., taps, groups, codebooks]
+    codes = jnp.moveaxis(codes, -2, -3)
+    return jax.vmap(_sums, (-2, 0), -2)(codes.reshape(*codes.shape[:-2], -1), op.tables)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,10 @@ from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.refit import refit_tables
 from jax_maddness.learn.rows import Rows
 from jax_maddness.learn.taps import first_tap, fit_taps
+from jax_maddness.nn import checked
 from jax_maddness.nn.approximate import Spec, to_arrays
 from jax_maddness.nn.capture import Captured, record
+from jax_maddness.nn.checked import Checked, learn_checks
 from jax_maddness.nn.convolution import Convolution
 from jax_maddness.nn.forms import Contraction
 from jax_maddness.nn.layers import Layer
@@ -81,8 +83,20 @@ def units(chosen: Sequence[tuple[Layer, Rule]]) -> list[Unit]:
     """Layers that read the same array together, in the order of their first calls."""
     found: dict[Any, list[tuple[Layer, Rule]]] = {}
     for layer, rule in chosen:
+        _check(layer, rule)
         found.setdefault(_reads(layer) if rule.share else layer.path, []).append((layer, rule))
     return [Unit(tuple(layer for layer, _ in group), group[0][1]) for group in found.values()]
+
+
+def _check(layer: Layer, rule: Rule) -> None:
+    assert layer.form is not None
+    if rule.checks and (layer.steps or layer.form.groups > 1):
+        raise ValueError(
+            f"{layer.path!r} is in a scan or has several groups, where there is neither `exact_rows` nor `maximum`. "
+            "Give it a rule without these, before the others."
+        )
+    if rule.maximum is not None and not isinstance(layer.form, Convolution):
+        raise ValueError(f"{layer.path!r} is no convolution, as `maximum` of {rule.pattern!r} wants it.")
 
 
 def _reads(layer: Layer) -> Any:
@@ -104,8 +118,22 @@ def _reads(layer: Layer) -> Any:
     )
 
 
-Learned = tuple[MaddnessOp, bool]
-"""An op, stacked over steps and groups where there are several; and whether it shares codes among taps."""
+class Learned(NamedTuple):
+    """What stands in for a unit.
+
+    Attributes:
+      op: stacked over steps and groups where there are several.
+      shared: it shares codes among taps.
+      checked: what exact products need, where the rule wants any.
+    """
+
+    op: MaddnessOp
+    shared: bool
+    checked: Checked | None = None
+
+    def arrays(self) -> dict[str, jax.Array]:
+        """By name, as modules hold them."""
+        return {**to_arrays(self.op), **checked.to_arrays(self.checked)}
 
 
 def independent(found: Captured, to_learn: Sequence[Unit], keep_weights: bool, progress: bool | None) -> list[Learned]:
@@ -132,10 +160,9 @@ def on_prefix(
         for unit in to_learn:
             path = unit.layers[0].path
             drifted = record(current, unit.layers[:1], batches(), *limits, progress=False).rows[path]
-            op = learn_unit(unit, drifted, keep_weights, bar, exact=found.rows[path])
-            ops.append(op)
-            specs = specs_of(unit, *op)
-            current = current.replaced(specs, {unit.owner: to_arrays(op[0])})
+            learned = learn_unit(unit, drifted, keep_weights, bar, exact=found.rows[path])
+            ops.append(learned)
+            current = current.replaced(specs_of(unit, learned), {unit.owner: learned.arrays()})
     return ops
 
 
@@ -153,6 +180,10 @@ def learn_unit(
     """
     form, config, w, bias = unit.layers[0].form, unit.rule.config, unit.w, unit.bias
     assert form is not None
+    checks = None
+    if unit.rule.checks:
+        checks, usual = learn_checks(rows[0][:, 0], w[0, 0], bias[0, 0], form, unit.rule.exact_rows)
+        rows, exact = [rows[0][usual]], None if exact is None else [exact[0][usual]]
     shared = isinstance(form, Convolution) and form.taps > 1 and _shares(unit, form, rows, bar)
     ops = []
     for step, group in np.ndindex(*w.shape[:2]):
@@ -164,16 +195,16 @@ def learn_unit(
             config = dataclasses.replace(config, method="oblique" if isinstance(op.trees, ObliqueTrees) else "axis")
         op = first_tap(op, form.taps) if shared and isinstance(form, Convolution) else op
         ops.append(dataclasses.replace(op, weights=jnp.asarray(one_w)) if keep_weights else op)
-    return _stacked(ops, unit.layers[0].steps, form.groups), shared
+    return Learned(_stacked(ops, unit.layers[0].steps, form.groups), shared, checks)
 
 
 def with_kernel(unit: Unit, learned: Learned) -> Learned:
     """What was learned without `keep_weights`, as it is with it."""
-    op, shared = learned
     form, steps = unit.layers[0].form, unit.layers[0].steps
     assert form is not None
     lead = (*[steps] * bool(steps), *[form.groups] * (form.groups > 1))
-    return dataclasses.replace(op, weights=jnp.asarray(unit.w.reshape(*lead, *unit.w.shape[2:]))), shared
+    weights = jnp.asarray(unit.w.reshape(*lead, *unit.w.shape[2:]))
+    return learned._replace(op=dataclasses.replace(learned.op, weights=weights))
 
 
 def _stacked(ops: list[MaddnessOp], steps: int, groups: int) -> MaddnessOp:
@@ -215,15 +246,17 @@ def _shares(unit: Unit, form: Convolution, rows: Sequence[np.ndarray], bar: Prog
     return errors[0] <= CLOSE * errors[1]
 
 
-def specs_of(unit: Unit, op: MaddnessOp, shared: bool) -> dict[str, Spec]:
+def specs_of(unit: Unit, learned: Learned) -> dict[str, Spec]:
     """How each layer of the unit is replaced."""
     found, start = {}, 0
     for layer in unit.layers:
         assert layer.form is not None
         part = (start, start + layer.shape[1]) if len(unit.layers) > 1 else None
         start += layer.shape[1]
-        kind = type(op.trees).__name__
-        found[layer.path] = Spec(
-            layer.form, layer.dtype, layer.param_dtype, unit.owner, kind, op.num_features, shared, layer.steps, part
+        kind, size = type(learned.op.trees).__name__, learned.op.num_features
+        spec = Spec(
+            layer.form, layer.dtype, layer.param_dtype, unit.owner, kind, size, learned.shared, layer.steps, part
         )
+        rule = unit.rule
+        found[layer.path] = dataclasses.replace(spec, exact_rows=rule.exact_rows, maximum=rule.maximum)
     return found

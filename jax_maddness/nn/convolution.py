@@ -47,6 +47,11 @@ class Convolution:
         return math.prod(self.size)
 
     @property
+    def run(self) -> int:
+        """Taps in a row that see neighbours in the input: their features lie in one piece."""
+        return self.size[-1] if self.dilation[-1] == 1 else 1
+
+    @property
     def _extent(self) -> tuple[int, ...]:
         """Of the kernel, from the first tap to the last."""
         return tuple((k - 1) * d + 1 for k, d in zip(self.size, self.dilation, strict=True))
@@ -94,16 +99,19 @@ class Convolution:
         seen = seen.reshape(*seen.shape[:-1], self.groups, -1)
         return jnp.moveaxis(seen, -2, -3).reshape(*seen.shape[:-3], self.groups, -1)
 
+    def places(self, at: Array, out: tuple[int, ...], positions: tuple[int, ...]) -> Array:
+        """Which of the padded positions, counted through, every tap sees: [..., taps] for outputs `at`, likewise."""
+        steps = np.cumprod((1, *positions[:0:-1]))[::-1]  # from a position to the next of each dimension
+        taps = np.array(list(itertools.product(*map(range, self.size))))
+        start = jnp.stack(jnp.unravel_index(at, out), -1) @ (np.array(self.strides) * steps)
+        return (start[..., None] + taps @ (np.array(self.dilation) * steps)).astype(jnp.int32)
+
     def rows_at(self, x: Array, places: np.ndarray) -> Array:
         """Some of all rows, [places, groups, D]; no other is formed."""
         out, padded = self.out_positions(x), self.padded(x)
-        batch, *positions = np.unravel_index(places, (len(padded), *out))
-        taps = np.array(list(itertools.product(*map(range, self.size))))  # [taps, dimensions]
-        where = [
-            position[:, None] * s + taps[:, i] * d
-            for i, (position, s, d) in enumerate(zip(positions, self.strides, self.dilation, strict=True))
-        ]
-        seen = padded[(batch[:, None], *where)]  # [places, taps, features]
+        batch, at = np.divmod(places, math.prod(out))
+        where = self.places(jnp.asarray(at), out, padded.shape[1:-1])
+        seen = padded.reshape(len(padded), -1, padded.shape[-1])[batch[:, None], where]  # [places, taps, features]
         seen = seen.reshape(*seen.shape[:2], self.groups, -1)
         return jnp.moveaxis(seen, 2, 1).reshape(len(places), self.groups, -1)
 

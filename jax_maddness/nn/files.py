@@ -25,7 +25,7 @@ from jax_maddness.nn.linen_model import Replaced, flat
 from jax_maddness.nn.nnx_model import Approximate, Tables, stand_ins, with_modules
 
 FORMAT = "jax_maddness.model"
-VERSION = 1
+VERSION = 2
 _FORMS = {form.__name__: form for form in (Contraction, Convolution)}
 _SIGNED, _UNSIGNED = (tuple(f"{kind}{bits}" for bits in (8, 16, 32, 64)) for kind in ("int", "uint"))
 _DTYPES = ("bool", *_SIGNED, *_UNSIGNED, "float16", "bfloat16", "float32", "float64")

@@ -259,6 +259,6 @@ class _Run:
 def _report(state: State, parts: Parts, teacher: Model, tuned: Model, batches: Sequence[Any]) -> Tuned:
     looks = [(int(step), float(loss)) for step, loss in state.looks if np.isfinite(loss)]
     best_step, after = min(looks, key=lambda look: look[1])
-    errors = functools.partial(layer_errors, teacher=teacher, paths=list(parts.specs), batches=batches)
+    errors = functools.partial(layer_errors, teacher=teacher, specs=parts.specs, batches=batches)
     first, last = errors(parts.model), errors(tuned)
     return Tuned(looks[0][1], after, best_step, tuple(looks), {path: (first[path], last[path]) for path in first})

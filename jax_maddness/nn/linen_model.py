@@ -9,7 +9,7 @@ import jax
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jax_maddness.nn.approximate import Spec, approximate, to_op
+from jax_maddness.nn.approximate import Spec, apply
 from jax_maddness.nn.layers import Call, Layer, first_array
 
 KINDS = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv)
@@ -48,7 +48,7 @@ def _stand_in(specs: Mapping[str, Spec]) -> Callable[..., Any]:
         if path not in specs or not _is_layer(context):
             return following(*args, **kwargs)
         spec = specs[path]
-        return approximate(first_array(args, kwargs), spec, to_op(spec, _arrays(context.module, path, spec)))
+        return apply(first_array(args, kwargs), spec, _arrays(context.module, path, spec))
 
     return intercept
 

@@ -19,7 +19,7 @@ import numpy as np
 from jax_maddness.core.amm import amm
 from jax_maddness.core.types import MaddnessOp
 from jax_maddness.learn.terms import principal
-from jax_maddness.nn.approximate import Spec, approximate, promoted
+from jax_maddness.nn.approximate import approximate, promoted
 from jax_maddness.nn.calibrate import Learned, Unit, specs_of
 from jax_maddness.nn.convolution import Convolution
 from jax_maddness.nn.forms import Contraction
@@ -119,10 +119,8 @@ def measured(
             by_step = [low_rank(rows[:, 0], one[0], rank) for rows, one in zip(train, w, strict=True)]
             errors = [nmse(_low_rank(r[:, 0], *p), r[:, 0] @ o[0]) for r, p, o in zip(aside, by_step, w, strict=True)]
             found.append((LOW_RANK, rank, _timed(unit, x, LOW_RANK, by_step[0]), float(np.mean(errors))))
-    for c, (op, shared) in learned.items():
-        specs = list(specs_of(unit, op, shared).values())
-        call = _codes(specs, _of_step(op, first.steps, 0), x)
-        found.append((CODES, c, call, codes_error(unit, op, shared, aside)))
+    for c, one in learned.items():
+        found.append((CODES, c, _codes(unit, one, x), codes_error(unit, one, aside)))
     times = interleaved([call for _, _, call, _ in found], seconds)
     of_model = calls_of(unit)
     return tuple(
@@ -184,10 +182,12 @@ def _timed(unit: Unit, x: Array, kind: str, arrays: Sequence[Any]) -> Callable[[
     return lambda: compiled(x, held, bias)
 
 
-def _codes(specs: Sequence[Spec], op: MaddnessOp, x: Array) -> Callable[[], Any]:
+def _codes(unit: Unit, learned: Learned, x: Array) -> Callable[[], Any]:
     """A call of what stands in for the layers."""
-    run = jax.jit(lambda x, op: [approximate(x, spec, op) for spec in specs])
-    return lambda: run(x, op)
+    specs = specs_of(unit, learned).values()
+    run = jax.jit(lambda x, op, checked: [approximate(x, spec, op, checked) for spec in specs])
+    op = _of_step(learned.op, unit.layers[0].steps, 0)
+    return lambda: run(x, op, learned.checked)
 
 
 def _of_step(op: MaddnessOp, steps: int, step: int) -> MaddnessOp:
@@ -196,24 +196,25 @@ def _of_step(op: MaddnessOp, steps: int, step: int) -> MaddnessOp:
     return jax.tree.map(lambda a: a[step], op) if steps else op
 
 
-def codes_error(unit: Unit, op: MaddnessOp, shared: bool, aside: Sequence[np.ndarray]) -> float:
-    """NMSE of an op on rows, the mean over the steps of a scan."""
+def codes_error(unit: Unit, learned: Learned, aside: Sequence[np.ndarray]) -> float:
+    """NMSE of an op on rows, the mean over the steps of a scan; of look-ups alone, where the rule has them checked."""
     layer, errors = unit.layers[0], []
     for step, rows in enumerate(aside):
-        y = _outputs(unit, _of_step(op, layer.steps, step), shared, rows)
+        y = _outputs(unit, learned._replace(op=_of_step(learned.op, layer.steps, step)), rows)
         exact = np.einsum("ngd,gdm->ngm", rows, unit.w[step]) + unit.bias[step]
         errors.append(nmse(y, exact.reshape(len(rows), -1)))
     return float(np.mean(errors))
 
 
-def _outputs(unit: Unit, op: MaddnessOp, shared: bool, rows: Float[np.ndarray, "rows groups features"]) -> np.ndarray:
+def _outputs(unit: Unit, learned: Learned, rows: Float[np.ndarray, "rows groups features"]) -> np.ndarray:
     """[rows, outputs]; a patch is an input with one output position."""
     form = unit.layers[0].form
     if not isinstance(form, Convolution):
-        return np.asarray(jax.jit(amm)(jnp.asarray(rows[:, 0]), op))
+        return np.asarray(jax.jit(amm)(jnp.asarray(rows[:, 0]), learned.op))
     one = len(form.size) * (1,)
     alone = dataclasses.replace(form, strides=one, dilation=one, padding="VALID")
     by_tap = np.moveaxis(rows.reshape(*rows.shape[:2], form.taps, -1), 1, 2)
     x = jnp.asarray(by_tap.reshape(len(rows), *form.size, -1))
-    spec = dataclasses.replace(next(iter(specs_of(unit, op, shared).values())), form=alone, dtype="float32")
-    return np.asarray(approximate(x, spec, op)).reshape(len(rows), -1)
+    spec = next(iter(specs_of(unit, learned).values()))
+    spec = dataclasses.replace(spec, form=alone, dtype="float32", exact_rows=0.0, maximum=None)
+    return np.asarray(approximate(x, spec, learned.op)).reshape(len(rows), -1)

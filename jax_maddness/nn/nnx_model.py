@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 from flax import nnx
 
-from jax_maddness.nn.approximate import Spec, approximate, to_op
+from jax_maddness.nn.approximate import Spec, apply
 from jax_maddness.nn.layers import Call, Layer, first_array
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Approximate(nnx.Module):
         """The layer's output, nearly; an einsum's equation is always that of the model that was replaced."""
         del einsum_str
         arrays = {name: table[...] for name, table in self.tables.arrays.items()}
-        y = approximate(inputs, self.spec, to_op(self.spec, arrays))
+        y = apply(inputs, self.spec, arrays)
         return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
 
 

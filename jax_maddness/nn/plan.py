@@ -123,7 +123,8 @@ def _how(unit: Unit, ratios: Sequence[int]) -> dict[str, Any]:
     if rule.config.loss is not None:
         raise ValueError(f"The rule {rule.pattern!r} has a loss, which no plan can hold. Use `replace` with that rule.")
     counts = [rule.codebooks(d)] if rule.num_codebooks else sorted({max(1, d // ratio) for ratio in ratios})
-    rest = {"config": dataclasses.asdict(rule.config), "conv": rule.conv, "share": rule.share}
+    names = ("conv", "share", "exact_rows", "maximum")
+    rest = {"config": dataclasses.asdict(rule.config), **{name: getattr(rule, name) for name in names}}
     return {"num_codebooks": counts, **rest}
 
 

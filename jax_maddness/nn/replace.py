@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from jax_maddness.nn.approximate import to_arrays
 from jax_maddness.nn.calibrate import Learned, Unit, independent, on_prefix, specs_of, units, with_kernel
 from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, Captured, peek, record
 from jax_maddness.nn.diff import Diff, diff
@@ -102,8 +101,8 @@ def replace(
 def put(model: Model, replaced: Sequence[Unit], ops: Sequence[Learned]) -> Model:
     """The model with an op in place of each unit."""
     pairs = list(zip(replaced, ops, strict=True))
-    specs = {path: spec for unit, op in pairs for path, spec in specs_of(unit, *op).items()}
-    return model.replaced(specs, {unit.owner: to_arrays(op) for unit, (op, _) in pairs})
+    specs = {path: spec for unit, learned in pairs for path, spec in specs_of(unit, learned).items()}
+    return model.replaced(specs, {unit.owner: learned.arrays() for unit, learned in pairs})
 
 
 def _batches(batches: Batches | None, plan: Plan | None) -> Batches:

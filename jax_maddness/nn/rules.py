@@ -28,6 +28,12 @@ class Rule:
         patches (`"patches"`); `"auto"` takes what has the smaller error on rows held out.
       share: layers of one parent that read the same array, as query, key and value do, share one op, whose codes are
         found once. With `num_codebooks` of that rule.
+      exact_rows: the share of the rows that stay exact: in every example those farthest from the mean of what the layer
+        sees, in standard deviations of its features. Look-ups are then learned from the others. Costs that share of the
+        exact product, and the kernel stays beside the tables.
+      maximum: for a convolution of which only the maximum over all positions is used, through functions that do not
+        decrease, such as ReLU: the layer returns that maximum alone, as a single position. Look-ups propose so many
+        positions for each output, and exact products decide between them; 0: look-ups decide. None: all positions.
     """
 
     pattern: str
@@ -36,6 +42,8 @@ class Rule:
     config: FitConfig = dataclasses.field(default_factory=FitConfig)
     conv: str = "auto"
     share: bool = True
+    exact_rows: float = 0.0
+    maximum: int | None = None
 
     def __post_init__(self) -> None:
         checks.kind(self.pattern, str, "pattern")
@@ -52,6 +60,15 @@ class Rule:
             )
         if self.conv not in CONVOLUTIONS:
             raise ValueError(f"`conv` is {self.conv!r}; expected one of: {', '.join(map(repr, CONVOLUTIONS))}.")
+        if not 0 <= self.exact_rows < 1:
+            raise ValueError(f"`exact_rows` is {self.exact_rows!r}; expected a share, from 0 to less than 1.")
+        if self.maximum is not None and (not isinstance(self.maximum, int) or self.maximum < 0):
+            raise ValueError(f"`maximum` is {self.maximum!r}; expected a number of positions, 0, or None.")
+
+    @property
+    def checks(self) -> bool:
+        """Whether the layer needs its kernel beside the tables."""
+        return bool(self.exact_rows) or self.maximum is not None
 
     def codebooks(self, num_features: int) -> int:
         """C for a product of so many features: never more than one per feature."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_maddness.nn.approximate import Spec
+from jax_maddness.nn.convolution import Convolution
 from jax_maddness.nn.model import Model
 
 if TYPE_CHECKING:
@@ -18,14 +20,15 @@ MOST = 2**16
 """Numbers of a layer's output, of one call, that are looked at."""
 
 
-def layer_errors(model: Model, teacher: Model, paths: Sequence[str], batches: Sequence[Any]) -> dict[str, float]:
+def layer_errors(model: Model, teacher: Model, specs: Mapping[str, Spec], batches: Sequence[Any]) -> dict[str, float]:
     """NMSE of each layer's outputs over `batches`, all calls and steps of scans together.
 
-    What comes from the layers before it counts, too: it is the error of the hidden state.
+    What comes from the layers before it counts, too: it is the error of the hidden state. Of a layer that returns the
+    maximum over positions alone (`Rule.maximum`), it is the error of that.
     """
-    wanted, said = (_outputs(one, paths, batches) for one in (teacher, model))
+    wanted, said = (_outputs(one, specs, batches) for one in (teacher, model))
     found = {}
-    for path in paths:
+    for path in specs:
         pairs = list(zip(wanted[path], said[path], strict=True))
         exact = np.concatenate([one for one, _ in pairs])
         missed = sum(float(np.square(other - one).sum(dtype=np.float64)) for one, other in pairs)
@@ -34,16 +37,19 @@ def layer_errors(model: Model, teacher: Model, paths: Sequence[str], batches: Se
     return found
 
 
-def _outputs(model: Model, paths: Sequence[str], batches: Sequence[Any]) -> dict[str, list[np.ndarray]]:
+def _outputs(model: Model, specs: Mapping[str, Spec], batches: Sequence[Any]) -> dict[str, list[np.ndarray]]:
     """Rows of the outputs of each layer, call by call: the same places in each model."""
-    waiting: dict[str, list[Any]] = {path: [] for path in paths}
+    waiting: dict[str, list[Any]] = {path: [] for path in specs}
 
     def tap(path: str, y: Array) -> None:
+        spec = specs[path]
+        if isinstance(spec.form, Convolution) and spec.maximum is not None:
+            y = y.max(tuple(range(y.ndim - 1 - len(spec.form.size), y.ndim - 1)))
         rows = y.reshape(-1, y.shape[-1])
         rows = rows[:: max(1, -(-rows.size // MOST))].astype(jnp.float32)
         jax.debug.callback(waiting[path].append, rows, ordered=True)
 
-    run = model.watched(list(paths), tap)
+    run = model.watched(list(specs), tap)
     for batch in batches:
         run(batch)
     jax.effects_barrier()

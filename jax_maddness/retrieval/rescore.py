@@ -22,25 +22,29 @@ FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
 def definition(
-    queries: Float[Array, "queries features"],
+    queries: Float[Array, "queries run*features"],
     vectors: Float[Array, "vectors features"],
     positions: Int32[Array, "queries k"],
 ) -> Float[Array, "queries k"]:
     """`scores[q, i] = sum_d queries[q, d] * vectors[positions[q, i], d]` in float32, in any order.
 
-    Where there is no such vector, as at position -1, -inf.
+    Where there is no such vector, as at position -1, -inf. Queries that are as long as several vectors are multiplied
+    with so many in a row, the first of which is at the position.
     """
-    known = (positions >= 0) & (positions < len(vectors))
-    if len(vectors) == 0:
+    run = queries.shape[1] // vectors.shape[1] if vectors.shape[1] else 1
+    known = (positions >= 0) & (positions <= len(vectors) - run)
+    if len(vectors) < run:
         return jnp.full(positions.shape, -jnp.inf, jnp.float32)
-    rows = vectors[jnp.where(known, positions, 0)]
+    rows = vectors[jnp.where(known, positions, 0)[..., None] + jnp.arange(run)].reshape(
+        *positions.shape, queries.shape[1]
+    )
     # Not a dot, in which equal vectors may round differently, so that of equal scores not the first would be best.
     products = (queries.astype(jnp.float32)[:, None] * rows.astype(jnp.float32)).sum(-1)
     return jnp.where(known, products, -jnp.inf)
 
 
 def rescore(
-    queries: Float[Array, "queries features"],
+    queries: Float[Array, "queries run*features"],
     vectors: Float[Array, "vectors features"],
     positions: Int32[Array, "queries k"],
 ) -> Float[Array, "queries k"]:
@@ -68,10 +72,12 @@ def rescore(
             "float32, bfloat16 or float16, and positions of int32."
         )
     shapes = queries.shape, vectors.shape, positions.shape
-    if {len(s) for s in shapes} != {2} or shapes[0][1] != shapes[1][1] or shapes[0][0] != shapes[2][0]:
+    features, step = queries.shape[-1], vectors.shape[-1]
+    fits = features > 0 and features % step == 0 if step else features == 0
+    if {len(s) for s in shapes} != {2} or not fits or shapes[0][0] != shapes[2][0]:
         raise ValueError(
             f"`queries`, `vectors` and `positions` have the shapes {shapes[0]}, {shapes[1]} and {shapes[2]}; expected "
-            "[queries, features], [vectors, features] and [queries, k]."
+            "[queries, features], [vectors, features] and [queries, k]; queries may be as long as several vectors."
         )
     return _rescore(queries, vectors, positions)
 
