@@ -81,14 +81,15 @@ void aggregate_packed(const Scratch& scratch, int64_t rows, const Tables& tables
 #include "avx512_scan.inc"
 #include "scan.inc"
 #include "avx512_rescore.inc"
+#include "greatest.inc"
 #include "rescore.inc"
 // clang-format on
 
 }  // namespace
 
 extern const Tier avx512vnni_tier;
-const Tier avx512vnni_tier = {
-    "avx512vnni", supported,           scratch_bytes,      encode, aggregate, amm, amm_by_code, encode,
-    amm,          amm_oblique_by_code, scan_scratch_bytes, scan,   rescore};
+const Tier avx512vnni_tier = {"avx512vnni", supported,   scratch_bytes, encode, aggregate,           keep_greatest,
+                              amm,          amm_by_code, encode,        amm,    amm_oblique_by_code, scan_scratch_bytes,
+                              scan,         rescore};
 
 }  // namespace jax_maddness

@@ -212,13 +212,15 @@ void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Outpu
 #include "neon_scan.inc"
 #include "scan.inc"
 #include "neon_rescore.inc"
+#include "greatest.inc"
 #include "rescore.inc"
 // clang-format on
 
 }  // namespace
 
 extern const Tier neon_tier;
-const Tier neon_tier = {"neon", supported,           scratch_bytes,      encode, aggregate, amm, amm_by_code, encode,
-                        amm,    amm_oblique_by_code, scan_scratch_bytes, scan,   rescore};
+const Tier neon_tier = {"neon", supported,   scratch_bytes, encode, aggregate,           keep_greatest,
+                        amm,    amm_by_code, encode,        amm,    amm_oblique_by_code, scan_scratch_bytes,
+                        scan,   rescore};
 
 }  // namespace jax_maddness

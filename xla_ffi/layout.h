@@ -123,6 +123,22 @@ struct Best {
   int64_t k;
 };
 
+// Rows of a block of sums among all rows of an example, of which some do not count.
+struct RowRange {
+  const uint8_t* skipped;  // of each row of the example; not zero: it does not count
+  int64_t first, count;
+};
+
+constexpr int64_t kMaxGreatest = 16;
+
+// [k][outputs], in order.
+struct Greatest {
+  int32_t* sums;
+  int32_t* positions;
+  int64_t k;
+  int64_t stride;  // from the greatest to the second: >= outputs
+};
+
 // A task may have some of the positions.
 struct Candidates {
   const int32_t* positions;

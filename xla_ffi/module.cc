@@ -26,6 +26,7 @@ nb::dict registrations() {
   handlers["jax_maddness_amm_oblique"] = capsule(jax_maddness::amm_oblique_handler);
   handlers["jax_maddness_amm_oblique_by_code"] = capsule(jax_maddness::amm_oblique_by_code_handler);
   handlers["jax_maddness_scan"] = capsule(jax_maddness::scan_handler);
+  handlers["jax_maddness_greatest"] = capsule(jax_maddness::greatest_handler);
   handlers["jax_maddness_rescore"] = capsule(jax_maddness::rescore_handler);
   return handlers;
 }

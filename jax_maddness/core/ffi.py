@@ -34,6 +34,7 @@ TARGETS = (
     "jax_maddness_amm_oblique_by_code",
     "jax_maddness_scan",
     "jax_maddness_rescore",
+    "jax_maddness_greatest",
 )
 """The custom calls' names, as StableHLO shows them."""
 

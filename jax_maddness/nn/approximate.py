@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jax_maddness.core.aggregate import aggregate
 from jax_maddness.core.amm import amm
 from jax_maddness.core.checks import ROW_DTYPES
 from jax_maddness.core.encode import encode
+from jax_maddness.core.greatest import greatest as greatest_sums
+from jax_maddness.core.greatest import of_scores
 from jax_maddness.core.types import ExactTerm, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
 from jax_maddness.nn.checked import Checked, maximum, of_arrays, with_exact_rows
 from jax_maddness.nn.convolution import Convolution
@@ -143,15 +146,23 @@ def _maximum(rows: Array, x: Array, spec: Spec, op: MaddnessOp, checked: Checked
     assert isinstance(form, Convolution)
     assert checked is not None
     assert spec.maximum is not None
-    if spec.shared:
-        scores = _sums_by_position(form.padded(rows), form, form.out_positions(rows), op)
-    else:
-        scores = form.map_patches(functools.partial(_by_group, op=op), rows)
+    padded, out = form.padded(rows), form.out_positions(rows)
+
+    def greatest(skipped: Array, k: int) -> tuple[Array, Array]:
+        if spec.shared and not is_floating(op.tables):
+            codes = form.gathered(encode(padded, op.trees), out)
+            return greatest_sums(codes.reshape(*skipped.shape, -1), op.tables.values, skipped, k)
+        if spec.shared:
+            scores = _sums_by_position(padded, form, out, op)
+        else:
+            scores = form.map_patches(functools.partial(_by_group, op=op), rows)
+        # Computed once: where two computations round differently, none of them has the maximum of the other.
+        return of_scores(lax.optimization_barrier(scores).reshape(*skipped.shape, -1), skipped, k)
 
     def value(scores: Array) -> Array:
         return _affine(op.tables, scores) if spec.shared else scores.astype(jnp.float32)
 
-    y = maximum(form.padded(rows), scores, value, form, checked, spec.exact_rows, spec.maximum)
+    y = maximum(padded, (len(padded), *out), greatest, value, form, checked, spec.exact_rows, spec.maximum)
     return form.output(y.reshape(len(y), *[1] * len(form.size), -1), x)
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Array, Bool, Float, Int32
 
+Greatest = Callable[["Array", int], "tuple[Array, Array]"]
 _PREFIX = "checked_"
 
 
@@ -109,7 +110,8 @@ def with_exact_rows(x: Array, y: Array, form: Contraction | Convolution, checked
 
 def maximum(
     x: Float[Array, "batch ... features"],
-    scores: Array,
+    rows: tuple[int, ...],
+    greatest: Greatest,
     value: Callable[[Array], Array],
     form: Convolution,
     checked: Checked,
@@ -122,20 +124,23 @@ def maximum(
 
     Args:
       x: padded.
-      scores: [batch, *positions, outputs], by look-ups: the greater, the greater the output.
+      rows: the shape of what there is of them, [batch, *positions].
+      greatest: (positions that do not count [batch, positions], k) -> the greatest scores by look-ups over the others,
+        and where they are, [batch, k, outputs].
       value: of the scores [..., outputs].
       form: the convolution.
       checked: the exact product.
       share: of the positions that are exact; no look-up decides about them.
       check: so many of the others are multiplied exactly for every output; 0: look-ups have the last word.
     """
-    view, training = _view(x, scores.shape[:-1], form), not jnp.issubdtype(scores.dtype, jnp.integer)
+    view = _view(x, rows, form)
     where = view.farthest(checked, share)
-    best, at = _greatest(lax.optimization_barrier(scores).reshape(*view.shape, -1), where, max(check, 1))
+    skipped = (jnp.arange(view.shape[1]) == where[..., None]).any(1)
+    best, at = greatest(skipped, max(check, 1))
+    training = not jnp.issubdtype(best.dtype, jnp.integer)
     read = jnp.broadcast_to(where[..., None], (*where.shape, at.shape[-1]))  # [batch, rows, outputs]
     read = jnp.concatenate([read, at], 1) if check or training else read
-    products = view.products_at(read, checked)
-    exact, found = jnp.split(products, [where.shape[1]], 1)
+    exact, found = jnp.split(view.products_at(read, checked), [where.shape[1]], 1)
     said = value(best[:, 0])
     if not check:
         y = said + found[:, 0] - lax.stop_gradient(found[:, 0]) if training else said
@@ -143,25 +148,6 @@ def maximum(
         y = found.max(1)
         y = y + said - lax.stop_gradient(said) if training else y
     return jnp.maximum(y, exact.max(1)) if share else y
-
-
-def _greatest(scores: Array, without: Int32[Array, "batch rows"], count: int) -> tuple[Array, Array]:
-    """Of every output the greatest scores over positions, and where, [batch, count, outputs]; some rows do not count.
-
-    Not an arg max, of which XLA makes a slow loop on CPUs: a maximum, and the first place that has it.
-    """
-    place = jnp.arange(scores.shape[1], dtype=jnp.int32)[:, None]
-    integers = jnp.issubdtype(scores.dtype, jnp.integer)
-    least = jnp.asarray(jnp.iinfo(scores.dtype).min if integers else -jnp.inf, scores.dtype)
-    taken = (place == without[:, None, :]).any(-1)[..., None] if without.shape[1] else jnp.zeros((), bool)
-    best, at = [], []
-    for _ in range(min(count, scores.shape[1])):
-        left = jnp.where(taken, least, scores)
-        best.append(left.max(1, keepdims=True))
-        first = jnp.where(left == lax.stop_gradient(best[-1]), place, len(place) - 1).min(1, keepdims=True)
-        at.append(first)
-        taken = taken | (place == first)
-    return jnp.concatenate(best, 1), jnp.concatenate(at, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +172,7 @@ class _View:
         batch, places, features = self.x.shape
         vectors = self.x.reshape(batch * places, features)
         rows = self.read(at) + (places * jnp.arange(batch, dtype=jnp.int32))[:, None, None, None]
+        rows = jnp.where(at[..., None] < 0, -1, rows)  # no such row: the product is -inf
         by_output = jnp.moveaxis(rows, 2, 0).reshape(
             at.shape[2], batch * at.shape[1], rows.shape[-1]
         )  # [outputs, batch * k, runs]

@@ -36,5 +36,6 @@ int main() {
   testing::test_metadata(amm_oblique_by_code_handler, "amm_oblique_by_code");
   testing::test_metadata(scan_handler, "scan");
   testing::test_metadata(rescore_handler, "rescore");
+  testing::test_metadata(greatest_handler, "greatest");
   std::printf("handlers: XLA FFI API %d.%d\n", XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR);
 }
