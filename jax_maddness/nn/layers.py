@@ -170,3 +170,16 @@ _FORMS: Mapping[str, Callable[[Any, Call], Form]] = {
 def first_array(args: tuple, kwargs: Mapping[str, Any]) -> Array:
     """The input among the arguments of a layer."""
     return args[0] if args else kwargs["inputs"]
+
+
+Hook = Callable[[Callable[[Any], Any], Any], Any]
+"""`hook(layer, x)` stands for `layer(x)`."""
+
+
+def hooked(hook: Hook, layer: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    """What a hook makes of the call of a layer with such arguments."""
+
+    def call(x: Array) -> Any:
+        return layer(x, *args[1:], **kwargs) if args else layer(**{**kwargs, "inputs": x})
+
+    return hook(call, first_array(args, kwargs))

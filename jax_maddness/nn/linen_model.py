@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jax_maddness.nn.approximate import Spec, apply
-from jax_maddness.nn.layers import Call, Layer, first_array
+from jax_maddness.nn.layers import Call, Hook, Layer, first_array, hooked
 
 KINDS = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv)
 """What can be replaced; subclasses may do more than these, and cannot."""
@@ -129,22 +129,6 @@ class LinenModel:
         compiled = jax.jit(self._tapped(chosen))
         return lambda batch: compiled(self.model[1], batch)
 
-    def watched(self, paths: list[str], tap: Callable[[str, Any], None]) -> Callable[[Any], None]:
-        """A compiled run of the model in which `tap(path, y)` sees the outputs of layers, replaced or not."""
-
-        def intercept(following: Callable[..., Any], args: tuple, kwargs: Any, context: Any) -> Any:
-            y = following(*args, **kwargs)
-            if _is_layer(context) and "/".join(context.module.path) in paths:
-                tap("/".join(context.module.path), y)
-            return y
-
-        @jax.jit
-        def compiled(variables: Any, batch: Any) -> None:
-            with nn.intercept_methods(intercept):
-                self._call((self.model[0], variables), batch)
-
-        return lambda batch: compiled(self.model[1], batch)
-
     def arrays(self) -> dict[str, Any]:
         """All arrays of the model by place, as text."""
         return {"/".join(place): array for place, array in flat(nn.meta.unbox(self.model[1])).items()}
@@ -155,9 +139,17 @@ class LinenModel:
         variables = nn.meta.replace_boxed(nn.FrozenDict(self.model[1]).unfreeze(), new)
         return LinenModel((self.model[0], variables), self._call)
 
-    def outputs(self, arrays: Mapping[str, Any], batch: Any) -> Any:
-        """What the model with other arrays says."""
-        return self._call(self.with_arrays(arrays).model, batch)
+    def outputs(self, arrays: Mapping[str, Any], batch: Any, hooks: Mapping[str, Hook] | None = None) -> Any:
+        """What the model with other arrays says; hooks are in place of layers, replaced or not, by path."""
+
+        def intercept(following: Callable[..., Any], args: tuple, kwargs: Any, context: Any) -> Any:
+            path = "/".join(context.module.path)
+            if not hooks or path not in hooks or not _is_layer(context):
+                return following(*args, **kwargs)
+            return hooked(hooks[path], following, args, kwargs)
+
+        with nn.intercept_methods(intercept):
+            return self._call(self.with_arrays(arrays).model, batch)
 
     def _tapped(self, tap: Callable[..., None]) -> Callable[[Any, Any], None]:
         def intercept(following: Callable[..., Any], args: tuple, kwargs: Any, context: Any) -> Any:

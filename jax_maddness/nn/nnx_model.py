@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from jax_maddness.nn.approximate import Spec, apply
-from jax_maddness.nn.layers import Call, Layer, first_array
+from jax_maddness.nn.layers import Call, Hook, Layer, first_array, hooked
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -67,19 +67,16 @@ class Tapped(nnx.Module):
         return self.layer(*args, **kwargs)
 
 
-class Watched(nnx.Module):
-    """A layer that shows its output to `tap`."""
+class Hooked(nnx.Module):
+    """A layer in a hook."""
 
-    def __init__(self, layer: nnx.Module, path: str, tap: Callable[[str, Any], None]):
+    def __init__(self, layer: nnx.Module, hook: Hook):
         self.layer = layer
-        self.path = path
-        self.tap = tap
+        self.hook = hook
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's output."""
-        y = self.layer(*args, **kwargs)
-        self.tap(self.path, y)
-        return y
+        """What the hook returns."""
+        return hooked(self.hook, self.layer, args, kwargs)
 
 
 def _equation(args: tuple, kwargs: Mapping[str, Any]) -> str | None:
@@ -143,17 +140,6 @@ class NnxModel:
 
         return run, state
 
-    def watched(self, paths: list[str], tap: Callable[[str, Any], None]) -> Callable[[Any], None]:
-        """A compiled run of the model in which `tap(path, y)` sees the outputs of layers, replaced or not."""
-        makers = {path: lambda layer, path=path: Watched(layer, path, tap) for path in paths}
-        graph, state = nnx.split(with_modules(self.model, makers))
-
-        @jax.jit
-        def compiled(state: Any, batch: Any) -> None:
-            self._call(nnx.merge(graph, state), batch)
-
-        return lambda batch: compiled(state, batch)
-
     def arrays(self) -> dict[str, Any]:
         """All arrays of the model by place, as text."""
         return {_name(place): v.get_value() for place, v in nnx.to_flat_state(nnx.state(self.model))}
@@ -164,9 +150,11 @@ class NnxModel:
         variables = [(place, v.replace(arrays[_name(place)])) for place, v in nnx.to_flat_state(state)]
         return NnxModel(nnx.merge(graph, nnx.from_flat_state(variables)), self._call)
 
-    def outputs(self, arrays: Mapping[str, Any], batch: Any) -> Any:
-        """What the model with other arrays says."""
-        return self._call(self.with_arrays(arrays).model, batch)
+    def outputs(self, arrays: Mapping[str, Any], batch: Any, hooks: Mapping[str, Hook] | None = None) -> Any:
+        """What the model with other arrays says; hooks are in place of layers, replaced or not, by path."""
+        makers = {path: lambda layer, hook=hook: Hooked(layer, hook) for path, hook in (hooks or {}).items()}
+        model = self.with_arrays(arrays).model
+        return self._call(with_modules(model, makers) if makers else model, batch)
 
     def replaced(self, specs: Mapping[str, Spec], arrays: Mapping[str, Mapping[str, Any]]) -> NnxModel:
         """The model with ops in place of layers; `arrays` by the specs' owners."""
