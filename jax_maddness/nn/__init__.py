@@ -10,6 +10,7 @@ from jax_maddness.nn.diff import Change, Diff
 from jax_maddness.nn.files import load_model, save_model
 from jax_maddness.nn.finetune import Tuned, finetune
 from jax_maddness.nn.plan import plan
+from jax_maddness.nn.prune import Pruned, prune_unused
 from jax_maddness.nn.replace import replace
 from jax_maddness.nn.report import Plan
 from jax_maddness.nn.rules import Rule
@@ -19,12 +20,14 @@ __all__ = [
     "Change",
     "Diff",
     "Plan",
+    "Pruned",
     "Rule",
     "Tuned",
     "capture",
     "finetune",
     "load_model",
     "plan",
+    "prune_unused",
     "replace",
     "save_model",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,16 +42,29 @@ class Replaced(nn.Module):
 
 
 def _stand_in(specs: Mapping[str, Spec]) -> Callable[..., Any]:
+    pruned = any(spec.pruned for spec in specs.values())
+
     def intercept(
         following: Callable[..., Any], args: tuple, kwargs: Any, context: nn.module.InterceptorContext
     ) -> Any:
         path = "/".join(context.module.path)
         if path not in specs or not _is_layer(context):
-            return following(*args, **kwargs)
+            return (_narrower(context.module, following) if pruned else following)(*args, **kwargs)
         spec = specs[path]
         return apply(first_array(args, kwargs), spec, _arrays(context.module, path, spec))
 
     return intercept
+
+
+def _narrower(module: nn.Module, following: Callable[..., Any]) -> Callable[..., Any]:
+    """An exact layer with as many outputs as its parameters have: linen's own wants as many as its code says."""
+    params = module.scope.variables().get("params", {}) if module.scope else {}
+    if not isinstance(module, nn.Dense | nn.Conv) or "kernel" not in params:
+        return following
+    features = jax.tree.leaves(params["kernel"])[0].shape[-1]
+    if features == module.features:
+        return following
+    return functools.partial(module.clone(features=features, parent=None, name=None).apply, {"params": params})
 
 
 def _is_layer(context: nn.module.InterceptorContext) -> bool:
@@ -167,6 +181,11 @@ class LinenModel:
 
     def _params(self) -> dict[tuple[str, ...], Any]:
         return flat(nn.meta.unbox(self.model[1])["params"])
+
+    def narrowed(self, specs: Mapping[str, Spec], arrays: Mapping[str, Any]) -> LinenModel:
+        """The model with other specs and arrays."""
+        module, variables = self.with_arrays(arrays).model
+        return LinenModel((Replaced(module.inner, (*specs.items(),)), variables), self._call)
 
     def replaced(self, specs: Mapping[str, Spec], arrays: Mapping[str, Mapping[str, Any]]) -> LinenModel:
         """The model with ops in place of layers; `arrays` by the specs' owners."""

@@ -40,6 +40,9 @@ class Model(Protocol):
     def replaced(self, specs: Mapping[str, Spec], arrays: Mapping[str, Mapping[str, Any]]) -> Any:
         """A new model, with ops in place of layers."""
 
+    def narrowed(self, specs: Mapping[str, Spec], arrays: Mapping[str, Any]) -> Any:
+        """A new model, with other specs of all replaced layers, and all arrays, some of which may be smaller."""
+
 
 def adapt(model: Any, call: Callable[[Any, Any], Any] | None = None) -> Model:
     """`model` in the view of this folder.

@@ -161,6 +161,14 @@ class NnxModel:
         tables = {owner: Tables(named) for owner, named in arrays.items()}
         return NnxModel(with_modules(self.model, stand_ins(specs, tables)), self._call)
 
+    def narrowed(self, specs: Mapping[str, Spec], arrays: Mapping[str, Any]) -> NnxModel:
+        """The model with other specs and arrays; exact layers have as many outputs as their arrays."""
+        model = self.with_arrays(arrays).model
+        for path, module in nnx.iter_modules(model):
+            if isinstance(module, Approximate):
+                module.spec = specs[_name(path)]
+        return NnxModel(with_widths(model), self._call)
+
 
 def _name(place: Iterable[Any]) -> str:
     return "/".join(map(str, place))
@@ -182,6 +190,14 @@ def stand_ins(specs: Mapping[str, Spec], tables: Mapping[str, Tables]) -> dict[s
         return lambda layer: Approximate(spec, tables[spec.owner])
 
     return {path: made(spec) for path, spec in specs.items()}
+
+
+def with_widths(model: nnx.Module) -> nnx.Module:
+    """`model`, whose exact layers say how many outputs their arrays have."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.Linear | nnx.Conv):
+            module.out_features = module.kernel.shape[-1]
+    return model
 
 
 def with_modules(model: nnx.Module, makers: Mapping[str, Callable[[Any], nnx.Module]]) -> Any:
