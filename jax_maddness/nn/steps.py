@@ -57,7 +57,8 @@ class Step:
         None: the input is the same for all of them. `MIXED`: neither.
         """
         if self.name in _ELEMENTWISE:
-            return [axis if given.shape else None for given in self.inputs]
+            size = self.outputs[0].shape[axis]
+            return [axis if given.shape and given.shape[axis] == size else None for given in self.inputs]
         return _RULES[self.name](self, axis)
 
     def axis_out(self, value: Value, axis: int) -> int:
