@@ -9,6 +9,7 @@ from jax_maddness.nn.capture import Captured, capture
 from jax_maddness.nn.diff import Change, Diff
 from jax_maddness.nn.files import load_model, save_model
 from jax_maddness.nn.finetune import Tuned, finetune
+from jax_maddness.nn.losses import Term
 from jax_maddness.nn.plan import plan
 from jax_maddness.nn.prune import Pruned, prune_unused
 from jax_maddness.nn.replace import replace
@@ -22,6 +23,7 @@ __all__ = [
     "Plan",
     "Pruned",
     "Rule",
+    "Term",
     "Tuned",
     "capture",
     "finetune",

@@ -173,13 +173,14 @@ def first_array(args: tuple, kwargs: Mapping[str, Any]) -> Array:
 
 
 Hook = Callable[[Callable[[Any], Any], Any], Any]
-"""`hook(layer, x)` stands for `layer(x)`."""
+"""`hook(module, x)` stands for `module(x)`."""
 
 
-def hooked(hook: Hook, layer: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> Any:
-    """What a hook makes of the call of a layer with such arguments."""
-
-    def call(x: Array) -> Any:
-        return layer(x, *args[1:], **kwargs) if args else layer(**{**kwargs, "inputs": x})
-
-    return hook(call, first_array(args, kwargs))
+def hooked(hook: Hook, module: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    """What a hook makes of the call of a module with such arguments; `x` is the first of them."""
+    if args:
+        return hook(lambda x: module(x, *args[1:], **kwargs), args[0])
+    name = next(iter(kwargs), None)
+    if name is None:
+        return hook(lambda x: module(), None)
+    return hook(lambda x: module(**{**kwargs, name: x}), kwargs[name])

@@ -127,6 +127,22 @@ class LinenModel:
             layer.complete()
         return list(found.values())
 
+    def modules(self, batch: Any) -> list[str]:
+        """Paths of all modules inside of the model that a run on `batch`, which is only traced, calls."""
+        found: dict[str, None] = {}
+
+        def intercept(following: Callable[..., Any], args: tuple, kwargs: Any, context: Any) -> Any:
+            if context.method_name == "__call__" and context.module.path:
+                found["/".join(context.module.path)] = None
+            return following(*args, **kwargs)
+
+        def run(variables: Any, batch: Any) -> None:
+            with nn.intercept_methods(intercept):
+                self._call((self.model[0], variables), batch)
+
+        jax.eval_shape(run, self.model[1], batch)
+        return list(found)
+
     def run(self) -> Callable[[Any], Any]:
         """The model, compiled."""
         compiled = jax.jit(lambda variables, batch: self._call((self.model[0], variables), batch))
@@ -154,13 +170,18 @@ class LinenModel:
         return LinenModel((self.model[0], variables), self._call)
 
     def outputs(self, arrays: Mapping[str, Any], batch: Any, hooks: Mapping[str, Hook] | None = None) -> Any:
-        """What the model with other arrays says; hooks are in place of layers, replaced or not, by path."""
+        """What the model with other arrays says; hooks are in place of modules, replaced or not, by path."""
+        inside: set[str] = set()  # a lifted module calls another one with the same path
 
         def intercept(following: Callable[..., Any], args: tuple, kwargs: Any, context: Any) -> Any:
             path = "/".join(context.module.path)
-            if not hooks or path not in hooks or not _is_layer(context):
+            if not hooks or path not in hooks or context.method_name != "__call__" or path in inside:
                 return following(*args, **kwargs)
-            return hooked(hooks[path], following, args, kwargs)
+            inside.add(path)
+            try:
+                return hooked(hooks[path], following, args, kwargs)
+            finally:
+                inside.discard(path)
 
         with nn.intercept_methods(intercept):
             return self._call(self.with_arrays(arrays).model, batch)

@@ -22,6 +22,9 @@ class Model(Protocol):
     def layers(self, batch: Any) -> list[Layer]:
         """Every layer with a kernel, in the order of their calls."""
 
+    def modules(self, batch: Any) -> list[str]:
+        """Paths of the modules inside of it."""
+
     def run(self) -> Callable[[Any], Any]:
         """The model, compiled: batch -> what it returns."""
 
@@ -35,7 +38,7 @@ class Model(Protocol):
         """The model with other arrays, all of them."""
 
     def outputs(self, arrays: Mapping[str, Any], batch: Any, hooks: Mapping[str, Hook] | None = None) -> Any:
-        """What the model with other arrays says; hooks are in place of layers, replaced or not, by path."""
+        """What the model with other arrays says; hooks are in place of modules, replaced or not, by path."""
 
     def replaced(self, specs: Mapping[str, Spec], arrays: Mapping[str, Mapping[str, Any]]) -> Any:
         """A new model, with ops in place of layers."""

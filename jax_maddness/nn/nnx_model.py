@@ -68,15 +68,15 @@ class Tapped(nnx.Module):
 
 
 class Hooked(nnx.Module):
-    """A layer in a hook."""
+    """A module in a hook."""
 
-    def __init__(self, layer: nnx.Module, hook: Hook):
-        self.layer = layer
+    def __init__(self, module: nnx.Module, hook: Hook):
+        self.module = module
         self.hook = hook
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the hook returns."""
-        return hooked(self.hook, self.layer, args, kwargs)
+        return hooked(self.hook, self.module, args, kwargs)
 
 
 def _equation(args: tuple, kwargs: Mapping[str, Any]) -> str | None:
@@ -119,6 +119,11 @@ class NnxModel:
             layer.complete()
         return [found[path] for path in [*called, *(path for path in found if path not in called)]]
 
+    def modules(self, batch: Any) -> list[str]:
+        """Paths of all modules inside of the model."""
+        del batch
+        return [_name(path) for path, _ in nnx.iter_modules(self.model) if path]
+
     def run(self) -> Callable[[Any], Any]:
         """The model, compiled."""
         graph, state = nnx.split(self.model)
@@ -151,8 +156,8 @@ class NnxModel:
         return NnxModel(nnx.merge(graph, nnx.from_flat_state(variables)), self._call)
 
     def outputs(self, arrays: Mapping[str, Any], batch: Any, hooks: Mapping[str, Hook] | None = None) -> Any:
-        """What the model with other arrays says; hooks are in place of layers, replaced or not, by path."""
-        makers = {path: lambda layer, hook=hook: Hooked(layer, hook) for path, hook in (hooks or {}).items()}
+        """What the model with other arrays says; hooks are in place of modules, replaced or not, by path."""
+        makers = {path: lambda module, hook=hook: Hooked(module, hook) for path, hook in (hooks or {}).items()}
         model = self.with_arrays(arrays).model
         return self._call(with_modules(model, makers) if makers else model, batch)
 
