@@ -312,5 +312,7 @@ def test_what_does_not_fit_is_said():
             losses.Term(**{"loss": "kl", **wrong})
     with pytest.raises(ValueError, match="No layer of `model` is replaced"):
         finetune(model, **tune)
+    with pytest.raises(ValueError, match="makes them alike"):
+        losses.nmse(jnp.ones((2, 1, 3)), jnp.ones((2, 5, 3)))
     with pytest.raises(ValueError, match="temperature"):
         losses.kl(0)

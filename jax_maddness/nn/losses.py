@@ -20,8 +20,18 @@ Loss = Callable[[Any, Any, Any], Any]
 def nmse(outputs: Any, wanted: Any, batch: Any = None) -> Array:
     """Squared error over the variance of what is wanted, the mean over all arrays of floats."""
     del batch
+    _check_shapes(outputs, wanted)
     pairs = zip(jax.tree.leaves(outputs), jax.tree.leaves(wanted), strict=True)
     return jnp.stack([_nmse(y, z) for y, z in pairs if jnp.issubdtype(y.dtype, jnp.floating)]).mean()
+
+
+def _check_shapes(outputs: Any, wanted: Any) -> None:
+    shapes, others = ([a.shape for a in jax.tree.leaves(one)] for one in (outputs, wanted))
+    if shapes != others:
+        raise ValueError(
+            f"A loss compares outputs of shapes {shapes} with the teacher's {others}. Pass a function that makes them "
+            "alike: of a layer with `Rule(maximum=...)`, it is the teacher's maximum over positions."
+        )
 
 
 def _nmse(y: Array, wanted: Array) -> Array:
@@ -52,6 +62,7 @@ def peaks(outputs: Array, wanted: Array, batch: Any = None) -> Array:
     Both are [batch, *positions, channels]. The gradient is sparse: one position for each channel.
     """
     del batch
+    _check_shapes(outputs, wanted)
     y, z = (a.reshape(len(a), -1, a.shape[-1]) for a in (outputs, wanted))
     place = jnp.argmax(z, 1, keepdims=True)
     return nmse(*(jnp.take_along_axis(a, place, 1)[:, 0] for a in (y, z)))

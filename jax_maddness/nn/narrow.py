@@ -1,6 +1,6 @@
 """A replaced layer -> the same with fewer features, or with fewer outputs. Pure JAX, no Flax.
 
-Ops are dicts of arrays by name, as `to_arrays` makes them.
+Ops are dicts of arrays by name, as `Learned.arrays` makes them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ _OUTPUT_AXES = {
     "tables_by_code": -1,
     "exact_up": -1,
     "weights": -1,
+    "checked_kernel": -2,
+    "checked_bias": -1,
 }
 
 
@@ -40,6 +42,8 @@ def why_all_are_read(spec: Spec, op: Op) -> str:
         return "it has several ops: it is in a scan, or a convolution with groups"
     if isinstance(spec.form, Contraction) and not spec.form.reads_last_axis:
         return "its features are not one axis, the last, of its input"
+    if "checked_kernel" in op:
+        return "it multiplies some of its rows exactly, with all features"
     if "exact_down" in op or ("exact_indices" in op and spec.shared):
         return "its exact term reads all features"
     return ""
