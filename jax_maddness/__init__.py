@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from jax_maddness.nn import finetune as finetune
     from jax_maddness.nn import load_model as load_model
     from jax_maddness.nn import plan as plan
+    from jax_maddness.nn import prune_unused as prune_unused
     from jax_maddness.nn import replace as replace
     from jax_maddness.nn import save_model as save_model
 
@@ -88,7 +89,10 @@ __all__ = [
     "with_few_rows_layout",
 ]
 
-_WITH_FLAX = ("Captured", "Plan", "Rule", "capture", "finetune", "load_model", "plan", "replace", "save_model")
+_WITH_FLAX = (
+    *("Captured", "Plan", "Rule", "capture", "finetune", "load_model", "plan", "prune_unused", "replace"),
+    "save_model",
+)
 """What `jax_maddness.nn` adds; it is imported when one of these is first asked for."""
 
 

@@ -13,6 +13,8 @@ from jax_maddness import FitConfig, Rule, finetune, load_model, replace, save_mo
 from jax_maddness.nn import losses
 from jax_maddness.nn.approximate import to_op
 from jax_maddness.nn.floating import amm_floating, to_floats
+from jax_maddness.nn.model import adapt
+from jax_maddness.nn.objective import Objective
 
 PAPER = FitConfig("paper")
 
@@ -177,6 +179,68 @@ def test_all_parameters_may_be_trained():
     assert np.abs(everything[1]["params"]["Dense_0"]["kernel"] - kernel).max() > 0
 
 
+@pytest.mark.parametrize("make", [perceptron, net])
+def test_hidden_states_are_brought_closer(make):
+    """A loss on a hidden state alone changes that one for the better, and nothing after it."""
+    model, fast, batches = make()
+    path = "first" if make is perceptron else "Conv_0"
+    tuned, report = finetune(
+        fast,
+        teacher=model,
+        batches=batches[2:],
+        loss=[losses.Term("nmse", 0.5, layers=path)],
+        steps=60,
+        look_every=20,
+        learning_rate=0.01,
+        return_report=True,
+    )
+    before, after = report.layers[path]
+    assert after < 0.95 * before
+    np.testing.assert_allclose(report.before, 0.5 * before, rtol=0.2)  # a mean over batches, and over all rows
+    old, new = (op_arrays(one, "second" if make is perceptron else "Conv_1") for one in (fast, tuned))
+    np.testing.assert_allclose(old["tables_offset"], new["tables_offset"], rtol=1e-4, atol=1e-5)
+    assert np.abs(np.float32(old["tables_values"]) - np.float32(new["tables_values"])).max() <= 1  # rounded again
+
+
+def op_arrays(model, path):
+    if isinstance(model, nnx.Module):
+        return {name: np.asarray(array[...]) for name, array in getattr(model, path).tables.arrays.items()}
+    return model[1]["maddness"][path]["op"]
+
+
+def test_terms_are_added_with_their_weights():
+    """On blocks, too: whatever module the pattern matches."""
+    model, fast, (x, *_) = net()
+    module = nn.Sequential([model[0], lambda y: 2 * y])  # a block is what is inside
+    variables = {"params": {"layers_0": model[1]["params"]}}
+    terms = [
+        losses.Term("nmse"),
+        losses.Term("nmse", 3.0, layers="layers_0"),
+        losses.Term(losses.peaks, 2.0, "Conv_.*"),
+    ]
+    teacher, student = adapt(model), adapt(fast)
+    objective = Objective.of([terms[0], terms[2]], (teacher, student), x)
+    assert objective.hidden == ("Conv_0", "Conv_1")
+    said, wanted = (objective.outputs(one, one.arrays(), x) for one in (student, teacher))
+    peaks = np.mean([losses.peaks(said[1][path][0], wanted[1][path][0]) for path in objective.hidden])
+    np.testing.assert_allclose(objective(said, wanted, x), losses.nmse(said[0], wanted[0]) + 2 * peaks, rtol=1e-5)
+    whole = adapt((module, variables))
+    objective = Objective.of([terms[1]], (whole, whole), x)
+    np.testing.assert_allclose(objective.outputs(whole, whole.arrays(), x)[1]["layers_0"][0], wanted[0], rtol=1e-5)
+
+
+def test_gradients_are_sparse_where_a_max_follows():
+    """Of the greatest position of each channel alone; `peaks` takes the teacher's."""
+    rng = np.random.default_rng(0)
+    y, wanted = (jnp.asarray(rng.standard_normal((2, 5, 3, 4)), jnp.float32) for _ in range(2))
+    for loss, judge in (
+        (lambda y: losses.nmse(y.max((1, 2)), wanted.max((1, 2))), y),
+        (lambda y: losses.peaks(y, wanted), wanted),
+    ):
+        hit = np.asarray(jax.grad(loss)(y)) != 0
+        np.testing.assert_array_equal(hit, judge == judge.max((1, 2), keepdims=True))
+
+
 def test_divergence_of_logits():
     p, q = jnp.array([0.5, 0.5]), jnp.array([0.9, 0.1])
     one, other = jnp.log(p) + 3, jnp.log(q)
@@ -236,7 +300,19 @@ def test_what_does_not_fit_is_said():
     ]:
         with pytest.raises(ValueError, match=message):
             finetune(fast, **{**tune, **changed})
+    for terms, message in [
+        ([losses.Term("nmse", layers="encoder/.*")], r"matches no module .* There are: .*'first', 'head', 'second'"),
+        ([], "list of `Term`s"),
+        (["kl"], "list of `Term`s"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            finetune(fast, **tune, loss=terms)
+    for wrong, message in [({"loss": "l2"}, "nmse"), ({"layers": "*"}, "regular"), ({"weight": 0.0}, "positive")]:
+        with pytest.raises(ValueError, match=message):
+            losses.Term(**{"loss": "kl", **wrong})
     with pytest.raises(ValueError, match="No layer of `model` is replaced"):
         finetune(model, **tune)
+    with pytest.raises(ValueError, match="makes them alike"):
+        losses.nmse(jnp.ones((2, 1, 3)), jnp.ones((2, 5, 3)))
     with pytest.raises(ValueError, match="temperature"):
         losses.kl(0)

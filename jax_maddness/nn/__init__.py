@@ -9,7 +9,9 @@ from jax_maddness.nn.capture import Captured, capture
 from jax_maddness.nn.diff import Change, Diff
 from jax_maddness.nn.files import load_model, save_model
 from jax_maddness.nn.finetune import Tuned, finetune
+from jax_maddness.nn.losses import Term
 from jax_maddness.nn.plan import plan
+from jax_maddness.nn.prune import Pruned, prune_unused
 from jax_maddness.nn.replace import replace
 from jax_maddness.nn.report import Plan
 from jax_maddness.nn.rules import Rule
@@ -19,12 +21,15 @@ __all__ = [
     "Change",
     "Diff",
     "Plan",
+    "Pruned",
     "Rule",
+    "Term",
     "Tuned",
     "capture",
     "finetune",
     "load_model",
     "plan",
+    "prune_unused",
     "replace",
     "save_model",
 ]

@@ -45,6 +45,7 @@ class Spec:
       steps: over so many steps of a scan the arrays are stacked; 0: they are not.
       part: which of the op's outputs are this layer's, `[start, stop)`; None: all.
       exact_rows, maximum: as in `Rule`.
+      pruned: it has fewer features, or fewer outputs, than the layer that it stands for (`prune_unused`).
     """
 
     form: Contraction | Convolution
@@ -58,6 +59,7 @@ class Spec:
     part: tuple[int, int] | None = None
     exact_rows: float = 0.0
     maximum: int | None = None
+    pruned: bool = False
 
     def promoted(self, x: Array) -> Array:
         """`x` as rows that `amm` takes, in the layer's dtype where it is one of those."""

@@ -22,7 +22,7 @@ from jax_maddness.nn.approximate import Spec
 from jax_maddness.nn.convolution import Convolution
 from jax_maddness.nn.forms import Contraction
 from jax_maddness.nn.linen_model import Replaced, flat
-from jax_maddness.nn.nnx_model import Approximate, Tables, stand_ins, with_modules
+from jax_maddness.nn.nnx_model import Approximate, Tables, stand_ins, with_modules, with_widths
 
 FORMAT = "jax_maddness.model"
 VERSION = 2
@@ -107,11 +107,22 @@ def _assemble(model: nnx.Module, specs: dict[str, Spec], found: dict[Place, Any]
     made = with_modules(model, stand_ins(specs, tables))
     graph, state = nnx.split(made)
     variables = dict(nnx.to_flat_state(state))
-    shapes = {place: tuple(v.get_value().shape) for place, v in variables.items()}
-    if shapes != {place: tuple(value.shape) for place, value in found.items()}:
-        different = sorted({"/".join(map(str, p)) for p in shapes.keys() ^ found.keys()}) or "shapes"
+    fits = _fits_pruned if any(spec.pruned for spec in specs.values()) else _fits
+    wrong = [p for p in variables.keys() & found.keys() if not fits(found[p].shape, variables[p].get_value().shape)]
+    if wrong or variables.keys() != found.keys():
+        different = sorted("/".join(map(str, place)) for place in {*wrong, *(variables.keys() ^ found.keys())})
         raise ValueError(f"The file is of another model: {different} differ. Pass one of the same architecture.")
-    return nnx.merge(graph, nnx.from_flat_state([(place, v.replace(found[place])) for place, v in variables.items()]))
+    filled = [(place, v.replace(found[place])) for place, v in variables.items()]
+    return with_widths(nnx.merge(graph, nnx.from_flat_state(filled)))
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    return tuple(shape) == tuple(expected)
+
+
+def _fits_pruned(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Features of layers that stayed may have been left out."""
+    return len(shape) == len(expected) and all(a <= b for a, b in zip(shape, expected, strict=True))
 
 
 def _read(header: dict[str, Any], read: archive.Reader) -> tuple[dict[str, Any], dict[str, Spec], list[np.ndarray]]:

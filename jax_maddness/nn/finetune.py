@@ -25,8 +25,9 @@ import optax  # type: ignore[import-untyped]
 from jax_maddness.learn.progress import Progress
 from jax_maddness.nn.capture import peek
 from jax_maddness.nn.checkpoints import Checkpoints
-from jax_maddness.nn.losses import LOSSES, Loss
+from jax_maddness.nn.losses import Loss, Term, as_terms
 from jax_maddness.nn.model import Model, adapt, layers_of
+from jax_maddness.nn.objective import Objective
 from jax_maddness.nn.parts import Parts
 from jax_maddness.nn.watch import layer_errors
 
@@ -85,7 +86,7 @@ def finetune(
     teacher: Any,
     batches: Batches,
     steps: int = 500,
-    loss: str | Loss = "nmse",
+    loss: str | Loss | Sequence[Term] = "nmse",
     train: str = "tables",
     learning_rate: float = 0.003,
     held_out: Batches | int | None = None,
@@ -108,7 +109,8 @@ def finetune(
       loss: `"nmse"`: squared error of the outputs over their variance, the mean over all arrays that the model
         returns. `"kl"`: for models that return logits, the divergence of the teacher's classes from the model's.
         `losses.kl(temperature)` has another temperature. Or `loss(outputs, teacher_outputs, batch)`, a scalar, which
-        may take labels from the batch (with `call` to keep them from the model).
+        may take labels from the batch (with `call` to keep them from the model). Or a list of `losses.Term`, which
+        are added, of outputs or of hidden states: `[Term("kl"), Term("nmse", 0.5, layers="encoder/.*")]`.
       train: `"tables"`: those of the replaced layers; or `"all"`: the other parameters, too.
       learning_rate: relative to the root mean square of what is trained; 0.001 to 0.01 serve.
       held_out: batches to judge by, or how many of `batches`, the first ones, are set aside for it; None: one of eight,
@@ -130,7 +132,8 @@ def finetune(
       ValueError: no layer of `model` is replaced, `teacher` is another model, there are too few batches, an argument is
         out of range, or `checkpoint` is of another run.
     """
-    _check(steps, loss, train, learning_rate, look_every, patience)
+    terms = as_terms(loss)
+    _check(steps, train, learning_rate, look_every, patience)
     if not callable(batches) and iter(batches) is batches:
         raise ValueError("`batches` are read again and again: pass a list, or a function that returns an iterator.")
     first, _ = peek(batches)
@@ -138,9 +141,11 @@ def finetune(
     layers = {layer.path: layer for layer in layers_of(exact, first)}
     parts = Parts.of(model, layers, call)
     judged_by, rows = _set_aside(batches, held_out)
-    run = _Run(parts, exact, LOSSES[loss] if isinstance(loss, str) else loss, steps, learning_rate)
+    objective = Objective.of(terms, (exact, parts.model), first)
+    run = _Run(parts, exact, objective, steps, learning_rate)
     state = run.start(train == "all", -(-steps // look_every) + 1)
-    fingerprint = zlib.crc32(repr((steps, str(loss), train, learning_rate, look_every, patience, seed)).encode())
+    names = [term.name for term in terms]
+    fingerprint = zlib.crc32(repr((steps, names, train, learning_rate, look_every, patience, seed)).encode())
     saved = Checkpoints(checkpoint, fingerprint)
     state = run.train(state, judged_by, rows, (look_every, patience, seed), saved, progress)
     tuned = parts.delivered(state.best) if np.nanargmin(state.looks[:, 1]) else parts.model
@@ -149,12 +154,9 @@ def finetune(
     return tuned.model, _report(state, parts, exact, tuned, judged_by)
 
 
-def _check(steps: int, loss: Any, train: str, learning_rate: float, look_every: int, patience: int) -> None:
+def _check(steps: int, train: str, learning_rate: float, look_every: int, patience: int) -> None:
     if train not in TRAIN:
         raise ValueError(f"`train` is {train!r}; expected one of: {', '.join(map(repr, TRAIN))}.")
-    if not callable(loss) and loss not in LOSSES:
-        known = ", ".join(map(repr, LOSSES))
-        raise ValueError(f"`loss` is {loss!r}; expected one of: {known}, or a function of outputs, targets and batch.")
     for name, value in (("steps", steps), ("look_every", look_every), ("patience", patience)):
         if value < 1:
             raise ValueError(f"`{name}` is {value}; expected an integer >= 1.")
@@ -185,14 +187,14 @@ def _set_aside(batches: Batches, held_out: Batches | int | None) -> tuple[list[A
 class _Run:
     """One call of `finetune`: compiled functions of what is trained."""
 
-    def __init__(self, parts: Parts, teacher: Model, loss: Loss, steps: int, learning_rate: float):
+    def __init__(self, parts: Parts, teacher: Model, loss: Objective, steps: int, learning_rate: float):
         self._parts, self._steps = parts, steps
         self._schedule = optax.cosine_decay_schedule(learning_rate, steps)
         frozen, exact = parts.floating.arrays(), teacher.arrays()
 
         def objective(trained: dict[str, Array], frozen: Any, exact: Any, batch: Any) -> Array:
-            wanted = jax.lax.stop_gradient(teacher.outputs(exact, batch))
-            return loss(parts.floating.outputs({**frozen, **trained}, batch), wanted, batch)
+            wanted = jax.lax.stop_gradient(loss.outputs(teacher, exact, batch))
+            return loss(loss.outputs(parts.floating, {**frozen, **trained}, batch), wanted, batch)
 
         @jax.jit
         def step(trained: Any, adam: Any, sizes: Any, rate: Array, frozen: Any, exact: Any, batch: Any) -> Any:
@@ -201,7 +203,7 @@ class _Run:
 
         @jax.jit
         def judge(arrays: Any, exact: Any, batch: Any) -> Array:
-            return loss(parts.model.outputs(arrays, batch), teacher.outputs(exact, batch), batch)
+            return loss(loss.outputs(parts.model, arrays, batch), loss.outputs(teacher, exact, batch), batch)
 
         self._step = lambda trained, adam, rate, batch: step(trained, adam, self._sizes, rate, frozen, exact, batch)
         self._judge = lambda arrays, batch: judge(arrays, exact, batch)

@@ -79,6 +79,16 @@ class Contraction:
         return cls(lhs, rhs, out, sizes)
 
     @property
+    def reads_last_axis(self) -> bool:
+        """Whether a row's features are the last axis of the input, and no other."""
+        return self._contracted == [self.lhs[-1]]
+
+    @property
+    def writes_last_axis(self) -> bool:
+        """Whether the outputs are the last axis of the result, and no other."""
+        return self._features == [self.out[-1]]
+
+    @property
     def _contracted(self) -> list[str]:
         return [name for name in self.rhs if name in self.lhs]
 

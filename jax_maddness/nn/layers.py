@@ -170,3 +170,17 @@ _FORMS: Mapping[str, Callable[[Any, Call], Form]] = {
 def first_array(args: tuple, kwargs: Mapping[str, Any]) -> Array:
     """The input among the arguments of a layer."""
     return args[0] if args else kwargs["inputs"]
+
+
+Hook = Callable[[Callable[[Any], Any], Any], Any]
+"""`hook(module, x)` stands for `module(x)`."""
+
+
+def hooked(hook: Hook, module: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    """What a hook makes of the call of a module with such arguments; `x` is the first of them."""
+    if args:
+        return hook(lambda x: module(x, *args[1:], **kwargs), args[0])
+    name = next(iter(kwargs), None)
+    if name is None:
+        return hook(lambda x: module(), None)
+    return hook(lambda x: module(**{**kwargs, name: x}), kwargs[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jax_maddness.nn.approximate import Spec, apply
-from jax_maddness.nn.layers import Call, Layer, first_array
+from jax_maddness.nn.layers import Call, Hook, Layer, first_array, hooked
 
 KINDS = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv)
 """What can be replaced; subclasses may do more than these, and cannot."""
@@ -41,16 +42,29 @@ class Replaced(nn.Module):
 
 
 def _stand_in(specs: Mapping[str, Spec]) -> Callable[..., Any]:
+    pruned = any(spec.pruned for spec in specs.values())
+
     def intercept(
         following: Callable[..., Any], args: tuple, kwargs: Any, context: nn.module.InterceptorContext
     ) -> Any:
         path = "/".join(context.module.path)
         if path not in specs or not _is_layer(context):
-            return following(*args, **kwargs)
+            return (_narrower(context.module, following) if pruned else following)(*args, **kwargs)
         spec = specs[path]
         return apply(first_array(args, kwargs), spec, _arrays(context.module, path, spec))
 
     return intercept
+
+
+def _narrower(module: nn.Module, following: Callable[..., Any]) -> Callable[..., Any]:
+    """An exact layer with as many outputs as its parameters have: linen's own wants as many as its code says."""
+    params = module.scope.variables().get("params", {}) if module.scope else {}
+    if not isinstance(module, nn.Dense | nn.Conv) or "kernel" not in params:
+        return following
+    features = jax.tree.leaves(params["kernel"])[0].shape[-1]
+    if features == module.features:
+        return following
+    return functools.partial(module.clone(features=features, parent=None, name=None).apply, {"params": params})
 
 
 def _is_layer(context: nn.module.InterceptorContext) -> bool:
@@ -113,6 +127,22 @@ class LinenModel:
             layer.complete()
         return list(found.values())
 
+    def modules(self, batch: Any) -> list[str]:
+        """Paths of all modules inside of the model that a run on `batch`, which is only traced, calls."""
+        found: dict[str, None] = {}
+
+        def intercept(following: Callable[..., Any], args: tuple, kwargs: Any, context: Any) -> Any:
+            if context.method_name == "__call__" and context.module.path:
+                found["/".join(context.module.path)] = None
+            return following(*args, **kwargs)
+
+        def run(variables: Any, batch: Any) -> None:
+            with nn.intercept_methods(intercept):
+                self._call((self.model[0], variables), batch)
+
+        jax.eval_shape(run, self.model[1], batch)
+        return list(found)
+
     def run(self) -> Callable[[Any], Any]:
         """The model, compiled."""
         compiled = jax.jit(lambda variables, batch: self._call((self.model[0], variables), batch))
@@ -129,22 +159,6 @@ class LinenModel:
         compiled = jax.jit(self._tapped(chosen))
         return lambda batch: compiled(self.model[1], batch)
 
-    def watched(self, paths: list[str], tap: Callable[[str, Any], None]) -> Callable[[Any], None]:
-        """A compiled run of the model in which `tap(path, y)` sees the outputs of layers, replaced or not."""
-
-        def intercept(following: Callable[..., Any], args: tuple, kwargs: Any, context: Any) -> Any:
-            y = following(*args, **kwargs)
-            if _is_layer(context) and "/".join(context.module.path) in paths:
-                tap("/".join(context.module.path), y)
-            return y
-
-        @jax.jit
-        def compiled(variables: Any, batch: Any) -> None:
-            with nn.intercept_methods(intercept):
-                self._call((self.model[0], variables), batch)
-
-        return lambda batch: compiled(self.model[1], batch)
-
     def arrays(self) -> dict[str, Any]:
         """All arrays of the model by place, as text."""
         return {"/".join(place): array for place, array in flat(nn.meta.unbox(self.model[1])).items()}
@@ -155,9 +169,22 @@ class LinenModel:
         variables = nn.meta.replace_boxed(nn.FrozenDict(self.model[1]).unfreeze(), new)
         return LinenModel((self.model[0], variables), self._call)
 
-    def outputs(self, arrays: Mapping[str, Any], batch: Any) -> Any:
-        """What the model with other arrays says."""
-        return self._call(self.with_arrays(arrays).model, batch)
+    def outputs(self, arrays: Mapping[str, Any], batch: Any, hooks: Mapping[str, Hook] | None = None) -> Any:
+        """What the model with other arrays says; hooks are in place of modules, replaced or not, by path."""
+        inside: set[str] = set()  # a lifted module calls another one with the same path
+
+        def intercept(following: Callable[..., Any], args: tuple, kwargs: Any, context: Any) -> Any:
+            path = "/".join(context.module.path)
+            if not hooks or path not in hooks or context.method_name != "__call__" or path in inside:
+                return following(*args, **kwargs)
+            inside.add(path)
+            try:
+                return hooked(hooks[path], following, args, kwargs)
+            finally:
+                inside.discard(path)
+
+        with nn.intercept_methods(intercept):
+            return self._call(self.with_arrays(arrays).model, batch)
 
     def _tapped(self, tap: Callable[..., None]) -> Callable[[Any, Any], None]:
         def intercept(following: Callable[..., Any], args: tuple, kwargs: Any, context: Any) -> Any:
@@ -175,6 +202,11 @@ class LinenModel:
 
     def _params(self) -> dict[tuple[str, ...], Any]:
         return flat(nn.meta.unbox(self.model[1])["params"])
+
+    def narrowed(self, specs: Mapping[str, Spec], arrays: Mapping[str, Any]) -> LinenModel:
+        """The model with other specs and arrays."""
+        module, variables = self.with_arrays(arrays).model
+        return LinenModel((Replaced(module.inner, (*specs.items(),)), variables), self._call)
 
     def replaced(self, specs: Mapping[str, Spec], arrays: Mapping[str, Mapping[str, Any]]) -> LinenModel:
         """The model with ops in place of layers; `arrays` by the specs' owners."""

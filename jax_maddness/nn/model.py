@@ -9,7 +9,7 @@ import jax
 from flax import linen, nnx
 
 from jax_maddness.nn.approximate import Spec
-from jax_maddness.nn.layers import Layer
+from jax_maddness.nn.layers import Hook, Layer
 from jax_maddness.nn.linen_model import LinenModel
 from jax_maddness.nn.nnx_model import NnxModel
 
@@ -22,14 +22,14 @@ class Model(Protocol):
     def layers(self, batch: Any) -> list[Layer]:
         """Every layer with a kernel, in the order of their calls."""
 
+    def modules(self, batch: Any) -> list[str]:
+        """Paths of the modules inside of it."""
+
     def run(self) -> Callable[[Any], Any]:
         """The model, compiled: batch -> what it returns."""
 
     def tapped(self, paths: list[str], tap: Callable[[str, Any], None]) -> Callable[[Any], None]:
         """A compiled run that computes what `tap(path, x)` asks for."""
-
-    def watched(self, paths: list[str], tap: Callable[[str, Any], None]) -> Callable[[Any], None]:
-        """A compiled run in which `tap(path, y)` sees the outputs of layers, replaced or not."""
 
     def arrays(self) -> dict[str, Any]:
         """All arrays of the model by place, as text."""
@@ -37,11 +37,14 @@ class Model(Protocol):
     def with_arrays(self, arrays: Mapping[str, Any]) -> Any:
         """The model with other arrays, all of them."""
 
-    def outputs(self, arrays: Mapping[str, Any], batch: Any) -> Any:
-        """What the model with other arrays says."""
+    def outputs(self, arrays: Mapping[str, Any], batch: Any, hooks: Mapping[str, Hook] | None = None) -> Any:
+        """What the model with other arrays says; hooks are in place of modules, replaced or not, by path."""
 
     def replaced(self, specs: Mapping[str, Spec], arrays: Mapping[str, Mapping[str, Any]]) -> Any:
         """A new model, with ops in place of layers."""
+
+    def narrowed(self, specs: Mapping[str, Spec], arrays: Mapping[str, Any]) -> Any:
+        """A new model, with other specs of all replaced layers, and all arrays, some of which may be smaller."""
 
 
 def adapt(model: Any, call: Callable[[Any, Any], Any] | None = None) -> Model:

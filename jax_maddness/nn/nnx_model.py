@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from jax_maddness.nn.approximate import Spec, apply
-from jax_maddness.nn.layers import Call, Layer, first_array
+from jax_maddness.nn.layers import Call, Hook, Layer, first_array, hooked
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -67,19 +67,16 @@ class Tapped(nnx.Module):
         return self.layer(*args, **kwargs)
 
 
-class Watched(nnx.Module):
-    """A layer that shows its output to `tap`."""
+class Hooked(nnx.Module):
+    """A module in a hook."""
 
-    def __init__(self, layer: nnx.Module, path: str, tap: Callable[[str, Any], None]):
-        self.layer = layer
-        self.path = path
-        self.tap = tap
+    def __init__(self, module: nnx.Module, hook: Hook):
+        self.module = module
+        self.hook = hook
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's output."""
-        y = self.layer(*args, **kwargs)
-        self.tap(self.path, y)
-        return y
+        """What the hook returns."""
+        return hooked(self.hook, self.module, args, kwargs)
 
 
 def _equation(args: tuple, kwargs: Mapping[str, Any]) -> str | None:
@@ -122,6 +119,11 @@ class NnxModel:
             layer.complete()
         return [found[path] for path in [*called, *(path for path in found if path not in called)]]
 
+    def modules(self, batch: Any) -> list[str]:
+        """Paths of all modules inside of the model."""
+        del batch
+        return [_name(path) for path, _ in nnx.iter_modules(self.model) if path]
+
     def run(self) -> Callable[[Any], Any]:
         """The model, compiled."""
         graph, state = nnx.split(self.model)
@@ -143,17 +145,6 @@ class NnxModel:
 
         return run, state
 
-    def watched(self, paths: list[str], tap: Callable[[str, Any], None]) -> Callable[[Any], None]:
-        """A compiled run of the model in which `tap(path, y)` sees the outputs of layers, replaced or not."""
-        makers = {path: lambda layer, path=path: Watched(layer, path, tap) for path in paths}
-        graph, state = nnx.split(with_modules(self.model, makers))
-
-        @jax.jit
-        def compiled(state: Any, batch: Any) -> None:
-            self._call(nnx.merge(graph, state), batch)
-
-        return lambda batch: compiled(state, batch)
-
     def arrays(self) -> dict[str, Any]:
         """All arrays of the model by place, as text."""
         return {_name(place): v.get_value() for place, v in nnx.to_flat_state(nnx.state(self.model))}
@@ -164,14 +155,24 @@ class NnxModel:
         variables = [(place, v.replace(arrays[_name(place)])) for place, v in nnx.to_flat_state(state)]
         return NnxModel(nnx.merge(graph, nnx.from_flat_state(variables)), self._call)
 
-    def outputs(self, arrays: Mapping[str, Any], batch: Any) -> Any:
-        """What the model with other arrays says."""
-        return self._call(self.with_arrays(arrays).model, batch)
+    def outputs(self, arrays: Mapping[str, Any], batch: Any, hooks: Mapping[str, Hook] | None = None) -> Any:
+        """What the model with other arrays says; hooks are in place of modules, replaced or not, by path."""
+        makers = {path: lambda module, hook=hook: Hooked(module, hook) for path, hook in (hooks or {}).items()}
+        model = self.with_arrays(arrays).model
+        return self._call(with_modules(model, makers) if makers else model, batch)
 
     def replaced(self, specs: Mapping[str, Spec], arrays: Mapping[str, Mapping[str, Any]]) -> NnxModel:
         """The model with ops in place of layers; `arrays` by the specs' owners."""
         tables = {owner: Tables(named) for owner, named in arrays.items()}
         return NnxModel(with_modules(self.model, stand_ins(specs, tables)), self._call)
+
+    def narrowed(self, specs: Mapping[str, Spec], arrays: Mapping[str, Any]) -> NnxModel:
+        """The model with other specs and arrays; exact layers have as many outputs as their arrays."""
+        model = self.with_arrays(arrays).model
+        for path, module in nnx.iter_modules(model):
+            if isinstance(module, Approximate):
+                module.spec = specs[_name(path)]
+        return NnxModel(with_widths(model), self._call)
 
 
 def _name(place: Iterable[Any]) -> str:
@@ -194,6 +195,14 @@ def stand_ins(specs: Mapping[str, Spec], tables: Mapping[str, Tables]) -> dict[s
         return lambda layer: Approximate(spec, tables[spec.owner])
 
     return {path: made(spec) for path, spec in specs.items()}
+
+
+def with_widths(model: nnx.Module) -> nnx.Module:
+    """`model`, whose exact layers say how many outputs their arrays have."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.Linear | nnx.Conv):
+            module.out_features = module.kernel.shape[-1]
+    return model
 
 
 def with_modules(model: nnx.Module, makers: Mapping[str, Callable[[Any], nnx.Module]]) -> Any:

@@ -55,8 +55,10 @@ class Parts:
         kind, specs, _ = take_apart(fast)
         if not specs:
             raise ValueError("No layer of `model` is replaced: there is nothing to tune. Pass what `replace` returned.")
+        if any(spec.pruned for spec in specs.values()):
+            raise ValueError("`model` is pruned, and no longer has the teacher's shapes. Tune first, prune then.")
         arrays = model.arrays()
-        places = _places(kind, specs, arrays)
+        places = places_of_ops(kind, specs, arrays)
         floats = {}
         for owner, named in places.items():
             op = {name: jnp.asarray(arrays[place]) for name, place in named.items()}
@@ -92,7 +94,7 @@ def _size(a: Array) -> Array:
     return jnp.maximum(jnp.sqrt(jnp.square(a.astype(jnp.float32)).mean()), FLOOR)
 
 
-def _places(kind: str, specs: Mapping[str, Spec], arrays: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+def places_of_ops(kind: str, specs: Mapping[str, Spec], arrays: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Where the arrays of each op are, by owner and name."""
     found: dict[str, dict[str, str]] = {spec.owner: {} for spec in specs.values()}
     for path, spec in specs.items():

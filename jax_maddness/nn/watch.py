@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 
 from jax_maddness.nn.approximate import Spec
 from jax_maddness.nn.convolution import Convolution
+from jax_maddness.nn.layers import Hook
 from jax_maddness.nn.model import Model
 
 if TYPE_CHECKING:
@@ -41,16 +42,29 @@ def _outputs(model: Model, specs: Mapping[str, Spec], batches: Sequence[Any]) ->
     """Rows of the outputs of each layer, call by call: the same places in each model."""
     waiting: dict[str, list[Any]] = {path: [] for path in specs}
 
-    def tap(path: str, y: Array) -> None:
-        spec = specs[path]
-        if isinstance(spec.form, Convolution) and spec.maximum is not None:
-            y = y.max(tuple(range(y.ndim - 1 - len(spec.form.size), y.ndim - 1)))
-        rows = y.reshape(-1, y.shape[-1])
-        rows = rows[:: max(1, -(-rows.size // MOST))].astype(jnp.float32)
-        jax.debug.callback(waiting[path].append, rows, ordered=True)
+    def watched(path: str, spec: Spec) -> Hook:
+        def hook(layer: Callable[[Any], Array], x: Any) -> Array:
+            y = layer(x)
+            rows = _seen(y, spec).reshape(-1, y.shape[-1])
+            rows = rows[:: max(1, -(-rows.size // MOST))].astype(jnp.float32)
+            jax.debug.callback(waiting[path].append, rows, ordered=True)
+            return y
 
-    run = model.watched(list(specs), tap)
+        return hook
+
+    @jax.jit
+    def run(arrays: Any, batch: Any) -> None:  # computes what the callbacks need
+        model.outputs(arrays, batch, {path: watched(path, spec) for path, spec in specs.items()})
+
+    arrays = model.arrays()
     for batch in batches:
-        run(batch)
+        run(arrays, batch)
     jax.effects_barrier()
     return {path: [np.asarray(rows) for rows in calls] for path, calls in waiting.items()}
+
+
+def _seen(y: Array, spec: Spec) -> Array:
+    """What counts of a layer's output."""
+    if not isinstance(spec.form, Convolution) or spec.maximum is None:
+        return y
+    return y.max(tuple(range(y.ndim - 1 - len(spec.form.size), y.ndim - 1)))

@@ -1,0 +1,128 @@
+"""What it brings to compute only what is used: 1024 -> 4096 -> relu -> 1000, the second layer look-ups, or both.
+
+    taskset -c 1 python -m benchmarks.prune [--rows 512] [--codebooks 64,256] [--method paper] [--seconds 20]
+
+Weights are random, rows lie near a plane of 32 dimensions. Times are medians of interleaved rounds in one process, with
+memory kept (`keep_memory`); NMSE is that of the outputs on the timed rows, which nothing was learned from. int8 stands
+beside them: it is what one would use instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import jax_maddness
+from benchmarks import machine, timing
+from jax_maddness import FitConfig, Rule
+from jax_maddness.nn.measure import int8_dynamic, to_int8
+
+WIDTHS = (1024, 4096, 1000)
+LEARN_FROM = 4096
+"""Rows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """A contender of `timing.interleaved`."""
+
+    call: Callable[[], Any]
+    context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+
+
+def perceptron(widths: Sequence[int]) -> nnx.Sequential:
+    """Two layers with random weights and biases."""
+    rngs = nnx.Rngs(0, params=1)
+    first, second = (
+        nnx.Linear(n, m, bias_init=nnx.initializers.normal(0.1), rngs=rngs) for n, m in itertools.pairwise(widths)
+    )
+    return nnx.Sequential(first, nnx.relu, second)
+
+
+def in_int8(model: nnx.Sequential) -> Callable[[jax.Array], jax.Array]:
+    """Both layers as XLA's int8 products."""
+    arrays = [nnx.to_pure_dict(nnx.state(layer)) for layer in model.layers[::2]]
+    parts = [(*to_int8(np.asarray(layer["kernel"])), layer["bias"]) for layer in arrays]
+
+    def run(x: jax.Array) -> jax.Array:
+        hidden, last = parts
+        x = nnx.relu(int8_dynamic(x, *hidden[:2]) + hidden[2])
+        return int8_dynamic(x, *last[:2]) + last[2]
+
+    return run
+
+
+def contenders(
+    widths: Sequence[int], rows: int, codebooks: Sequence[int], method: str
+) -> tuple[dict[str, Any], jax.Array]:
+    """Models by name, and rows to run them on; prints what pruning did."""
+    rng = np.random.default_rng(0)
+    plane = rng.standard_normal((32, widths[0])) / 32**0.5
+    x = rng.standard_normal((LEARN_FROM + rows, 32)) @ plane
+    x = (x + 0.1 * rng.standard_normal(x.shape)).astype(np.float32)
+    model = perceptron(widths)
+    found: dict[str, Any] = {"exact f32": model, "int8, dynamic": in_int8(model)}
+    batches = [jnp.asarray(x[:LEARN_FROM])]
+    captured = jax_maddness.capture(model, batches, Rule(".*"), max_rows=LEARN_FROM, progress=False)
+    for c in codebooks:
+        for pattern, layers in (("layers/2", "second layer"), (".*", "both layers")):
+            rule = Rule(pattern, num_codebooks=c, config=FitConfig(method))
+            fast = jax_maddness.replace(model, rule, batches, captured=captured, progress=False)
+            found[f"{layers}, C = {c}"] = fast
+            found[f"{layers}, C = {c}, pruned"], report = jax_maddness.prune_unused(
+                fast, batches[0], return_report=True
+            )
+            print(f"{layers}, C = {c}:", report, sep="\n", end="\n\n")
+    return found, jnp.asarray(x[LEARN_FROM:])
+
+
+def table(found: dict[str, Any], x: jax.Array, seconds: float) -> str:
+    """Times and errors, all measured in turns."""
+    timed = [Timed(_compiled(model, x)) for model in found.values()]
+    figures = timing.interleaved(timed, seconds=seconds, rounds=(5, 200))
+    exact = np.asarray(found["exact f32"](x))
+    times = [statistics.median(one) for one in figures]
+    lines = [f"| {len(x)} rows | ms | times as fast as exact | NMSE |", "|---|---|---|---|"]
+    for (name, model), time in zip(found.items(), times, strict=True):
+        error = float(np.mean((np.asarray(model(x)) - exact) ** 2) / np.var(exact))
+        lines.append(f"| {name} | {time:.2f} | {times[0] / time:.2f} | {error:.4f} |")
+    return "\n".join(lines)
+
+
+def _compiled(model: Any, x: jax.Array) -> Callable[[], Any]:
+    if not isinstance(model, nnx.Module):
+        run = jax.jit(model)
+        return lambda: jax.block_until_ready(run(x))
+    graph, state = nnx.split(model)
+    compiled = jax.jit(lambda state, x: nnx.merge(graph, state)(x))
+    return lambda: jax.block_until_ready(compiled(state, x))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--codebooks", default="64,256")
+    parser.add_argument("--method", default="paper", choices=["paper", "axis"])
+    parser.add_argument("--widths", default=",".join(map(str, WIDTHS)))
+    parser.add_argument("--seconds", type=float, default=20.0)
+    options = parser.parse_args(arguments)
+    jax_maddness.keep_memory()
+    facts = machine.facts()
+    print(facts["cpu"], facts["date"], f"{facts['processors']} processors", sep=", ", end="\n\n")
+    widths, codebooks = (list(map(int, text.split(","))) for text in (options.widths, options.codebooks))
+    print(table(*contenders(widths, options.rows, codebooks, options.method), options.seconds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""A replaced model -> the same without what no layer reads: layers before look-ups compute only what trees compare.
+
+An op whose trees are axis-aligned reads at most 4 features per codebook. The model is traced; from the input of such a
+layer all values are followed that share its axis of features (`steps.py`), up to the layers that make them. Where all
+that is met on the way keeps features apart, the layers lose the other outputs, norms and biases their entries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_maddness.nn.files import take_apart
+from jax_maddness.nn.model import Model, adapt, layers_of
+from jax_maddness.nn.narrow import features_read, why_all_are_read, why_all_are_written, with_features, with_outputs
+from jax_maddness.nn.parts import places_of_ops
+from jax_maddness.nn.span import FROM, INTO, Span, UsedError, mark, marked
+from jax_maddness.nn.steps import Step, trace
+
+_EXACT = ("Linear", "Dense", "Conv")
+"""Layers that stay exact, and can lose outputs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Narrowed:
+    """A layer that computes less than before.
+
+    Attributes:
+      path: of the layer.
+      readers: the replaced layers that read its outputs.
+      outputs: before and after.
+      work: multiply-adds for a row of an exact layer, look-ups for one of a replaced layer; before and after.
+      nbytes: of its arrays; before and after.
+      exact: whether it is an exact layer.
+    """
+
+    path: str
+    readers: tuple[str, ...]
+    outputs: tuple[int, int]
+    work: tuple[int, int]
+    nbytes: tuple[int, int]
+    exact: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruned:
+    """What `prune_unused` did: `print` it.
+
+    Attributes:
+      narrowed: the layers that compute less.
+      stays: replaced layers before which all is computed as it was, and why.
+    """
+
+    narrowed: tuple[Narrowed, ...]
+    stays: Mapping[str, str]
+
+    def __str__(self) -> str:
+        lines = ["| layer | read by | outputs | work for a row | bytes |", "|---|---|---|---|---|"]
+        for one in self.narrowed:
+            outputs, work, nbytes = (f"{a:,} -> {b:,}" for a, b in (one.outputs, one.work, one.nbytes))
+            unit = "multiply-adds" if one.exact else "look-ups"
+            lines.append(f"| {one.path} | {', '.join(one.readers)} | {outputs} | {work} {unit} | {nbytes} |")
+        return "\n".join([*lines, *(f"Before {path or 'the model'!r}: {why}." for path, why in self.stays.items())])
+
+
+def prune_unused(
+    model: Any, batch: Any, *, call: Callable[[Any, Any], Any] | None = None, return_report: bool = False
+) -> Any:
+    """A copy of a replaced model in which layers compute but the outputs that are read; it says the same.
+
+    An op of `FitConfig("axis")` or `"paper"` compares at most 4 features per codebook. If every layer that reads an
+    array is replaced by such ops, the layers that make it, exact or replaced, lose the other outputs. Between them
+    there may be whatever keeps features apart: activations, sums, BatchNorm in the mode for use, pooling over
+    positions. LayerNorm, softmax and reshapes of features are not of that kind: layers before them stay.
+
+    Outputs are equal as far as a product rounds alike with fewer columns: a feature that is within rounding of a
+    threshold may get another code. It is the last step: `finetune` wants a model that is not pruned.
+
+    Args:
+      model: what `replace`, `finetune` or `load_model` returned; it stays as it is.
+      batch: one input of the model; only its shapes count.
+      call: `call(model, batch)` runs the model, if `model(batch)` does not.
+      return_report: return `(model, report)`, with a `Pruned`.
+
+    Returns:
+      A model of the same kind. `save_model` takes it.
+
+    Raises:
+      TypeError: `model` is none of Flax's.
+      ValueError: no layer of it is replaced, it does not take the batch, or there is nothing to leave out; the message
+        says why for every replaced layer.
+    """
+    pruning = _Pruning(adapt(model, call), batch)
+    if not pruning.specs:
+        raise ValueError("No layer of `model` is replaced: all of it is computed. Pass what `replace` returned.")
+    report = pruning.run()
+    if not report.narrowed:
+        raise ValueError("Every output of every layer is used, as far as can be seen:\n" + str(report))
+    return (pruning.model.model, report) if return_report else pruning.model.model
+
+
+class _Pruning:
+    """One call of `prune_unused`; `model` and `specs` are what has been made so far."""
+
+    def __init__(self, model: Model, batch: Any):
+        self.model, self._batch = model, batch
+        kind, self.specs, _ = take_apart(model.model)
+        self._exact = {layer.path: layer for layer in layers_of(model, batch)}
+        arrays = model.arrays()
+        ops = places_of_ops(kind, self.specs, arrays)
+        self._ops = {path: ops[spec.owner] for path, spec in self.specs.items()}
+        self._prefix = "params/" if kind == "linen" else ""
+        hooks = {path: marked(path) for path in (*self.specs, *self._exact)}
+        self._traced = trace(lambda named, batch: model.outputs(named, batch, hooks), arrays, batch)
+
+    def run(self) -> Pruned:
+        """Goes from replaced layer to replaced layer; those that read the same features are done together."""
+        narrowed: list[Narrowed] = []
+        stays: dict[str, str] = {}
+        done: set[str] = set()
+        for path in self.specs:
+            if path in done:
+                continue
+            try:
+                span, made = self._before(path)
+            except UsedError as error:
+                stays[path] = str(error)
+            else:
+                done.update(span.readers)
+                narrowed += made
+        return Pruned(tuple(narrowed), stays)
+
+    def _before(self, path: str) -> tuple[Span, list[Narrowed]]:
+        """Narrows the layers that make what a replaced layer reads."""
+        self._check_reader(path)
+        into = self._marks(INTO, path)
+        if not into:
+            raise UsedError("it is in a scan or a branch, which are not followed")
+        span = Span.of(self._traced, into[0].inputs[0])
+        if not span.writers:
+            raise UsedError("no layer makes what it reads")
+        for reader in span.readers:
+            self._check_reader(reader)
+        for writer in span.writers:
+            self._check_writer(writer)
+        self._check_calls(span)
+        before = {writer: self._size(writer) for writer in span.writers}
+        self._narrow(span, into[0].inputs[0].shape[-1])
+        return span, [self._narrowed(path, span, size) for path, size in before.items()]
+
+    def _narrowed(self, path: str, span: Span, before: tuple[int, int, int]) -> Narrowed:
+        outputs, work, nbytes = zip(before, self._size(path), strict=True)
+        return Narrowed(path, tuple(span.readers), outputs, work, nbytes, path in self._exact)
+
+    def _marks(self, where: str, path: str) -> list[Step]:
+        return [step for step in self._traced.steps if mark(step) == (where, path)]
+
+    def _check_reader(self, path: str) -> None:
+        if path not in self.specs:
+            raise UsedError(f"{path!r}, which is exact, reads the same features")
+        if why := why_all_are_read(self.specs[path], self._op(path)):
+            raise UsedError(f"{path!r} reads it, and {why}")
+
+    def _check_writer(self, path: str) -> None:
+        layer, spec = self._exact.get(path), self.specs.get(path)
+        if spec is not None:
+            why = why_all_are_written(spec.form, spec.steps, spec.part)
+        elif layer is None or layer.form is None or layer.kind not in _EXACT:
+            why = f"is of type {layer.kind if layer else '?'}, which is left as it is"
+        else:
+            why = why_all_are_written(layer.form, layer.steps, None)
+            why = why or ("has a mask" if getattr(layer.module, "mask", None) is not None else "")
+        if why:
+            raise UsedError(f"{path!r}, which makes what it reads, {why}")
+
+    def _check_calls(self, span: Span) -> None:
+        """All calls of the layers are in the span, and nothing else uses their arrays."""
+        for where, ends in ((INTO, span.readers), (FROM, span.writers)):
+            for path, steps in ends.items():
+                if len(steps) != len(self._marks(where, path)):
+                    raise UsedError(f"{path!r} is called elsewhere, too, with other features")
+        order = {step: i for i, step in enumerate(self._traced.steps)}
+        for path in span.writers:
+            calls = [[order[step] for step in self._marks(where, path)] for where in (INTO, FROM)]
+            for place in self._arrays_of(path):
+                used = self._traced.used_by.get(self._traced.arguments[place], [])
+                if not all(any(a < order[step] < b for a, b in zip(*calls, strict=True)) for step in used):
+                    raise UsedError(f"{place!r} is used outside of its layer")
+
+    def _arrays_of(self, path: str) -> list[str]:
+        """Places of a layer's arrays."""
+        if path in self.specs:
+            return list(self._ops[path].values())
+        places = (f"{self._prefix}{path}/{name}" for name in ("kernel", "bias"))
+        return [place for place in places if place in self._traced.arguments]
+
+    def _op(self, path: str) -> dict[str, Any]:
+        arrays = self.model.arrays()
+        return {name: arrays[place] for name, place in self._ops[path].items()}
+
+    def _size(self, path: str) -> tuple[int, int, int]:
+        """Outputs, work for a row, bytes."""
+        arrays = self.model.arrays()
+        mine = [arrays[place] for place in self._arrays_of(path)]
+        nbytes = sum(a.size * a.dtype.itemsize for a in mine)
+        if path in self.specs:
+            outputs, codebooks = self._op(path)["tables_values"].shape[-3:-1]
+            return outputs, outputs * codebooks, nbytes
+        return mine[0].shape[-1], mine[0].size, nbytes
+
+    def _narrow(self, span: Span, features: int) -> None:
+        """Leaves out what no reader compares.
+
+        Raises:
+          UsedError: nothing, or the model's code does not go with it.
+        """
+        read = [features_read(self.specs[path], self._op(path), features) for path in span.readers]
+        kept = np.array(list(dict.fromkeys(np.concatenate(read).tolist())), np.int32)
+        if len(kept) == features:
+            raise UsedError("it reads all features")
+        arrays, specs = dict(self.model.arrays()), dict(self.specs)
+        for value, axis in span.axes.items():
+            if value.place is not None:
+                arrays[value.place] = jnp.take(arrays[value.place], kept, axis)
+        for path in span.readers:
+            specs[path], changed = with_features(specs[path], self._op(path), kept, features)
+            arrays.update({self._ops[path][name]: array for name, array in changed.items()})
+        for path in span.writers:
+            if path in specs:
+                specs[path], changed = with_outputs(specs[path], self._op(path), kept)
+                arrays.update({self._ops[path][name]: array for name, array in changed.items()})
+            else:
+                arrays.update({place: jnp.take(arrays[place], kept, -1) for place in self._arrays_of(path)})
+        model = self.model.narrowed(specs, arrays)
+        self._check_shapes(model)
+        self.model, self.specs = model, specs
+
+    def _check_shapes(self, model: Model) -> None:
+        """The model's code may say how many features there are."""
+        try:
+            shapes = [
+                jax.eval_shape(lambda a, b, m=m: m.outputs(a, b), m.arrays(), self._batch) for m in (self.model, model)
+            ]
+        except Exception as error:
+            raise UsedError(f"the model's code does not take fewer features: {error}") from error
+        if jax.tree.map(lambda a: (a.shape, a.dtype), shapes[0]) != jax.tree.map(
+            lambda a: (a.shape, a.dtype), shapes[1]
+        ):
+            raise UsedError("the model's code makes outputs of other shapes of fewer features")

@@ -1,0 +1,205 @@
+"""A traced function -> its steps, and which axes of their values keep features apart. Pure JAX, no Flax.
+
+Nested calls (jit, remat, custom derivatives) are opened; scans and branches are not. Steps that no result needs are
+left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+MIXED = -1
+"""In place of an axis: the elements are not kept apart."""
+_NESTED = "jit pjit closed_call core_call checkpoint remat2 custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr"
+_ONE_BY_ONE = """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos cosh
+    digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt max
+    min mul name ne neg nextafter not or pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt square sub tan
+    tanh xor
+"""
+_OPENED, _ELEMENTWISE = (frozenset(names.split()) for names in (_NESTED, _ONE_BY_ONE))
+_REDUCE = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or")
+_WINDOWS = ("reduce_window_sum", "reduce_window_max", "reduce_window_min")
+
+
+@dataclasses.dataclass(eq=False)
+class Value:
+    """An array of the trace. `place`: its argument's name, if it is one that was named."""
+
+    shape: tuple[int, ...]
+    place: str | None = None
+
+
+@dataclasses.dataclass(eq=False)
+class Step:
+    """One primitive, applied."""
+
+    name: str
+    params: Mapping[str, Any]
+    inputs: list[Value]
+    outputs: list[Value]
+    needed: bool
+
+    @property
+    def known(self) -> bool:
+        """Whether `axes_into` and `axis_out` know this primitive."""
+        return self.name in _ELEMENTWISE or self.name in _RULES
+
+    def axes_into(self, axis: int) -> list[int | None]:
+        """For each input the axis whose elements alone meet those of the result along `axis`, one by one.
+
+        None: the input is the same for all of them. `MIXED`: neither.
+        """
+        if self.name in _ELEMENTWISE:
+            size = self.outputs[0].shape[axis]
+            return [axis if given.shape and given.shape[axis] == size else None for given in self.inputs]
+        return _RULES[self.name](self, axis)
+
+    def axis_out(self, value: Value, axis: int) -> int:
+        """The axis of the result that `axis` of an input becomes, or `MIXED`."""
+        for out in range(len(self.outputs[0].shape)):
+            found = {at for given, at in zip(self.inputs, self.axes_into(out), strict=True) if given is value}
+            if found == {axis}:
+                return out
+        return MIXED
+
+
+@dataclasses.dataclass
+class Trace:
+    """The steps that results need, in their order.
+
+    Attributes:
+      steps: each after those that make its inputs.
+      results: what the function returns.
+      arguments: the named ones.
+      made_by, used_by: the steps at each value.
+    """
+
+    steps: list[Step]
+    results: list[Value]
+    arguments: dict[str, Value]
+    made_by: dict[Value, Step] = dataclasses.field(init=False)
+    used_by: dict[Value, list[Step]] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        needed, steps = set(self.results), []
+        for step in reversed(self.steps):
+            if step.needed or not needed.isdisjoint(step.outputs):
+                steps.append(step)
+                needed.update(step.inputs)
+        self.steps = steps[::-1]
+        self.made_by = {made: step for step in self.steps for made in step.outputs}
+        self.used_by = {}
+        for step in self.steps:
+            for given in dict.fromkeys(step.inputs):
+                self.used_by.setdefault(given, []).append(step)
+
+    def at(self, value: Value) -> Iterator[Step]:
+        """The steps that make or use a value."""
+        if value in self.made_by:
+            yield self.made_by[value]
+        yield from self.used_by.get(value, ())
+
+
+def trace(function: Callable[[Mapping[str, Any], Any], Any], named: Mapping[str, Any], batch: Any) -> Trace:
+    """What `function(named, batch)` does; `named` are arrays by name."""
+    closed = jax.make_jaxpr(function)(named, batch)
+    names = [*sorted(named), *[None] * len(jax.tree.leaves(batch))]  # JAX sorts a dict's keys
+    inputs = [Value(_shape(var), name) for var, name in zip(closed.jaxpr.invars, names, strict=True)]
+    steps: list[Step] = []
+    results = _open(closed.jaxpr, [Value(np.shape(c)) for c in closed.consts], inputs, steps)
+    return Trace(steps, results, {value.place: value for value in inputs if value.place is not None})
+
+
+def _shape(atom: Any) -> tuple[int, ...]:
+    return tuple(getattr(atom.aval, "shape", ()))
+
+
+def _open(jaxpr: Any, constants: list[Value], inputs: list[Value], steps: list[Step]) -> list[Value]:
+    """Appends the steps of `jaxpr`, nested ones in their places; returns its results."""
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *inputs), strict=True))
+
+    def value(atom: Any) -> Value:
+        return Value(_shape(atom)) if isinstance(atom, core.Literal) else values[atom]
+
+    for eqn in jaxpr.eqns:
+        given = [value(atom) for atom in eqn.invars]
+        inner = _nested(eqn)
+        if inner is None:
+            made = [Value(_shape(var)) for var in eqn.outvars]
+            steps.append(Step(eqn.primitive.name, eqn.params, given, made, bool(eqn.effects)))
+        else:
+            made = _open(*inner, given, steps)
+        values.update(zip(eqn.outvars, made, strict=True))
+    return [value(atom) for atom in jaxpr.outvars]
+
+
+def _nested(eqn: Any) -> tuple[Any, list[Value]] | None:
+    """The jaxpr that a call stands for, and its constants."""
+    if eqn.primitive.name not in _OPENED:
+        return None
+    for param in eqn.params.values():
+        if isinstance(param, core.ClosedJaxpr):
+            return param.jaxpr, [Value(np.shape(c)) for c in param.consts]
+        if isinstance(param, core.Jaxpr) and not param.constvars:
+            return param, []
+    return None
+
+
+def _broadcast(step: Step, axis: int) -> list[int | None]:
+    (given, *sizes), dims = step.inputs, step.params["broadcast_dimensions"]
+    same = axis in dims and given.shape[dims.index(axis)] == step.outputs[0].shape[axis]
+    return [dims.index(axis) if same else None, *[MIXED] * len(sizes)]
+
+
+def _reshape(step: Step, axis: int) -> list[int | None]:
+    old, new = step.inputs[0].shape, step.outputs[0].shape
+    for at, size in enumerate(old):
+        if size == new[axis] and np.prod(old[:at]) == np.prod(new[:axis]):
+            return [at, *[MIXED] * (len(step.inputs) - 1)]
+    return [MIXED] * len(step.inputs)
+
+
+def _reduce(step: Step, axis: int) -> list[int | None]:
+    kept = [at for at in range(len(step.inputs[0].shape)) if at not in step.params["axes"]]
+    return [kept[axis]]
+
+
+def _window(step: Step, axis: int) -> list[int | None]:
+    alone = step.params["window_dimensions"][axis] == 1 and step.inputs[0].shape[axis] == step.outputs[0].shape[axis]
+    return [axis if alone and step.params["padding"][axis] == (0, 0) else MIXED]
+
+
+def _squeeze(step: Step, axis: int) -> list[int | None]:
+    ndim = len(step.inputs[0].shape)
+    gone = {at % ndim for at in step.params["dimensions"]}
+    return [[at for at in range(ndim) if at not in gone][axis]]
+
+
+def _whole(step: Step, axis: int) -> list[int | None]:
+    """Of steps that only move elements, all of them along `axis`: its size stays, and so does their order."""
+    alone = step.inputs[0].shape[axis] == step.outputs[0].shape[axis]
+    return [axis if alone else MIXED, *[None] * (len(step.inputs) - 1)]
+
+
+def _pad(step: Step, axis: int) -> list[int | None]:
+    return [axis if tuple(step.params["padding_config"][axis]) == (0, 0, 0) else MIXED, None]
+
+
+_RULES: Mapping[str, Callable[[Step, int], list[int | None]]] = {
+    "broadcast_in_dim": _broadcast,
+    "reshape": _reshape,
+    "squeeze": _squeeze,
+    "transpose": lambda step, axis: [step.params["permutation"][axis]],
+    "slice": _whole,
+    "pad": _pad,
+    "concatenate": lambda step, axis: [MIXED if axis == step.params["dimension"] else axis] * len(step.inputs),
+    **dict.fromkeys(_REDUCE, _reduce),
+    **dict.fromkeys(_WINDOWS, _window),
+}
