@@ -19,6 +19,9 @@ struct Tier {
   void (*aggregate)(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t* sums, int64_t stride,
                     void* scratch) noexcept;
   void (*amm)(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* scratch) noexcept;
+  // The same where codes are known.
+  void (*amm_of_codes)(const uint8_t* codes, int64_t rows, const Tables& tables, const Output& y,
+                       void* scratch) noexcept;
   // The same from tables by code (few_rows.inc): quicker for few rows.
   void (*amm_by_code)(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* scratch) noexcept;
 
