@@ -7,8 +7,9 @@ import pytest
 import references
 from conftest import random_oblique_trees, random_op, random_rows
 
-from jax_maddness import LookupTables, MaddnessOp, SplitTrees, amm
+from jax_maddness import LookupTables, MaddnessOp, SplitTrees, aggregate, amm, encode
 from jax_maddness.core import encode as encode_module
+from jax_maddness.core.amm import amm_of_codes
 
 
 def expected(x, op):
@@ -61,6 +62,26 @@ def test_any_leading_dimensions(tier, rng, lead):
     y = jax.jit(amm)(x.reshape(*lead, 6), op)
     assert y.shape == (*lead, 5)
     assert_rounded(np.asarray(y).reshape(-1, 5), x, op)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_known_codes_give_what_their_rows_give(tier, rng, dtype):
+    op, x = random_op(rng, 12, 5, 70), jnp.asarray(random_rows(rng, 67, 12), dtype)
+    codes = encode(x, op.trees)
+    np.testing.assert_array_equal(amm_of_codes(codes | 0x30, op.tables, dtype), amm(x, op))
+    two = jax.vmap(lambda codes: amm_of_codes(codes, op.tables, dtype))(codes.reshape(1, 67, 5))
+    np.testing.assert_array_equal(two[0], amm(x, op))
+
+
+def test_derivatives_of_known_codes_are_those_of_scale_and_offset(rng):
+    op, codes = random_op(rng, 6, 2, 5), jnp.asarray(rng.integers(0, 16, (9, 2), np.uint8))
+
+    def total(scale, offset):
+        return amm_of_codes(codes, LookupTables(op.tables.values, scale, offset)).sum()
+
+    of_scale, of_offset = jax.grad(total, (0, 1))(op.tables.scale, op.tables.offset)
+    np.testing.assert_allclose(of_scale, aggregate(codes, op.tables).sum(0))
+    np.testing.assert_allclose(of_offset, jnp.full(5, 9.0))
 
 
 def test_large_enough_for_several_threads(tier, rng, make_trees):

@@ -13,7 +13,7 @@ from flax import nnx
 
 from jax_maddness import FitConfig, Plan, Rule, capture, plan, replace
 from jax_maddness.nn import measure, verdict
-from jax_maddness.nn.calibrate import units
+from jax_maddness.nn.calibrate import Learned, units
 from jax_maddness.nn.model import adapt, layers_of
 from jax_maddness.nn.replace import put
 from jax_maddness.nn.rules import decide
@@ -44,7 +44,7 @@ def line(*codes, name="layer", exact=10.0, int8=20.0, low=20.0, noise=0.0):
     ],
 )
 def test_a_layer_that_does_not_gain_stays_and_the_plan_says_why(measured, words):
-    assert verdict.ordered([measured], 0.01) == []
+    assert verdict.accepted([measured], 0.01) == []
     decided = verdict.decided(measured, None, 0.01)
     assert decided.choice is None
     assert decided.words.startswith("stays: ")
@@ -69,7 +69,18 @@ def test_slower_codes_are_tried_only_where_they_are_closer():
 
 def test_most_gain_for_the_drop_comes_first():
     layers = [line((4, 5.0, 0.1, drop), name=name) for name, drop in (("a", 0.01), ("b", 0.0), ("c", 0.001))]
-    assert [layer.name for layer, _ in verdict.ordered(layers, 0.01)] == ["b", "c", "a"]
+    assert [layer.name for layer, _ in verdict.ordered(verdict.accepted(layers, 0.01))] == ["b", "c", "a"]
+
+
+def test_the_most_costly_layer_gets_closer_codes_first():
+    small = line((4, 4.0, 0.1, 0.001), (8, 6.0, 0.05, None), name="small")
+    large = line((4, 4.0, 0.1, 0.01), (8, 6.0, 0.05, None), (16, 9.9, 0.01, None), name="large")
+    choices = verdict.accepted([small, large], 0.01)
+    layer, option = verdict.closer(choices)
+    assert (layer.name, option.size) == ("large", 8)
+    layer, option = verdict.closer([choices[0], (layer, option)])  # sixteen would not gain
+    assert (layer.name, option.size) == ("small", 8)
+    assert verdict.closer([(layer, option)]) is None
 
 
 @pytest.mark.parametrize("most", range(8))
@@ -118,13 +129,13 @@ def batches(rng):
 
 @pytest.fixture
 def steady(monkeypatch):
-    """Times of a machine on which codes take a fifth, and int8 is of no use."""
+    """Times of a machine on which the fewest codes take a fifth, the next two, and int8 is of no use."""
 
     def interleaved(calls, seconds=0):
         for call in calls:
             jax.block_until_ready(call())
-        slow = [(5.0, 0.01)] * (len(calls) - 2) if len(calls) > 2 else []
-        return ([(5.0, 0.01), *slow, (1.0, 0.01)])[: len(calls)] if len(calls) > 1 else [(5.0, 0.01)]
+        rivals = 5 if len(calls) > 2 else 1  # exact, int8 and three ranks; or the exact model, and perhaps another
+        return [(5.0, 0.01)] * min(rivals, len(calls)) + [(1.0 + i, 0.01) for i in range(len(calls) - rivals)]
 
     monkeypatch.setattr(measure, "interleaved", interleaved)
 
@@ -152,9 +163,10 @@ def test_the_error_of_a_convolution_is_that_of_what_replaces_it(conv, groups, rn
     if shared:  # trees for one position, tables for all taps
         ops = [dataclasses.replace(op, trees=random_op(rng, features, 2, 1).trees) for op in ops]
     op = jax.tree.map(lambda *a: jnp.stack(a), *ops) if groups > 1 else ops[0]
-    y, exact = (np.asarray(m(x)).reshape(-1, 6) for m in (put(adapt(layer), [unit], [(op, shared)]).model, layer))
+    learned = Learned(op, shared)
+    y, exact = (np.asarray(m(x)).reshape(-1, 6) for m in (put(adapt(layer), [unit], [learned]).model, layer))
     rows = capture(layer, [x], Rule("")).rows[""]
-    assert measure.codes_error(unit, op, shared, rows) == pytest.approx(measure.nmse(y, exact), rel=1e-3)
+    assert measure.codes_error(unit, learned, rows) == pytest.approx(measure.nmse(y, exact), rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["nnx", "linen"])
@@ -200,6 +212,17 @@ def test_fewer_layers_are_replaced_until_the_drop_is_small_enough(batches, stead
     assert len(one.replaced) == 1
     assert -one.after == min(trial.drop for trial in alone)  # both gain as much
     assert sum("others gain more for what they cost" in line.words for line in one.layers) == 1
+
+
+def test_closer_codes_are_tried_before_layers_are_dropped(batches, steady):
+    rules = Rule("a|b", config=FitConfig("paper"))
+    fewest = plan(Two(), batches, rules, max_drop=5, ratios=(32,))
+    limit = max(0.9 * fewest.trials[2].drop, *(trial.drop for trial in fewest.trials[:2]))
+    found = plan(Two(), batches, rules, max_drop=limit, ratios=(32, 16))
+    assert len(found.replaced) == 2
+    assert 8 in [line.choice for line in found.layers]
+    assert -found.after <= limit
+    assert all(f"alone a drop of {line.chosen.drop:.2g}" in line.words for line in found.layers)
 
 
 def test_a_scan_is_planned_as_a_whole(steady, rng):

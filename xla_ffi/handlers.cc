@@ -119,15 +119,40 @@ Tables by_code_of(const Named& by_code, const Problem& problem, const Task& task
       data<const uint8_t>(by_code) + first, nullptr, nullptr, task.outputs.count, problem.codebooks, problem.outputs};
 }
 
+// Of a call that is given codes.
+Problem problem_of_codes(const Named& codes, const Named& values) {
+  check_type(codes, ffi::DataType::U8, "uint8");
+  Problem problem{0, count_rows(codes), codes.last(), 0, false};
+  problem.ops = codes.dim(0);
+  if (problem.codebooks < 1) throw InvalidArgument(describe(codes) + " must have at least one codebook.");
+  check_values(values, &problem);
+  return problem;
+}
+
+void check_rescaling(const Named& scale, const Named& offset, const Problem& problem) {
+  for (const Named& vector : {scale, offset}) {
+    check_type(vector, ffi::DataType::F32, "float32");
+    check_shape(vector, {problem.ops, problem.outputs});
+  }
+}
+
+// Tables with what `aggregate` does without.
+Tables rescaling(Tables tables, const Named& scale, const Named& offset, const Problem& problem, const Task& task) {
+  tables.scale = data<const float>(scale) + task.op * problem.outputs + task.outputs.begin;
+  tables.offset = data<const float>(offset) + task.op * problem.outputs + task.outputs.begin;
+  return tables;
+}
+
+Output output_of(const Named& y, FloatType type, const Problem& problem, const Task& task, bool streams) {
+  const int64_t first = (task.op * problem.rows + task.rows.begin) * problem.outputs + task.outputs.begin;
+  return {data<char>(y) + first * width(type), type, problem.outputs, streams};
+}
+
 ffi::Error aggregate(ffi::ThreadPool pool, ffi::AnyBuffer codes_, ffi::AnyBuffer values_,
                      ffi::Result<ffi::AnyBuffer> sums_) {
   return guarded([&](const Tier& tier) {
     const Named codes{"codes", codes_}, values{"values", values_}, sums{"sums", *sums_};
-    check_type(codes, ffi::DataType::U8, "uint8");
-    Problem problem{0, count_rows(codes), codes.last(), 0, false};
-    problem.ops = codes.dim(0);
-    if (problem.codebooks < 1) throw InvalidArgument(describe(codes) + " must have at least one codebook.");
-    check_values(values, &problem);
+    const Problem problem = problem_of_codes(codes, values);
     check_type(sums, ffi::DataType::S32, "int32");
     check_rows(sums, codes, problem.outputs);
     if (problem.outputs == 0) return;
@@ -140,6 +165,25 @@ ffi::Error aggregate(ffi::ThreadPool pool, ffi::AnyBuffer codes_, ffi::AnyBuffer
   });
 }
 
+ffi::Error amm_of_codes(ffi::ThreadPool pool, ffi::AnyBuffer codes_, ffi::AnyBuffer values_, ffi::AnyBuffer scale_,
+                        ffi::AnyBuffer offset_, ffi::Result<ffi::AnyBuffer> y_) {
+  return guarded([&](const Tier& tier) {
+    const Named codes{"codes", codes_}, values{"values", values_}, scale{"scale", scale_}, offset{"offset", offset_},
+        y{"y", *y_};
+    const Problem problem = problem_of_codes(codes, values);
+    check_rescaling(scale, offset, problem);
+    const FloatType type = check_float_type(y);
+    check_rows(y, codes, problem.outputs);
+    if (problem.outputs == 0) return;
+    split_and_run(tier, problem, 0, y, pool, [&](const Task& task, void* scratch, bool streams) noexcept {
+      const int64_t first = task.op * problem.rows + task.rows.begin;
+      tier.amm_of_codes(data<const uint8_t>(codes) + first * problem.codebooks, task.rows.count,
+                        rescaling(tables_of(values, problem, task), scale, offset, problem, task),
+                        output_of(y, type, problem, task, streams), scratch);
+    });
+  });
+}
+
 using ffi::AnyBuffer;
 
 XLA_FFI_DEFINE_HANDLER(bound_aggregate, aggregate,
@@ -148,6 +192,15 @@ XLA_FFI_DEFINE_HANDLER(bound_aggregate, aggregate,
                            .Arg<AnyBuffer>()    // codes
                            .Arg<AnyBuffer>()    // values
                            .Ret<AnyBuffer>());  // sums
+
+XLA_FFI_DEFINE_HANDLER(bound_amm_of_codes, amm_of_codes,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                           .Arg<AnyBuffer>()    // codes
+                           .Arg<AnyBuffer>()    // values
+                           .Arg<AnyBuffer>()    // scale
+                           .Arg<AnyBuffer>()    // offset
+                           .Ret<AnyBuffer>());  // y
 
 }  // namespace
 
@@ -176,19 +229,14 @@ ffi::Error amm_with(const TreeArrays& trees, ffi::ThreadPool& pool, AnyBuffer x_
     const FloatType type = check_float_type(x);
     check_trees(x, trees, &problem);
     (by_code ? check_by_code : check_values)(values, &problem);
-    for (const Named& vector : {scale, offset}) {
-      check_type(vector, ffi::DataType::F32, "float32");
-      check_shape(vector, {problem.ops, problem.outputs});
-    }
+    check_rescaling(scale, offset, problem);
     if (y.buffer.element_type() != x.buffer.element_type()) throw InvalidArgument("y must have the type of x.");
     check_rows(y, x, problem.outputs);
     if (problem.outputs == 0) return;
     split_and_run(tier, problem, x.last(), y, pool, [&](const Task& task, void* scratch, bool streams) noexcept {
-      Tables tables = (by_code ? by_code_of : tables_of)(values, problem, task);
-      tables.scale = data<const float>(scale) + task.op * problem.outputs + task.outputs.begin;
-      tables.offset = data<const float>(offset) + task.op * problem.outputs + task.outputs.begin;
-      const int64_t first = (task.op * problem.rows + task.rows.begin) * problem.outputs + task.outputs.begin;
-      const Output out{data<char>(y) + first * width(type), type, problem.outputs, streams};
+      const Tables plain = (by_code ? by_code_of : tables_of)(values, problem, task);
+      const Tables tables = rescaling(plain, scale, offset, problem, task);
+      const Output out = output_of(y, type, problem, task, streams);
       const Rows rows = rows_of(x, type, problem, task);
       by_code ? trees.amm_by_code(tier, task.op, rows, tables, out, scratch)
               : trees.amm(tier, task.op, rows, tables, out, scratch);
@@ -197,5 +245,6 @@ ffi::Error amm_with(const TreeArrays& trees, ffi::ThreadPool& pool, AnyBuffer x_
 }
 
 XLA_FFI_Error* aggregate_handler(XLA_FFI_CallFrame* frame) { return bound_aggregate(frame); }
+XLA_FFI_Error* amm_of_codes_handler(XLA_FFI_CallFrame* frame) { return bound_amm_of_codes(frame); }
 
 }  // namespace jax_maddness

@@ -4,6 +4,7 @@
 //   jax_maddness_aggregate  codes u8 [B, ..., C], values u8 [B, M, C, 16]                   -> sums i32 [B, ..., M]
 //   jax_maddness_amm        x, indices, thresholds, values, scale f32 [B, M], offset f32 [B, M]
 //                                                                                           -> y [B, ..., M] as x
+//   jax_maddness_amm_of_codes  codes, values, scale, offset                                  -> y [B, ..., M]
 //   jax_maddness_amm_by_code  the same with by_code u8 [B, C, 16, M] in place of values
 //   jax_maddness_encode_oblique, jax_maddness_amm_oblique, jax_maddness_amm_oblique_by_code  the same with features i32
 //     [B, C, W], projections i8 [B, C, 4, W], thresholds i32 [B, C, 15], center f32 [B, D], scale f32 [B, D] in place
@@ -15,8 +16,8 @@
 //   jax_maddness_rescore  queries [Q, r F], vectors [V, F], positions i32 [Q, k] -> scores f32 [Q, k]: with r vectors
 //     in a row, from each position on
 //
-// x, queries and vectors are f32, bf16 or f16. B counts ops, each with rows of its own: usually 1. The dimensions
-// between are rows. Any number of them may be zero, except D and C; so may blocks, Q, V and k.
+// x, queries and vectors are f32, bf16 or f16, and so is y. B counts ops, each with rows of its own: usually 1. The
+// dimensions between are rows. Any number of them may be zero, except D and C; so may blocks, Q, V and k.
 #ifndef JAX_MADDNESS_HANDLERS_H_
 #define JAX_MADDNESS_HANDLERS_H_
 
@@ -27,6 +28,7 @@ namespace jax_maddness {
 XLA_FFI_Error* encode_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* aggregate_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* amm_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* amm_of_codes_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* amm_by_code_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* encode_oblique_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* amm_oblique_handler(XLA_FFI_CallFrame* frame);

@@ -22,6 +22,9 @@ struct Tier {
   void (*keep_greatest)(const int32_t* sums, int64_t stride, const RowRange& rows, int64_t outputs,
                         const Greatest& to) noexcept;
   void (*amm)(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* scratch) noexcept;
+  // The same where codes are known.
+  void (*amm_of_codes)(const uint8_t* codes, int64_t rows, const Tables& tables, const Output& y,
+                       void* scratch) noexcept;
   // The same from tables by code (few_rows.inc): quicker for few rows.
   void (*amm_by_code)(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* scratch) noexcept;
 

@@ -136,16 +136,34 @@ void encode(const Rows& x, const AnyTrees& trees, uint8_t* codes, void* memory) 
   }
 }
 
-void aggregate(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t* sums, int64_t stride,
-               void* memory) noexcept {
+template <typename Sink>
+void aggregate_to(const uint8_t* codes, int64_t rows, const Tables& tables, const Output& y, void* memory) {
   const Scratch scratch(memory, 0);
-  const int64_t step = rows_at_once(tables.codebooks);
+  const int64_t step = rows_at_once(tables.codebooks), stride = y.stride * Sink::kWidth;
   for (int64_t n = 0; n < rows; n += step) {
     const int64_t count = smaller(rows - n, step);
     const Packed packed(scratch.packed, count, tables.codebooks);
     pack(codes + n * tables.codebooks, count, packed);
-    aggregate_blocks<SumSink>(packed, count, tables, reinterpret_cast<char*>(sums + n * stride), stride * 4, false,
-                              scratch.work);
+    aggregate_blocks<Sink>(packed, count, tables, static_cast<char*>(y.data) + n * stride, stride, y.streams,
+                           scratch.work);
+  }
+  if (y.streams) _mm_sfence();  // before the caller tells other threads that y is there
+}
+
+void aggregate(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t* sums, int64_t stride,
+               void* memory) noexcept {
+  aggregate_to<SumSink>(codes, rows, tables, {sums, FloatType::kF32, stride}, memory);
+}
+
+void amm_of_codes(const uint8_t* codes, int64_t rows, const Tables& tables, const Output& y, void* memory) noexcept {
+  const CountDenormals guard;
+  switch (y.type) {
+    case FloatType::kF32:
+      return aggregate_to<RescaledSink<FloatType::kF32>>(codes, rows, tables, y, memory);
+    case FloatType::kBF16:
+      return aggregate_to<RescaledSink<FloatType::kBF16>>(codes, rows, tables, y, memory);
+    case FloatType::kF16:
+      return aggregate_to<RescaledSink<FloatType::kF16>>(codes, rows, tables, y, memory);
   }
 }
 
@@ -190,8 +208,8 @@ void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Outpu
 }  // namespace
 
 extern const Tier avx2_tier;
-const Tier avx2_tier = {"avx2", supported,   scratch_bytes, encode, aggregate,           keep_greatest,
-                        amm,    amm_by_code, encode,        amm,    amm_oblique_by_code, scan_scratch_bytes,
-                        scan,   rescore};
+const Tier avx2_tier = {"avx2",       supported,   scratch_bytes, encode, aggregate,           keep_greatest,      amm,
+                        amm_of_codes, amm_by_code, encode,        amm,    amm_oblique_by_code, scan_scratch_bytes, scan,
+                        rescore};
 
 }  // namespace jax_maddness

@@ -166,15 +166,32 @@ void encode(const Rows& x, const AnyTrees& trees, uint8_t* codes, void* scratch)
   }
 }
 
-void aggregate(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t* sums, int64_t stride,
-               void* memory) noexcept {
+template <typename Result>
+void aggregate_to(const uint8_t* codes, int64_t rows, const Tables& tables, const Output& y, void* memory) {
   const Scratch scratch(memory, tables.codebooks);
   const int64_t step = rows_at_once(tables.codebooks);
   for (int64_t n = 0; n < rows; n += step) {
     const int64_t count = smaller(rows - n, step);
     pack(codes + n * tables.codebooks, count, tables.codebooks, scratch.packed);
-    char* const out = reinterpret_cast<char*>(sums + n * stride);
-    aggregate_rows<AsTheyAre>(scratch.packed, count, tables, out, stride, scratch.work);
+    char* const out = static_cast<char*>(y.data) + n * y.stride * Result::kWidth;
+    aggregate_rows<Result>(scratch.packed, count, tables, out, y.stride, scratch.work);
+  }
+}
+
+void aggregate(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t* sums, int64_t stride,
+               void* memory) noexcept {
+  aggregate_to<AsTheyAre>(codes, rows, tables, {sums, FloatType::kF32, stride}, memory);
+}
+
+void amm_of_codes(const uint8_t* codes, int64_t rows, const Tables& tables, const Output& y, void* memory) noexcept {
+  const CountDenormals guard;
+  switch (y.type) {
+    case FloatType::kF32:
+      return aggregate_to<Rescaled<FloatType::kF32>>(codes, rows, tables, y, memory);
+    case FloatType::kBF16:
+      return aggregate_to<Rescaled<FloatType::kBF16>>(codes, rows, tables, y, memory);
+    case FloatType::kF16:
+      return aggregate_to<Rescaled<FloatType::kF16>>(codes, rows, tables, y, memory);
   }
 }
 
@@ -219,8 +236,8 @@ void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Outpu
 }  // namespace
 
 extern const Tier neon_tier;
-const Tier neon_tier = {"neon", supported,   scratch_bytes, encode, aggregate,           keep_greatest,
-                        amm,    amm_by_code, encode,        amm,    amm_oblique_by_code, scan_scratch_bytes,
-                        scan,   rescore};
+const Tier neon_tier = {"neon",       supported,   scratch_bytes, encode, aggregate,           keep_greatest,      amm,
+                        amm_of_codes, amm_by_code, encode,        amm,    amm_oblique_by_code, scan_scratch_bytes, scan,
+                        rescore};
 
 }  // namespace jax_maddness

@@ -69,6 +69,17 @@ void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Outpu
   }
 }
 
+void amm_of_codes(const uint8_t* codes, int64_t rows, const Tables& tables, const Output& y,
+                  void* /*scratch*/) noexcept {
+  const CountDenormals guard;
+  for (int64_t n = 0; n < rows; ++n, codes += tables.codebooks) {
+    for (int64_t m = 0; m < tables.outputs; ++m) {
+      const int32_t total = sum(codes, tables, m);
+      rescale(&total, tables, m, 1, y, n);
+    }
+  }
+}
+
 // For scan.inc.
 struct BlockSums {
   uint16_t of[kSideBySide];
@@ -123,8 +134,9 @@ Lanes load_lanes_of(const char* x, int64_t d) {
 }  // namespace
 
 extern const Tier scalar_tier;
-const Tier scalar_tier = {"scalar", supported,   scratch_bytes, encode, aggregate,           keep_greatest,
-                          amm,      amm_by_code, encode,        amm,    amm_oblique_by_code, scan_scratch_bytes,
-                          scan,     rescore};
+const Tier scalar_tier = {"scalar",           supported,     scratch_bytes, encode,
+                          aggregate,          keep_greatest, amm,           amm_of_codes,
+                          amm_by_code,        encode,        amm,           amm_oblique_by_code,
+                          scan_scratch_bytes, scan,          rescore};
 
 }  // namespace jax_maddness

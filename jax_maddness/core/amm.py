@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,10 +13,10 @@ from jax.custom_derivatives import SymbolicZero
 
 from jax_maddness.core import aggregate, checks, encode, exact
 from jax_maddness.core.stack import Stacked
-from jax_maddness.core.types import FEW_ROWS, MaddnessOp
+from jax_maddness.core.types import FEW_ROWS, LookupTables, MaddnessOp
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float, UInt8
 
 
 def amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... outputs"]:
@@ -63,6 +64,39 @@ def _amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... o
     if op.exact is None:
         return y
     return (y.astype(jnp.float32) + exact.expanded(exact.reduced(x, op.exact), op.exact.up)).astype(y.dtype)
+
+
+def amm_of_codes(
+    codes: UInt8[Array, "... codebooks"], tables: LookupTables, dtype: jax.typing.DTypeLike = jnp.float32
+) -> Float[Array, "... outputs"]:
+    """The rest of `amm` where codes are known: `scale * aggregate(codes) + offset`, without the sums in memory.
+
+    What is differentiated: with respect to `tables.scale` and `tables.offset` it is the true derivative.
+
+    Args:
+      codes: one code per codebook, as `encode` returns them; any leading dimensions.
+      tables: the entries.
+      dtype: of the result: float32, bfloat16 or float16.
+
+    Raises:
+      TypeError: `codes` is not uint8.
+      ValueError: `codes` and `tables` differ in the number of codebooks.
+    """
+    return _amm_of_codes(checks.codes(codes, tables), tables, jnp.dtype(dtype))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _amm_of_codes(codes: Array, tables: LookupTables, dtype: jnp.dtype) -> Array:
+    scale, offset = (a.astype(jnp.float32) for a in (tables.scale, tables.offset))
+    return _of_codes[dtype](codes, tables.values, scale, offset)
+
+
+@_amm_of_codes.defjvp
+def _amm_of_codes_jvp(dtype: jnp.dtype, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (codes, tables), (_, dtables) = primals, tangents
+    sums = aggregate.aggregate(codes, tables).astype(jnp.float32)
+    y = _amm_of_codes(codes, tables, dtype)
+    return y, (sums * _along_rows(dtables.scale, y) + _along_rows(dtables.offset, y)).astype(dtype)
 
 
 def _has_few_rows(x: Array) -> bool:
@@ -122,11 +156,20 @@ def definition(kind: encode.Kind) -> _Definition:
 
     def amm(x: Array, *arrays: Array) -> Float[Array, "ops ... outputs"]:
         *trees, values, scale, offset = arrays
-        sums = aggregate.definition(kind.definition(x, *trees), values)
-        lead = (slice(None), *[None] * (x.ndim - 2))
-        return (scale[lead] * sums.astype(jnp.float32) + offset[lead]).astype(x.dtype)
+        return definition_of_codes(x.dtype)(kind.definition(x, *trees), values, scale, offset)
 
     return amm
+
+
+def definition_of_codes(dtype: jax.typing.DTypeLike) -> _Definition:
+    """`amm_of_codes` for a batch of ops: what every tier must make of codes, up to the last f32 rounding."""
+
+    def amm_of_codes(codes: Array, values: Array, scale: Array, offset: Array) -> Float[Array, "ops ... outputs"]:
+        sums = aggregate.definition(codes, values)
+        lead = (slice(None), *[None] * (codes.ndim - 2))
+        return (scale[lead] * sums.astype(jnp.float32) + offset[lead]).astype(dtype)
+
+    return amm_of_codes
 
 
 def definition_by_code(kind: encode.Kind) -> _Definition:
@@ -155,3 +198,9 @@ def _calls(kind: encode.Kind) -> _Calls:
 
 
 _stacked = {trees: _calls(kind) for trees, kind in encode.KINDS.items()}
+_of_codes = {
+    dtype: Stacked(
+        definition_of_codes(dtype), "jax_maddness_amm_of_codes", "b {rows} c, b m c k, b m, b m -> b {rows} m"
+    )
+    for dtype in checks.ROW_DTYPES
+}

@@ -28,6 +28,7 @@ TARGETS = (
     "jax_maddness_encode",
     "jax_maddness_aggregate",
     "jax_maddness_amm",
+    "jax_maddness_amm_of_codes",
     "jax_maddness_amm_by_code",
     "jax_maddness_encode_oblique",
     "jax_maddness_amm_oblique",

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_maddness.core.aggregate import aggregate
-from jax_maddness.core.amm import amm
+from jax_maddness.core.amm import amm, amm_of_codes
 from jax_maddness.core.checks import ROW_DTYPES
 from jax_maddness.core.encode import encode
 from jax_maddness.core.greatest import greatest as greatest_sums
@@ -130,8 +129,10 @@ def _product(x: Array, op: MaddnessOp) -> Array:
     return amm_floating(x, op) if is_floating(op.tables) else amm(x, op)
 
 
-def _sums(codes: Array, tables: LookupTables) -> Array:
-    return look_up(codes, tables) if is_floating(tables) else aggregate(codes, tables)
+def _of_codes(codes: Array, tables: LookupTables, dtype: jnp.dtype) -> Array:
+    if is_floating(tables):
+        return (look_up(codes, tables) + tables.offset).astype(dtype)
+    return amm_of_codes(codes, tables, dtype)
 
 
 def _by_group(patches: Array, op: MaddnessOp) -> Array:
@@ -151,44 +152,54 @@ def _maximum(rows: Array, x: Array, spec: Spec, op: MaddnessOp, checked: Checked
     padded, out = form.padded(rows), form.out_positions(rows)
 
     def greatest(skipped: Array, k: int) -> tuple[Array, Array]:
-        if spec.shared and not is_floating(op.tables):
-            codes = form.gathered(encode(padded, op.trees), out)
-            return greatest_sums(codes.reshape(*skipped.shape, -1), op.tables.values, skipped, k)
         if spec.shared:
-            scores = _sums_by_position(padded, form, out, op)
+            codes = _codes_of_taps(rows, form, op).reshape(*skipped.shape, -1)
+            if not is_floating(op.tables):
+                return greatest_sums(codes, op.tables.values, skipped, k)
+            scores = look_up(codes, op.tables)
         else:
             scores = form.map_patches(functools.partial(_by_group, op=op), rows)
         # Computed once: where two computations round differently, none of them has the maximum of the other.
         return of_scores(lax.optimization_barrier(scores).reshape(*skipped.shape, -1), skipped, k)
 
     def value(scores: Array) -> Array:
-        return _affine(op.tables, scores) if spec.shared else scores.astype(jnp.float32)
+        scores = scores.astype(jnp.float32)
+        return op.tables.scale * scores + op.tables.offset if spec.shared else scores
 
     y = maximum(padded, (len(padded), *out), greatest, value, form, checked, spec.exact_rows, spec.maximum)
     return form.output(y.reshape(len(y), *[1] * len(form.size), -1), x)
 
 
-def _affine(tables: LookupTables, sums: Array) -> Array:
-    return tables.scale * sums.astype(jnp.float32) + tables.offset
-
-
 def _by_position(x: Array, form: Convolution, op: MaddnessOp) -> Array:
     """Encodes every position once; each output aggregates the codes that its taps see."""
-    out, padded = form.out_positions(x), form.padded(x)
-    y = _affine(op.tables, _sums_by_position(padded, form, out, op)).astype(x.dtype)
-    y = y.reshape(len(padded), *out, -1)
-    return y if op.weights is None else y + _straight_through(padded, op.weights, form, out)
-
-
-def _sums_by_position(padded: Array, form: Convolution, out: tuple[int, ...], op: MaddnessOp) -> Array:
-    """What tables say of the codes of all taps, [batch, *out, outputs], or [..., groups, outputs of one]."""
+    out, codes = form.out_positions(x), _codes_of_taps(x, form, op)
     if form.groups == 1:
-        codes = form.gathered(encode(padded, op.trees), out)
-        return _sums(codes.reshape(*codes.shape[:-2], -1), op.tables)
-    grouped = padded.reshape(*padded.shape[:-1], form.groups, -1)
-    codes = form.gathered(jax.vmap(encode, (-2, 0), -2)(grouped, op.trees), out)  # [..., taps, groups, codebooks]
-    codes = jnp.moveaxis(codes, -2, -3)
-    return jax.vmap(_sums, (-2, 0), -2)(codes.reshape(*codes.shape[:-2], -1), op.tables)
+        y = _of_codes(codes.reshape(*codes.shape[:-2], -1), op.tables, x.dtype)
+    else:
+        by_group = jnp.moveaxis(codes.reshape(*codes.shape[:-1], form.groups, -1), -2, -3)
+        of_codes = functools.partial(_of_codes, dtype=x.dtype)
+        y = jax.vmap(of_codes, (-2, 0), -2)(by_group.reshape(*by_group.shape[:-2], -1), op.tables)
+    y = y.reshape(len(codes), *out, -1)
+    return y if op.weights is None else y + _straight_through(form.padded(x), op.weights, form, out)
+
+
+def _codes_of_taps(x: Array, form: Convolution, op: MaddnessOp) -> Array:
+    """[batch, *out, taps, groups * codebooks].
+
+    Codes are padded in place of `x`, which is larger: with those of zeros, where zeros are what is around `x`.
+    """
+    around = _encode_groups(jnp.zeros(x.shape[-1:], x.dtype), form.groups, op)
+    padded = form.padded(_encode_groups(x, form.groups, op) ^ around) ^ around
+    # Without the barrier XLA pads each tap anew, four times as slow.
+    return form.gathered(lax.optimization_barrier(padded), form.out_positions(x))
+
+
+def _encode_groups(x: Array, groups: int, op: MaddnessOp) -> Array:
+    """[..., features] -> codes [..., groups * codebooks]."""
+    if groups == 1:
+        return encode(x, op.trees)
+    codes = jax.vmap(encode, (-2, 0), -2)(x.reshape(*x.shape[:-1], groups, -1), op.trees)
+    return codes.reshape(*x.shape[:-1], -1)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))

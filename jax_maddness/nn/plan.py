@@ -30,7 +30,7 @@ from jax_maddness.nn.replace import Batches, check_captured, complain, put
 from jax_maddness.nn.report import Plan, Trial
 from jax_maddness.nn.rules import Rule, check, decide
 from jax_maddness.nn.score import Metric, Score, name_of
-from jax_maddness.nn.verdict import LayerPlan, Option
+from jax_maddness.nn.verdict import Choice, LayerPlan
 
 RATIOS = (32, 16, 8)
 """Features per codebook that are tried where a rule does not say how many codebooks."""
@@ -58,8 +58,8 @@ def plan(
     The last fifth of the batches is held out: layers are captured and learned from the others, the metric is of these.
     A layer is replaced only if codes gain more than 5 % and more than the noise, if neither int8 nor low rank is both
     as fast and as close, and if the metric allows it: first each layer alone is replaced, then all of these together;
-    if that costs too much, those that gain most for what they cost. If the whole model is then not measurably faster,
-    it stays as it is.
+    if that costs too much, with more codebooks, and in the end only those that gain most for what they cost. If the
+    whole model is then not measurably faster, it stays as it is.
 
     Args:
       model: an `nnx.Module`, in the mode in which it is to be used (`model.eval()`); or `(module, variables)` of linen.
@@ -242,7 +242,7 @@ class _Work:
     def decide(self) -> None:
         """Tries models with several layers replaced, and writes the verdicts."""
         limit = self.plan.max_drop
-        order = verdict.ordered(self.plan.layers, limit)
+        order = verdict.ordered(self._close_enough(verdict.accepted(self.plan.layers, limit)))
         count = verdict.longest(len(order), lambda n: self._drop(order[:n]) <= limit)
         chosen, instead = order[:count], "others gain more for what they cost, and together the drop is too large"
         self.plan.exact_ms, self.plan.fast_ms, gains = self._compare(chosen)
@@ -259,15 +259,29 @@ class _Work:
         self.plan.finished = all(map(verdict.is_finished, self.plan.layers))
         self._write()
 
+    def _close_enough(self, choices: list[Choice]) -> list[Choice]:
+        """The same layers with closer codes, as far as there are any, until they may all be replaced together."""
+        while choices and self._drop(choices) > self.plan.max_drop and not self._late():
+            found = verdict.closer(choices)
+            if found is None:
+                break
+            line, option = found
+            drop = self._drop([found]) if option.drop is None else option.drop
+            line = line.with_drop(option, drop)
+            self._put(line)
+            better = (line, dataclasses.replace(option, drop=drop))
+            choices = [better if line.name == other.name else (other, old) for other, old in choices]
+        return choices
+
     def _ratio(self) -> float:
         return self.plan.exact_ms / self.plan.fast_ms
 
-    def _replaced(self, chosen: Sequence[tuple[LayerPlan, Option]]) -> Model:
+    def _replaced(self, chosen: Sequence[Choice]) -> Model:
         size = {line.name: option.size for line, option in chosen}
         replaced = [unit for unit in self.units if unit.owner in size]
         return put(self.model, replaced, [self.learned(unit, size[unit.owner]) for unit in replaced])
 
-    def _compare(self, chosen: Sequence[tuple[LayerPlan, Option]]) -> tuple[float, float, bool]:
+    def _compare(self, chosen: Sequence[Choice]) -> tuple[float, float, bool]:
         """Milliseconds of the model as it is and as chosen; whether that is a gain."""
         runs = [self.model.run(), *([self._replaced(chosen).run()] if chosen else [])]
         batch = jax.tree.map(jax.numpy.asarray, self.batches[0])
@@ -275,7 +289,7 @@ class _Work:
         (exact, noise), (fast, more) = times[0], times[-1]
         return exact, fast, exact / fast >= 1 + max(verdict.MIN_MODEL_GAIN, noise + more)
 
-    def _drop(self, chosen: Sequence[tuple[LayerPlan, Option]]) -> float:
+    def _drop(self, chosen: Sequence[Choice]) -> float:
         """What the metric loses; a trial that was made is not made again."""
         names = tuple(sorted((line.name, option.size) for line, option in chosen))
         for trial in self.plan.trials:

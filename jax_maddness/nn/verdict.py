@@ -106,16 +106,33 @@ def best(layer: LayerPlan, max_drop: float) -> Option | None:
     return next((o for o in worth_trying(layer) if o.drop is not None and o.drop <= max_drop), None)
 
 
-def ordered(layers: Sequence[LayerPlan], max_drop: float) -> list[tuple[LayerPlan, Option]]:
-    """What to replace first: the most time gained for each bit of the metric; what costs none before all others."""
-    found = [(layer, option) for layer in layers if (option := best(layer, max_drop)) is not None]
+Choice = tuple[LayerPlan, Option]
 
-    def rank(item: tuple[LayerPlan, Option]) -> tuple[bool, float]:
+
+def accepted(layers: Sequence[LayerPlan], max_drop: float) -> list[Choice]:
+    """The layers for which there is a `best`, with that."""
+    return [(layer, option) for layer in layers if (option := best(layer, max_drop)) is not None]
+
+
+def closer(choices: Sequence[Choice]) -> Choice | None:
+    """The next closer codes of the layer that costs most, among those that have any: what to give up speed for."""
+    found = []
+    for layer, option in choices:
+        after = [o for o in worth_trying(layer) if o.nmse < option.nmse]
+        if after:
+            found.append((option.drop or 0.0, layer, after[0]))
+    return max(found, key=lambda item: item[0])[1:] if found else None
+
+
+def ordered(choices: Sequence[Choice]) -> list[Choice]:
+    """What to replace first: the most time gained for each bit of the metric; what costs none before all others."""
+
+    def rank(item: Choice) -> tuple[bool, float]:
         layer, option = item
         gained, drop = layer.exact.ms - option.ms, option.drop or 0.0
         return (drop > 0, -gained / drop if drop > 0 else -gained)
 
-    return sorted(found, key=rank)
+    return sorted(choices, key=rank)
 
 
 def longest(count: int, holds: Callable[[int], bool]) -> int:

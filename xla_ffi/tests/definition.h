@@ -190,12 +190,27 @@ struct Run {
   }
 
   // The upper four bits of codes are noise, which kernels ignore.
-  std::vector<int32_t> sums(std::vector<uint8_t> codes, Random& random, int64_t stride) const {
+  static Input<uint8_t> noisy(std::vector<uint8_t> codes, Random& random) {
     for (uint8_t& code : codes) code = static_cast<uint8_t>(code | random.below(16) << 4);
-    const Input<uint8_t> in(codes);
+    return Input<uint8_t>(codes);
+  }
+
+  std::vector<int32_t> sums(const std::vector<uint8_t>& codes, Random& random, int64_t stride) const {
+    const Input<uint8_t> in = noisy(codes, random);
     Result<int32_t> out(p.rows, p.outputs, stride);
     const Tables tables{values.data(), nullptr, nullptr, p.outputs, p.codebooks};
     tier.aggregate(in.data(), p.rows, tables, out.data(), stride, scratch.data());
+    return out.values();
+  }
+
+  template <typename T>
+  std::vector<T> amm_of_codes(const std::vector<uint8_t>& codes, int64_t stride) const {
+    Random random(5);
+    const Input<uint8_t> in = noisy(codes, random);
+    Result<T> out(p.rows, p.outputs, stride);
+    const Tables tables{values.data(), scale.data(), offset.data(), p.outputs, p.codebooks};
+    const Output y{out.data(), p.type, stride, stride % 2 == 0};
+    tier.amm_of_codes(in.data(), p.rows, tables, y, scratch.data());
     return out.values();
   }
 
@@ -242,6 +257,8 @@ template <typename T>
 void check_amm(const Run& run, const std::vector<int32_t>& sums, int64_t stride) {
   const Problem& p = run.p;
   const std::vector<T> y = run.amm<T>(stride);
+  CHECK(on_bochs || y == run.amm_of_codes<T>(p.codes(), stride), "tier %s: amm_of_codes differs from amm",
+        run.tier.name);
   CHECK(on_bochs || y == run.amm_by_code<T>(stride), "tier %s: amm_by_code differs from amm", run.tier.name);
   for (size_t i = 0; i < y.size(); ++i) {
     const size_t m = i % static_cast<size_t>(p.outputs);

@@ -30,6 +30,7 @@ int main() {
   testing::test_metadata(encode_handler, "encode");
   testing::test_metadata(aggregate_handler, "aggregate");
   testing::test_metadata(amm_handler, "amm");
+  testing::test_metadata(amm_of_codes_handler, "amm_of_codes");
   testing::test_metadata(amm_by_code_handler, "amm_by_code");
   testing::test_metadata(encode_oblique_handler, "encode_oblique");
   testing::test_metadata(amm_oblique_handler, "amm_oblique");
