@@ -201,7 +201,7 @@ class LinenModel:
         return run
 
     def _params(self) -> dict[tuple[str, ...], Any]:
-        return flat(nn.meta.unbox(self.model[1])["params"])
+        return flat(nn.meta.unbox(self.model[1]).get("params", {}))
 
     def narrowed(self, specs: Mapping[str, Spec], arrays: Mapping[str, Any]) -> LinenModel:
         """The model with other specs and arrays."""

@@ -10,7 +10,7 @@ from flax import linen, nnx
 
 from jax_maddness.nn.approximate import Spec
 from jax_maddness.nn.layers import Hook, Layer
-from jax_maddness.nn.linen_model import LinenModel
+from jax_maddness.nn.linen_model import LinenModel, Replaced
 from jax_maddness.nn.nnx_model import NnxModel
 
 
@@ -61,7 +61,8 @@ def adapt(model: Any, call: Callable[[Any, Any], Any] | None = None) -> Model:
     if isinstance(model, nnx.Module):
         return NnxModel(model, call or (lambda m, batch: _apply(m, batch)))
     if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], linen.Module):
-        if not isinstance(model[1], Mapping) or "params" not in model[1]:
+        all_replaced = isinstance(model[0], Replaced)  # and nothing else has parameters
+        if not isinstance(model[1], Mapping) or not (all_replaced or "params" in model[1]):
             raise TypeError("The variables of a linen model must be a dict with 'params', as `module.init` returns it.")
         return LinenModel(model, call or (lambda m, batch: _apply(lambda *a, **k: m[0].apply(m[1], *a, **k), batch)))
     hint = "Pass `(module, variables)`." if isinstance(model, linen.Module) else "Pass one of Flax's."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 
 from jax_maddness.nn.layers import Hook
 from jax_maddness.nn.losses import Term
@@ -38,9 +39,10 @@ class Objective:
         teacher, *others = models
         paths = teacher.modules(batch)
         found = cls(tuple((term, _matching(term, paths)) for term in terms))
-        for model in (teacher, *others):
-            for path in found.hidden:
-                _check(model, path, batch)
+        for model in (teacher, *others) if found.hidden else ():
+            seen = jax.eval_shape(lambda a, b, m=model: found.outputs(m, a, b)[1], model.arrays(), batch)
+            if missing := [path for path in found.hidden if not seen[path]]:
+                raise ValueError(f"{missing} are not called in one of the models: no loss can see them.")
         return found
 
     @property
@@ -50,7 +52,20 @@ class Objective:
 
     def outputs(self, model: Model, arrays: Mapping[str, Any], batch: Any) -> tuple[Any, dict[str, list[Any]]]:
         """What the model says with such arrays, and what each module of `hidden` says, call by call."""
-        return _outputs(model, self.hidden, arrays, batch)
+        seen: dict[str, list[Any]] = {path: [] for path in self.hidden}
+        here = core.get_opaque_trace_state(convention="nnx")
+
+        def seeing(path: str) -> Hook:
+            def hook(module: Callable[[Any], Any], x: Any) -> Any:
+                if core.get_opaque_trace_state(convention="nnx") != here:
+                    raise ValueError(f"{path!r} is inside of a scan, jit or remat of the model: no loss can see it.")
+                y = module(x)
+                seen[path].append(y)
+                return y
+
+            return hook
+
+        return model.outputs(arrays, batch, {path: seeing(path) for path in seen}), seen
 
     def __call__(self, said: tuple[Any, dict], wanted: tuple[Any, dict], batch: Any) -> Array:
         """The loss of two models' `outputs`."""
@@ -69,29 +84,3 @@ def _matching(term: Term, paths: list[str]) -> tuple[str, ...]:
     if not found:
         raise ValueError(f"`layers` {term.layers!r} of a loss matches no module of the teacher. There are: {paths}.")
     return found
-
-
-def _outputs(
-    model: Model, paths: Iterable[str], arrays: Mapping[str, Any], batch: Any
-) -> tuple[Any, dict[str, list[Any]]]:
-    seen: dict[str, list[Any]] = {path: [] for path in paths}
-
-    def seeing(path: str) -> Hook:
-        def hook(module: Callable[[Any], Any], x: Any) -> Any:
-            y = module(x)
-            seen[path].append(y)
-            return y
-
-        return hook
-
-    return model.outputs(arrays, batch, {path: seeing(path) for path in seen}), seen
-
-
-def _check(model: Model, path: str, batch: Any) -> None:
-    """Raises unless the outputs of a module can be seen from outside."""
-    try:
-        seen = jax.eval_shape(lambda arrays, batch: _outputs(model, [path], arrays, batch)[1], model.arrays(), batch)
-    except jax.errors.UnexpectedTracerError as error:
-        raise ValueError(f"{path!r} is inside of a scan, jit or remat of the model: no loss can see it.") from error
-    if not seen[path]:
-        raise ValueError(f"{path!r} is not called in one of the models, or not by itself: no loss can see it.")
