@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as orbax
 import pytest
 from conftest import random_op
 from flax import linen as nn
@@ -87,3 +88,27 @@ def test_damage_and_models_without_replacements_are_errors(x, tmp_path):
         load_model(tmp_path / "m", Model(rngs=nnx.Rngs(0)))
     with pytest.raises(FileNotFoundError):
         load_model(tmp_path / "nothing", Model(rngs=nnx.Rngs(0)))
+
+
+def restored(folder, arrays):
+    """Arrays after a round trip through orbax."""
+    with orbax.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder, arrays)
+        checkpointer.wait_until_finished()
+        return checkpointer.restore(folder, jax.tree.map(orbax.utils.to_shape_dtype_struct, arrays))
+
+
+def test_orbax_keeps_the_arrays_of_an_nnx_model(x, tmp_path):
+    fast = replace(Model(rngs=nnx.Rngs(0)), RULES, [x])
+    graph, state = nnx.split(fast)
+    back = nnx.merge(graph, restored(tmp_path / "m", state))
+    np.testing.assert_array_equal(run(back, x), run(fast, x))
+    assert back.head.kernel[...].dtype == jnp.float32
+    assert back.attention.query.tables.arrays["tables_values"][...].dtype == jnp.uint8
+
+
+def test_orbax_keeps_the_arrays_of_a_linen_model(x, tmp_path):
+    module, variables = replace((LinenModel(), LinenModel().init(jax.random.key(0), x)), RULES, [x])
+    back = restored(tmp_path / "m", variables)
+    np.testing.assert_array_equal(run((module, back), x), run((module, variables), x))
+    assert jax.tree.structure(back) == jax.tree.structure(variables)
