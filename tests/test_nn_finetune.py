@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from jax_maddness import FitConfig, Rule, finetune, load_model, replace, save_model
+from jax_maddness import FitConfig, Rule, finetune, load_model, replace, save_model, testing
 from jax_maddness.nn import losses
 from jax_maddness.nn.approximate import to_op
 from jax_maddness.nn.floating import amm_floating, to_floats
@@ -316,3 +316,15 @@ def test_what_does_not_fit_is_said():
         losses.nmse(jnp.ones((2, 1, 3)), jnp.ones((2, 5, 3)))
     with pytest.raises(ValueError, match="temperature"):
         losses.kl(0)
+
+
+@pytest.mark.parametrize("make", [perceptron, net])
+def test_kernels_tune_as_products_do(make):
+    """A few steps: Adam divides by gradients, so that rounding is magnified later on."""
+    model, fast, batches = make()
+    found = []
+    for backend in ("jax", "auto"):
+        with testing.force_backend(backend):
+            tune = {"steps": 4, "look_every": 2, "return_report": True}
+            found.append(finetune(fast, teacher=model, batches=batches, **tune)[1])
+    np.testing.assert_allclose(found[0].looks, found[1].looks, rtol=1e-3)

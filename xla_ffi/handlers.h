@@ -11,6 +11,8 @@
 //     of indices and thresholds
 //   jax_maddness_scan  codes u8 [blocks, pairs, 64], tables u8 [Q, C, 16], count i32 [] -> sums i32 [Q, k],
 //     positions i32 [Q, k]: of the first `count` vectors, clipped to those that there are
+//   jax_maddness_look_up  codes u8 [B, ..., C], values f32 [B, M, C, 16]                  -> y f32 [B, ..., M]
+//   jax_maddness_look_up_gradient  codes, dy f32 [B, ..., M] -> gradient of values f32 [B, M, C, 16]
 //   jax_maddness_greatest  codes u8 [N, rows, C], values u8 [M, C, 16], skipped u8 [N, rows] -> sums i32 [N, k, M],
 //     positions i32 [N, k, M]: the lowest number and -1 where there are fewer rows
 //   jax_maddness_rescore  queries [Q, r F], vectors [V, F], positions i32 [Q, k] -> scores f32 [Q, k]: with r vectors
@@ -36,6 +38,8 @@ XLA_FFI_Error* amm_oblique_by_code_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* scan_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* rescore_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* greatest_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* look_up_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* look_up_gradient_handler(XLA_FFI_CallFrame* frame);
 
 }  // namespace jax_maddness
 

@@ -6,6 +6,8 @@
 
 namespace jax_maddness {
 
+constexpr size_t kFloatScratch = (kTileCodebooks * kLeaves + kTilePieces) * kTileOutputs * sizeof(float);
+
 // Kernels are pure functions of their arguments: no allocation, no exception, no global state. `scratch` is 64-byte
 // aligned, not shared between threads, and at least scratch_bytes(features, codebooks) long, which is never less than a
 // byte per codebook. Zero rows, outputs and
@@ -41,6 +43,12 @@ struct Tier {
 
   // `scratch` is four bytes per feature long.
   void (*rescore)(const Rows& queries, const Rows& vectors, const Candidates& candidates, void* scratch) noexcept;
+
+  // Float tables and their gradient, the same floats on every tier. `scratch` is kFloatScratch bytes long.
+  void (*look_up_floats)(const RowCodes& codes, const FloatTables<const float>& tables, const FloatRows<float>& y,
+                         void* scratch) noexcept;
+  void (*look_up_gradient)(const RowCodes& codes, const FloatRows<const float>& dy, const FloatTables<float>& gradient,
+                           void* scratch) noexcept;
 };
 
 }  // namespace jax_maddness

@@ -203,13 +203,15 @@ void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Outpu
 #include "avx2_rescore.inc"
 #include "greatest.inc"
 #include "rescore.inc"
+#include "floats.inc"
 // clang-format on
 
 }  // namespace
 
 extern const Tier avx2_tier;
-const Tier avx2_tier = {"avx2",       supported,   scratch_bytes, encode, aggregate,           keep_greatest,      amm,
-                        amm_of_codes, amm_by_code, encode,        amm,    amm_oblique_by_code, scan_scratch_bytes, scan,
-                        rescore};
+const Tier avx2_tier = {
+    "avx2",       supported,      scratch_bytes,   encode, aggregate,           keep_greatest,      amm,
+    amm_of_codes, amm_by_code,    encode,          amm,    amm_oblique_by_code, scan_scratch_bytes, scan,
+    rescore,      look_up_floats, look_up_gradient};
 
 }  // namespace jax_maddness

@@ -83,14 +83,15 @@ void aggregate_packed(const Scratch& scratch, int64_t rows, const Tables& tables
 #include "avx512_rescore.inc"
 #include "greatest.inc"
 #include "rescore.inc"
+#include "floats.inc"
 // clang-format on
 
 }  // namespace
 
 extern const Tier avx512vnni_tier;
-const Tier avx512vnni_tier = {"avx512vnni",       supported,     scratch_bytes, encode,
-                              aggregate,          keep_greatest, amm,           amm_of_codes,
-                              amm_by_code,        encode,        amm,           amm_oblique_by_code,
-                              scan_scratch_bytes, scan,          rescore};
+const Tier avx512vnni_tier = {
+    "avx512vnni", supported,      scratch_bytes,   encode, aggregate,           keep_greatest,      amm,
+    amm_of_codes, amm_by_code,    encode,          amm,    amm_oblique_by_code, scan_scratch_bytes, scan,
+    rescore,      look_up_floats, look_up_gradient};
 
 }  // namespace jax_maddness

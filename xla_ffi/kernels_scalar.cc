@@ -128,15 +128,16 @@ Lanes load_lanes_of(const char* x, int64_t d) {
   return load_float(x, kType, d);
 }
 
+#include "floats.inc"
 #include "greatest.inc"
 #include "rescore.inc"
 
 }  // namespace
 
 extern const Tier scalar_tier;
-const Tier scalar_tier = {"scalar",           supported,     scratch_bytes, encode,
-                          aggregate,          keep_greatest, amm,           amm_of_codes,
-                          amm_by_code,        encode,        amm,           amm_oblique_by_code,
-                          scan_scratch_bytes, scan,          rescore};
+const Tier scalar_tier = {
+    "scalar",     supported,      scratch_bytes,   encode, aggregate,           keep_greatest,      amm,
+    amm_of_codes, amm_by_code,    encode,          amm,    amm_oblique_by_code, scan_scratch_bytes, scan,
+    rescore,      look_up_floats, look_up_gradient};
 
 }  // namespace jax_maddness

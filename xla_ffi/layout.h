@@ -18,6 +18,12 @@
 //   offset      [outputs]                  f32
 //   y           [rows][outputs]            as x           y[n][m] = fma(scale[m], f32(sums[n][m]), offset[m])
 //
+// Training, where the entries of tables are floats; every sum is taken in the order of its index, from 0 on
+//   values      [outputs][codebooks][16]   f32
+//   y           [rows][outputs]            f32            y[n][m] = sum over c of values[m][c][codes[n][c]]
+//   dy          [rows][outputs]            f32            the gradient with respect to y
+//   gradient    [outputs][codebooks][16]   f32            of values: [m][c][k] = sum over n of dy[n][m] where
+//                                                         codes[n][c] = k
 //
 // Retrieval, the other orientation: codes at rest, tables of queries, the k best of each query
 //   codes       [blocks][pairs][64]        u8             64 vectors side by side; a byte has the codes of codebooks 2
@@ -60,6 +66,9 @@ constexpr int64_t kLeaves = 16;         // codes of a codebook
 constexpr int64_t kMaxWidth = 100'000;  // of oblique trees
 constexpr int64_t kSideBySide = 64;     // vectors of a block of codes at rest
 constexpr int64_t kMaxCodebooks = 256;  // of codes at rest: sums fit 16 bits, as 256 * 127 < 2^15
+constexpr int64_t kTileOutputs = 64;    // of float tables, at most
+constexpr int64_t kTileCodebooks = 128;
+constexpr int64_t kTilePieces = 64;  // of rows, that meet a tile together, at most
 
 enum class FloatType : uint8_t { kF32, kBF16, kF16 };
 
@@ -101,6 +110,29 @@ struct Output {
   FloatType type;
   int64_t stride;        // distance between rows, in elements: >= outputs, so that a task may own some of the columns
   bool streams = false;  // advice: lines are better written past the cache
+};
+
+// A task may have some of the rows and some of the codebooks.
+struct RowCodes {
+  const uint8_t* data;
+  int64_t rows;
+  int64_t codebooks;
+  int64_t stride;  // distance between rows
+};
+
+// Float tables, or their gradient, of as many codebooks as the codes that go with them.
+template <typename Float>
+struct FloatTables {
+  Float* values;
+  int64_t outputs;
+  int64_t stride;  // distance between outputs, in elements
+};
+
+// Of float outputs, or of their gradient; as many columns as tables have outputs.
+template <typename Float>
+struct FloatRows {
+  Float* data;
+  int64_t stride;  // distance between rows, in elements
 };
 
 // Codes at rest; a task may have some of the blocks.

@@ -29,6 +29,8 @@ nb::dict registrations() {
   handlers["jax_maddness_scan"] = capsule(jax_maddness::scan_handler);
   handlers["jax_maddness_greatest"] = capsule(jax_maddness::greatest_handler);
   handlers["jax_maddness_rescore"] = capsule(jax_maddness::rescore_handler);
+  handlers["jax_maddness_look_up"] = capsule(jax_maddness::look_up_handler);
+  handlers["jax_maddness_look_up_gradient"] = capsule(jax_maddness::look_up_gradient_handler);
   return handlers;
 }
 

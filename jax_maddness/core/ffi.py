@@ -36,6 +36,8 @@ TARGETS = (
     "jax_maddness_scan",
     "jax_maddness_rescore",
     "jax_maddness_greatest",
+    "jax_maddness_look_up",
+    "jax_maddness_look_up_gradient",
 )
 """The custom calls' names, as StableHLO shows them."""
 

@@ -3,14 +3,15 @@
     custom_vmap > custom_partitioning > platform_dependent(cpu=FFI call, default=definition)
 
 - custom_vmap: a batch of rows is folded into the rows, a batch of ops into the ops; tables are never expanded.
-- custom_partitioning: rows and outputs may be sharded, everything else is replicated; no collective is needed.
+- custom_partitioning: rows and outputs may be sharded, everything else is replicated; no collective is needed, except
+  to add what shards of rows sum up.
 - platform_dependent: the C++ kernels on CPU, the pure JAX definition on TPU, GPU and in their exports.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -47,13 +48,15 @@ class Stacked:
     """`definition` with the FFI target `target` behind it on CPU.
 
     The first argument has rows, `[ops, ..., last]`; the others have the shapes that `rule` names. `rule` is an
-    einsum-like string with `{rows}` for the row dimensions; a factor of the result is what may be sharded.
+    einsum-like string with `{rows}` for the row dimensions; a factor of the result is what may be sharded. Where the
+    result `sums_rows`, the other arguments have rows, too, and a batch of rows is a batch of ops.
     """
 
-    def __init__(self, definition: Callable[..., Array], target: str, rule: str):
+    def __init__(self, definition: Callable[..., Array], target: str, rule: str, sums_rows: bool = False):
         self._definition = definition
         self._target = target
         self._rule = rule
+        self._sums_rows = sums_rows
         self._vmapped = custom_vmap(self._dispatch)
         self._vmapped.def_vmap(self._batch)
         # Compiled as one function where nobody has called jit; a part of the caller's where somebody has.
@@ -65,7 +68,7 @@ class Stacked:
 
     def _batch(self, axis_size: int, in_batched: list[bool], rows: Array, *rest: Array) -> tuple[Array, bool]:
         rows_batched, *rest_batched = in_batched
-        if not any(rest_batched):
+        if not any(rest_batched) and not self._sums_rows:
             return jnp.moveaxis(self._vmapped(jnp.moveaxis(rows, 0, 1), *rest), 1, 0), True
         args = [
             a if batched else jnp.broadcast_to(a, (axis_size, *a.shape))
@@ -100,7 +103,20 @@ class Stacked:
         factors = result.split()
         spec = tuple(getattr(result_shape.sharding, "spec", ()))  # none: a single device inside a mesh context
         axes = dict(zip(factors, spec + (None,) * (len(factors) - len(spec)), strict=True))
+        summed = self._summed(operands, axes, arg_shapes[0])
+        axes |= summed
         arg_specs = [[axes.get(f) for f in operand.split()] for operand in operands.split(",")]
         arg_shardings = tuple(NamedSharding(mesh, PartitionSpec(*s)) for s in arg_specs)
         result_sharding = NamedSharding(mesh, PartitionSpec(*(axes[f] for f in factors)))
-        return mesh, self._on_platform, result_sharding, arg_shardings
+        names = jax.tree.leaves(tuple(summed.values()))
+        on_shard = (lambda *args: lax.psum(self._on_platform(*args), names)) if names else self._on_platform
+        return mesh, on_shard, result_sharding, arg_shardings
+
+    def _summed(self, operands: str, axes: Mapping[str, Any], rows: Any) -> dict[str, Any]:
+        """Where the result `sums_rows`: the mesh axes over which these stay sharded, by factor."""
+        if not self._sums_rows:
+            return {}
+        taken = set(jax.tree.leaves(tuple(axes.values())))
+        spec = tuple(getattr(rows.sharding, "spec", ()))
+        factors = zip(operands.split(",")[0].split(), spec, strict=False)
+        return {f: axis for f, axis in factors if f not in axes and not taken & set(jax.tree.leaves(axis))}

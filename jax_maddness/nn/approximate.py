@@ -15,10 +15,11 @@ from jax_maddness.core.checks import ROW_DTYPES
 from jax_maddness.core.encode import encode
 from jax_maddness.core.greatest import greatest as greatest_sums
 from jax_maddness.core.greatest import of_scores
+from jax_maddness.core.look_up import look_up
 from jax_maddness.core.types import ExactTerm, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
 from jax_maddness.nn.checked import Checked, maximum, of_arrays, with_exact_rows
 from jax_maddness.nn.convolution import Convolution
-from jax_maddness.nn.floating import amm_floating, is_floating, look_up
+from jax_maddness.nn.floating import amm_floating, is_floating
 from jax_maddness.nn.forms import Contraction
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _product(x: Array, op: MaddnessOp) -> Array:
 
 def _of_codes(codes: Array, tables: LookupTables, dtype: jnp.dtype) -> Array:
     if is_floating(tables):
-        return (look_up(codes, tables) + tables.offset).astype(dtype)
+        return (look_up(codes, tables.values) + tables.offset).astype(dtype)
     return amm_of_codes(codes, tables, dtype)
 
 
@@ -156,7 +157,7 @@ def _maximum(rows: Array, x: Array, spec: Spec, op: MaddnessOp, checked: Checked
             codes = _codes_of_taps(rows, form, op).reshape(*skipped.shape, -1)
             if not is_floating(op.tables):
                 return greatest_sums(codes, op.tables.values, skipped, k)
-            scores = look_up(codes, op.tables)
+            scores = look_up(codes, op.tables.values)
         else:
             scores = form.map_patches(functools.partial(_by_group, op=op), rows)
         # Computed once: where two computations round differently, none of them has the maximum of the other.

@@ -4,7 +4,8 @@
 
 Tables are trained as floats and rounded to 8 bits again; trees stay, so codes change only with the layers before.
 Backward, gradients pass a replaced layer as they would pass the exact one (straight-through), with the kernel that
-the teacher has: it need not be kept in `fast`.
+the teacher has: it need not be kept in `fast`. On CPU, look-ups in float tables and the tables' gradients are kernels
+(`core/look_up.py`): what is left of a step's time is the teacher's.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
     y[m] = sum_c values[m, c, code_c] + offset[m]
 
-The forward pass is one-hot codes times tables, so tables have exact gradients, at the cost of the exact product where
-there is a codebook for every 16 features. The derivative with respect to `x` is that of the exact product.
+Tables have exact gradients (`look_up`). The derivative with respect to `x` is that of the exact product.
 """
 
 from __future__ import annotations
@@ -16,11 +15,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_maddness.core.encode import encode
-from jax_maddness.core.types import LEAVES, LookupTables, MaddnessOp
+from jax_maddness.core.look_up import look_up
+from jax_maddness.core.types import LookupTables, MaddnessOp
 from jax_maddness.learn.tables import quantize_tables
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, UInt8
+    from jaxtyping import Array, Float
 
 
 def is_floating(tables: LookupTables) -> bool:
@@ -53,15 +53,9 @@ def to_bytes(values: Float[Array, "... outputs codebooks 16"], offset: Float[Arr
     return {"tables_values": rounded, "tables_scale": scale, "tables_offset": offset + low}
 
 
-def look_up(codes: UInt8[Array, "... codebooks"], tables: LookupTables) -> Float[Array, "... outputs"]:
-    """`aggregate` of float tables."""
-    one_hot = jax.nn.one_hot(codes, LEAVES, dtype=tables.values.dtype)
-    return jnp.einsum("...ck,mck->...m", one_hot, tables.values)
-
-
 def amm_floating(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... outputs"]:
     """`amm` of an op with float tables; without `op.weights` no gradient reaches `x`."""
-    y = (look_up(encode(x, op.trees), op.tables) + op.tables.offset).astype(x.dtype)
+    y = (look_up(encode(x, op.trees), op.tables.values) + op.tables.offset).astype(x.dtype)
     return y if op.weights is None else y + _straight_through(x, op.weights)
 
 

@@ -38,5 +38,7 @@ int main() {
   testing::test_metadata(scan_handler, "scan");
   testing::test_metadata(rescore_handler, "rescore");
   testing::test_metadata(greatest_handler, "greatest");
+  testing::test_metadata(look_up_handler, "look_up");
+  testing::test_metadata(look_up_gradient_handler, "look_up_gradient");
   std::printf("handlers: XLA FFI API %d.%d\n", XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR);
 }
