@@ -1,6 +1,6 @@
 """What it brings to compute only what is used: 1024 -> 4096 -> relu -> 1000, the second layer look-ups, or both.
 
-    taskset -c 1 python -m benchmarks.prune [--rows 512] [--codebooks 64,256] [--method paper] [--seconds 20]
+    taskset -c 1 python -m benchmarks.prune [--rows 512] [--codebooks 16,64] [--method paper] [--seconds 20]
 
 Weights are random, rows lie near a plane of 32 dimensions. Times are medians of interleaved rounds in one process, with
 memory kept (`keep_memory`); NMSE is that of the outputs on the timed rows, which nothing was learned from. int8 stands
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=512)
-    parser.add_argument("--codebooks", default="64,256")
+    parser.add_argument("--codebooks", default="16,64")
     parser.add_argument("--method", default="paper", choices=["paper", "axis"])
     parser.add_argument("--widths", default=",".join(map(str, WIDTHS)))
     parser.add_argument("--seconds", type=float, default=20.0)

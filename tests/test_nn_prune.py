@@ -8,6 +8,7 @@ from conftest import random_oblique_trees, random_op
 from flax import linen as nn
 from flax import nnx
 
+from benchmarks import prune
 from jax_maddness import Rule, finetune, load_model, prune_unused, replace, save_model
 from jax_maddness.learn.taps import repeated
 from jax_maddness.nn import calibrate
@@ -257,3 +258,15 @@ def test_reasons_are_given_layer_by_layer(learned, rng, monkeypatch):
     )
     with pytest.raises(ValueError, match="project groups of features"):
         prune_unused(replace(model, Rule("last"), [x]), x)
+
+
+def test_what_it_brings_is_measured(learned, monkeypatch, capsys):
+    monkeypatch.setattr(prune, "LEARN_FROM", 64)
+    prune.main(["--widths", "12,40,5", "--rows", "8", "--codebooks", "2", "--seconds", "0.1"])
+    printed = capsys.readouterr().out
+    rows = dict(line.strip("| ").split(" | ", 1) for line in printed[printed.rindex("8 rows") :].splitlines())
+    exact, whole, small = (
+        rows[name].split(" | ") for name in ("exact f32", "second layer, C = 2", "second layer, C = 2, pruned")
+    )
+    assert (exact[1], exact[2]) == ("1.00", "0.0000")
+    np.testing.assert_allclose(float(small[2]), float(whole[2]), rtol=0.05)
