@@ -219,6 +219,30 @@ def test_layers_that_read_the_same_lose_what_none_of_them_reads(learned, rng, sh
     assert one.outputs[1] <= (8 if share else 16)
 
 
+class Residual(nnx.Module):
+    """A layer that adds to what it reads."""
+
+    def __init__(self, rngs):
+        self.first = nnx.Linear(6, 40, rngs=rngs)
+        self.second = nnx.Linear(40, 40, rngs=rngs)
+        self.third = nnx.Linear(40, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.first(x)
+        return self.third(x + self.second(x))
+
+
+def test_a_layer_that_adds_to_what_it_reads_loses_both(learned, rng):
+    model, x = Residual(nnx.Rngs(0)), integers(rng, (5, 6))
+    fast = replace(model, Rule("second|third", num_codebooks=2), [x], keep_weights=True)
+    small, report = prune_unused(fast, x, return_report=True)
+    np.testing.assert_allclose(run(small, x), run(fast, x), rtol=1e-6)
+    assert {one.path for one in report.narrowed} == {"first", "second"}
+    outputs = report.narrowed[0].outputs[1]
+    assert outputs <= 16
+    assert small.second.tables.arrays["weights"].shape == (outputs, outputs)
+
+
 def test_gradients_are_those_of_what_is_read(learned, rng):
     model, x = Between(APART["nothing"], nnx.Rngs(0)), integers(rng, (5, 6))
     fast = replace(model, Rule("second", num_codebooks=5), [x], keep_weights=True)

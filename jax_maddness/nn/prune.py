@@ -199,8 +199,9 @@ class _Pruning:
         places = (f"{self._prefix}{path}/{name}" for name in ("kernel", "bias"))
         return [place for place in places if place in self._traced.arguments]
 
-    def _op(self, path: str) -> dict[str, Any]:
-        arrays = self.model.arrays()
+    def _op(self, path: str, arrays: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Of a replaced layer, among `arrays` or as it is."""
+        arrays = self.model.arrays() if arrays is None else arrays
         return {name: arrays[place] for name, place in self._ops[path].items()}
 
     def _size(self, path: str) -> tuple[int, int, int]:
@@ -231,8 +232,8 @@ class _Pruning:
             specs[path], changed = with_features(specs[path], self._op(path), kept, features)
             arrays.update({self._ops[path][name]: array for name, array in changed.items()})
         for path in span.writers:
-            if path in specs:
-                specs[path], changed = with_outputs(specs[path], self._op(path), kept)
+            if path in specs:  # perhaps one of the readers, too
+                specs[path], changed = with_outputs(specs[path], self._op(path, arrays), kept)
                 arrays.update({self._ops[path][name]: array for name, array in changed.items()})
             else:
                 arrays.update({place: jnp.take(arrays[place], kept, -1) for place in self._arrays_of(path)})
@@ -242,13 +243,15 @@ class _Pruning:
 
     def _check_shapes(self, model: Model) -> None:
         """The model's code may say how many features there are."""
+
+        def shapes(model: Model) -> Any:
+            found = jax.eval_shape(model.outputs, model.arrays(), self._batch)
+            return jax.tree.map(lambda a: (a.shape, a.dtype), found)
+
+        before = shapes(self.model)
         try:
-            shapes = [
-                jax.eval_shape(lambda a, b, m=m: m.outputs(a, b), m.arrays(), self._batch) for m in (self.model, model)
-            ]
+            after = shapes(model)
         except Exception as error:
             raise UsedError(f"the model's code does not take fewer features: {error}") from error
-        if jax.tree.map(lambda a: (a.shape, a.dtype), shapes[0]) != jax.tree.map(
-            lambda a: (a.shape, a.dtype), shapes[1]
-        ):
+        if before != after:
             raise UsedError("the model's code makes outputs of other shapes of fewer features")
