@@ -187,13 +187,20 @@ def main(args: argparse.Namespace) -> None:
     method, rows = ("paper", 512) if args.quick else ("oblique", 4096)
     # Alone a layer may cost 5 points: tuning gets them back. Rules without `num_codebooks` would have several tried.
     plan = jax_maddness.plan(
-        model, batches, rules(method), max_drop=1.0 if args.quick else 0.05, metric=accuracy, max_rows=rows, call=call
+        model,
+        batches,
+        rules(method),
+        max_drop=1.0 if args.quick else 0.05,
+        metric=accuracy,
+        max_seconds=1800,
+        max_rows=rows,
+        call=call,
     )
     done("planned")
     print(f"\n{plan}\n")
     if not plan.replaced:
         return
-    fast = jax_maddness.replace(model, plan)
+    fast = jax_maddness.replace(model, plan, call=call)
     steps = 4 if args.quick else 100
     tuned, report = jax_maddness.finetune(
         fast,
