@@ -12,7 +12,7 @@ from flax import linen as nn
 from flax import nnx
 
 from jax_maddness import FitConfig, Plan, Rule, capture, plan, replace
-from jax_maddness.nn import measure, verdict
+from jax_maddness.nn import measure, products, verdict
 from jax_maddness.nn.calibrate import Learned, units
 from jax_maddness.nn.model import adapt, layers_of
 from jax_maddness.nn.replace import put
@@ -96,9 +96,9 @@ def test_amdahl():
 
 def test_low_rank_of_full_rank_is_exact_and_int8_nearly(rng):
     x, w = np.float32(rng.standard_normal((200, 8)) + 3), np.float32(rng.standard_normal((8, 5)))
-    down, up, offset = measure.low_rank(x, w, 5)
+    down, up, offset = products.low_rank(x, w, 5)
     assert measure.nmse(x @ down @ up + offset, x @ w) < 1e-9
-    assert 0 < measure.nmse(np.asarray(measure.int8_dynamic(x, *measure.to_int8(w))), x @ w) < 1e-3
+    assert 0 < measure.nmse(np.asarray(products.int8_dynamic(x, *products.to_int8(w))), x @ w) < 1e-3
 
 
 class Nnx(nnx.Module):
@@ -166,7 +166,7 @@ def test_the_error_of_a_convolution_is_that_of_what_replaces_it(conv, groups, rn
     learned = Learned(op, shared)
     y, exact = (np.asarray(m(x)).reshape(-1, 6) for m in (put(adapt(layer), [unit], [learned]).model, layer))
     rows = capture(layer, [x], Rule("")).rows[""]
-    assert measure.codes_error(unit, learned, rows) == pytest.approx(measure.nmse(y, exact), rel=1e-3)
+    assert measure.error_of(unit, learned, rows) == pytest.approx(measure.nmse(y, exact), rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["nnx", "linen"])
@@ -313,3 +313,32 @@ def test_bad_input(batches, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps({"format": "other"}))
     with pytest.raises(ValueError, match="was not written by"):
         Plan.from_json(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize("kind", ["nnx", "linen"])
+def test_a_plan_may_take_whichever_product_is_fastest(kind, batches, monkeypatch, tmp_path):
+    """Times of a machine on which int8 takes a tenth, and codes a fifth."""
+
+    def interleaved(calls, seconds=0):
+        return [(5.0, 0.01), (0.5, 0.01), *[(1.0, 0.01)] * len(calls)][: len(calls)]
+
+    monkeypatch.setattr(measure, "interleaved", interleaved)
+    model, exact = model_of(kind, batches[0])
+    stays = plan(model, batches, RULES, max_drop=0.5, ratios=(32,))
+    assert not stays.replaced
+    assert "int8 would be faster" in stays.layers[0].words
+    found = plan(model, batches, RULES, max_drop=0.5, ratios=(32,), products=("codes", "int8", "low rank"))
+    assert [(line.by, line.choice) for line in found.replaced] == [("int8", 0)]
+    assert "replaced, int8: 10.0x" in str(found)
+    np.testing.assert_allclose(run_of(replace(model, found))(batches[0]), exact(batches[0]), rtol=0.1, atol=0.1)
+    found.to_json(tmp_path / "plan.json")
+    again = Plan.from_json(tmp_path / "plan.json")
+    assert again == found
+    fast = replace(model, again, batches)
+    np.testing.assert_array_equal(run_of(fast)(batches[0]), run_of(replace(model, found))(batches[0]))
+    with pytest.raises(ValueError, match="codes"):
+        plan(model, batches, RULES, products=("int4",))
+
+
+def run_of(model):
+    return jax.jit(lambda x: run(model, x))

@@ -116,7 +116,7 @@ def test_the_first_rule_decides_and_unused_ones_are_reported(made, rng):
     rules = [Rule("head", skip=True), Rule("blocks/.*", num_codebooks=2), Rule("tail.*"), Rule("first/.*|head")]
     diff = replace(model, rules, [x], dry_run=True)
     assert [c.path for c in diff.replaced] == ["first/layers/0", "again", "blocks/1"]  # "again" is "blocks/0", too
-    assert [c.num_codebooks for c in diff.replaced] == [1, 2, 2]
+    assert [c.size for c in diff.replaced] == [1, 2, 2]
     assert diff.unused == ("tail.*",)
     reasons = {c.path: c.reason for c in diff.changes}
     assert (reasons["head"], reasons["attention/out"]) == ("skipped by 'head'", "no rule matches")

@@ -21,13 +21,14 @@ from jax_maddness.nn.checked import Checked, maximum, of_arrays, with_exact_rows
 from jax_maddness.nn.convolution import Convolution
 from jax_maddness.nn.floating import amm_floating, is_floating
 from jax_maddness.nn.forms import Contraction
+from jax_maddness.nn.products import multiply
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from jaxtyping import Array
 
-_TREES = {kind.__name__: kind for kind in (SplitTrees, ObliqueTrees)}
+TREES = {kind.__name__: kind for kind in (SplitTrees, ObliqueTrees)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Spec:
       dtype: what the layer computes in, and returns; None: what its input and `param_dtype` promote to.
       param_dtype: of the kernel that was.
       owner: where the arrays of the op are: the layer's path, or one that layers with the same input share.
-      trees: which kind.
+      trees: which kind; or "int8" or "low rank", where there are none.
       num_features: of a row, or of a position where codes are shared.
       shared: positions are encoded, and their codes shared among a convolution's taps.
       steps: over so many steps of a scan the arrays are stacked; 0: they are not.
@@ -90,13 +91,17 @@ def to_op(spec: Spec, arrays: Mapping[str, Any]) -> MaddnessOp:
         if name != "weights":
             part, field = name.split("_", 1)
             parts[part][field] = array
-    trees = _TREES[spec.trees](num_features=spec.num_features, **parts["trees"])
+    trees = TREES[spec.trees](num_features=spec.num_features, **parts["trees"])
     exact = ExactTerm(**parts["exact"]) if parts["exact"] else None
     return MaddnessOp(trees, LookupTables(**parts["tables"]), arrays.get("weights"), exact)
 
 
 def apply(x: Array, spec: Spec, arrays: Mapping[str, Any]) -> Array:
-    """`approximate` with what a module holds."""
+    """`approximate` with what a module holds; or the layer's other product."""
+    if spec.trees not in TREES:
+        y = multiply(spec.promoted(x), spec.form, arrays)
+        y = y if spec.part is None else y[..., spec.part[0] : spec.part[1]]
+        return spec.form.output(y, x).astype(_result(x, spec))
     arrays, checked = of_arrays(arrays)
     return approximate(x, spec, to_op(spec, arrays), checked)
 
@@ -107,8 +112,7 @@ def approximate(x: Array, spec: Spec, op: MaddnessOp, checked: Checked | None = 
     Ops of convolutions with several groups are stacked, an op for each. An op whose codes are shared among taps has
     trees for one position, and tables for the codes of all taps, tap by tap. Tables may be floats (`to_floats`).
     """
-    result = jnp.dtype(spec.dtype) if spec.dtype else jnp.promote_types(x.dtype, jnp.dtype(spec.param_dtype))
-    form, rows = spec.form, spec.promoted(x)
+    form, rows, result = spec.form, spec.promoted(x), _result(x, spec)
     if isinstance(form, Convolution) and spec.maximum is not None:
         return _maximum(rows, x, spec, op, checked).astype(result)
     if isinstance(form, Contraction):
@@ -124,6 +128,11 @@ def approximate(x: Array, spec: Spec, op: MaddnessOp, checked: Checked | None = 
     if spec.part is not None:
         y = y[..., spec.part[0] : spec.part[1]]
     return form.output(y, x).astype(result)
+
+
+def _result(x: Array, spec: Spec) -> jnp.dtype:
+    """What the layer returns."""
+    return jnp.dtype(spec.dtype) if spec.dtype else jnp.promote_types(x.dtype, jnp.dtype(spec.param_dtype))
 
 
 def _product(x: Array, op: MaddnessOp) -> Array:

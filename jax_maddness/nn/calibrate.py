@@ -26,7 +26,9 @@ from jax_maddness.nn.convolution import Convolution
 from jax_maddness.nn.forms import Contraction
 from jax_maddness.nn.layers import Layer
 from jax_maddness.nn.model import Model
+from jax_maddness.nn.products import Product, learn_product
 from jax_maddness.nn.rules import Rule
+from jax_maddness.nn.verdict import CODES
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -69,6 +71,11 @@ class Unit:
         return self.rule.codebooks(self.layers[0].shape[0])
 
     @property
+    def choice(self) -> tuple[str, int]:
+        """The kind of product, and its size."""
+        return self.rule.product, self.rule.size((self.layers[0].shape[0], self.shape[1]))
+
+    @property
     def w(self) -> np.ndarray:
         """[steps or 1, groups, D, M of all]."""
         return np.concatenate([layer.weights() for layer in self.layers], -1)
@@ -90,6 +97,8 @@ def units(chosen: Sequence[tuple[Layer, Rule]]) -> list[Unit]:
 
 def _check(layer: Layer, rule: Rule) -> None:
     assert layer.form is not None
+    if rule.product != CODES and layer.form.groups > 1:
+        raise ValueError(f"{layer.path!r} has several groups, which only look-ups can replace, not {rule.product}.")
     if rule.checks and (layer.steps or layer.form.groups > 1):
         raise ValueError(
             f"{layer.path!r} is in a scan or has several groups, where there is neither `exact_rows` nor `maximum`. "
@@ -136,7 +145,10 @@ class Learned(NamedTuple):
         return {**to_arrays(self.op), **checked.to_arrays(self.checked)}
 
 
-def independent(found: Captured, to_learn: Sequence[Unit], keep_weights: bool, progress: bool | None) -> list[Learned]:
+StandIn = Learned | Product
+
+
+def independent(found: Captured, to_learn: Sequence[Unit], keep_weights: bool, progress: bool | None) -> list[StandIn]:
     """Each op from what its layer saw in the exact model."""
     with Progress(progress, "learn") as bar:
         return [learn_unit(unit, found.rows[unit.layers[0].path], keep_weights, bar) for unit in to_learn]
@@ -150,12 +162,12 @@ def on_prefix(
     keep_weights: bool,
     limits: tuple[int, int],
     progress: bool | None,
-) -> list[Learned]:
+) -> list[StandIn]:
     """Each op from what its layer sees where all before it are replaced, and for the exact model's values.
 
     `found` has the same rows of the exact model.
     """
-    current, ops = model, []
+    current, ops = model, list[StandIn]()
     with Progress(progress, "learn") as bar:
         for unit in to_learn:
             path = unit.layers[0].path
@@ -168,8 +180,8 @@ def on_prefix(
 
 def learn_unit(
     unit: Unit, rows: Sequence[np.ndarray], keep_weights: bool, bar: Progress, exact: Sequence[np.ndarray] | None = None
-) -> Learned:
-    """The op for one unit.
+) -> StandIn:
+    """The op for one unit, or the product.
 
     Args:
       unit: what is to be learned.
@@ -180,6 +192,9 @@ def learn_unit(
     """
     form, config, w, bias = unit.layers[0].form, unit.rule.config, unit.w, unit.bias
     assert form is not None
+    kind, size = unit.choice
+    if kind != CODES:
+        return learn_product(kind, size, rows, w, bias, unit.layers[0].steps)
     checks = None
     if unit.rule.checks:
         checks, usual = learn_checks(rows[0][:, 0], w[0, 0], bias[0, 0], form, unit.rule.exact_rows)
@@ -198,8 +213,10 @@ def learn_unit(
     return Learned(_stacked(ops, unit.layers[0].steps, form.groups), shared, checks)
 
 
-def with_kernel(unit: Unit, learned: Learned) -> Learned:
+def with_kernel(unit: Unit, learned: StandIn) -> StandIn:
     """What was learned without `keep_weights`, as it is with it."""
+    if isinstance(learned, Product):
+        return learned
     form, steps = unit.layers[0].form, unit.layers[0].steps
     assert form is not None
     lead = (*[steps] * bool(steps), *[form.groups] * (form.groups > 1))
@@ -246,17 +263,19 @@ def _shares(unit: Unit, form: Convolution, rows: Sequence[np.ndarray], bar: Prog
     return errors[0] <= CLOSE * errors[1]
 
 
-def specs_of(unit: Unit, learned: Learned) -> dict[str, Spec]:
+def specs_of(unit: Unit, learned: StandIn) -> dict[str, Spec]:
     """How each layer of the unit is replaced."""
     found, start = {}, 0
     for layer in unit.layers:
         assert layer.form is not None
         part = (start, start + layer.shape[1]) if len(unit.layers) > 1 else None
         start += layer.shape[1]
-        kind, size = type(learned.op.trees).__name__, learned.op.num_features
-        spec = Spec(
-            layer.form, layer.dtype, layer.param_dtype, unit.owner, kind, size, learned.shared, layer.steps, part
+        kind, size, shared = (
+            (learned.kind, None, False)
+            if isinstance(learned, Product)
+            else (type(learned.op.trees).__name__, learned.op.num_features, learned.shared)
         )
+        spec = Spec(layer.form, layer.dtype, layer.param_dtype, unit.owner, kind, size, shared, layer.steps, part)
         rule = unit.rule
         found[layer.path] = dataclasses.replace(spec, exact_rows=rule.exact_rows, maximum=rule.maximum)
     return found

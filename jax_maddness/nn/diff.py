@@ -11,6 +11,7 @@ from jax_maddness.core.types import LEAVES
 from jax_maddness.nn.calibrate import Unit
 from jax_maddness.nn.layers import Layer
 from jax_maddness.nn.rules import Rule, first_match
+from jax_maddness.nn.verdict import CODES, INT8, LOW_RANK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Change:
     Attributes:
       path, kind: of the layer.
       shape: `[D, M]` of the product, of one group.
-      num_codebooks: C; None: the layer stays.
+      product: what takes its place, `"codes"`, `"int8"` or `"low rank"`; None: the layer stays.
+      size: C, or the rank, or 0.
       reason: why it stays; or with which layers it shares its op.
       bytes_before: of kernel and bias.
       bytes_after: of the tables; those of the trees, some hundred per codebook, come on top.
@@ -29,7 +31,8 @@ class Change:
     path: str
     kind: str
     shape: tuple[int, int]
-    num_codebooks: int | None
+    product: str | None
+    size: int
     reason: str
     bytes_before: int
     bytes_after: int
@@ -50,13 +53,13 @@ class Diff:
     @property
     def replaced(self) -> tuple[Change, ...]:
         """Those that do not stay."""
-        return tuple(change for change in self.changes if change.num_codebooks is not None)
+        return tuple(change for change in self.changes if change.product is not None)
 
     def __str__(self) -> str:
-        lines = ["| layer | kind | D x M | C | bytes | becomes | |", "|---|---|---|---|---|---|---|"]
+        lines = ["| layer | kind | D x M | becomes | bytes | then | |", "|---|---|---|---|---|---|---|"]
         for c in self.changes:
             lines.append(
-                f"| {c.path or '(the model)'} | {c.kind} | {c.shape[0]} x {c.shape[1]} | {c.num_codebooks or ''} | "
+                f"| {c.path or '(the model)'} | {c.kind} | {c.shape[0]} x {c.shape[1]} | {_name(c)} | "
                 f"{c.bytes_before:,} | {c.bytes_after:,} | {c.reason} |"
             )
         before, after = (sum(getattr(c, name) for c in self.changes) for name in ("bytes_before", "bytes_after"))
@@ -80,10 +83,17 @@ def _change(layer: Layer, rule: Rule | None, unit: Unit | None) -> Change:
     if unit is None:
         reason = layer.reason if rule is not None and not rule.skip else ""
         reason = reason or ("no rule matches" if rule is None else f"skipped by {rule.pattern!r}")
-        return Change(layer.path, layer.kind, layer.shape, None, reason, before, before)
+        return Change(layer.path, layer.kind, layer.shape, None, 0, reason, before, before)
     assert layer.form is not None
     stacked = max(layer.steps, 1) * layer.form.groups
-    after = stacked * layer.shape[1] * (unit.num_codebooks * LEAVES + 8)
+    product, size = unit.choice
+    d, m = layer.shape
+    after = stacked * {CODES: m * (size * LEAVES + 8), INT8: m * (d + 8), LOW_RANK: 4 * (size * (d + m) + m)}[product]
+    after += stacked * 4 * m * d if unit.rule.checks else 0
     others = [other.path for other in unit.layers if other is not layer]
     reason = f"one op with {', '.join(others)}" if others else ""
-    return Change(layer.path, layer.kind, layer.shape, unit.num_codebooks, reason, before, after)
+    return Change(layer.path, layer.kind, layer.shape, product, size, reason, before, after)
+
+
+def _name(change: Change) -> str:
+    return {None: "", CODES: f"C = {change.size}", LOW_RANK: f"rank {change.size}"}.get(change.product, INT8)

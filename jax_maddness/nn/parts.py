@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jax_maddness.nn.approximate import Spec
+from jax_maddness.nn.approximate import TREES, Spec
 from jax_maddness.nn.files import take_apart
 from jax_maddness.nn.floating import to_bytes, to_floats
 from jax_maddness.nn.layers import Layer
@@ -52,7 +52,8 @@ class Parts:
           ValueError: no layer of `fast` is replaced, or one is not in `layers`, or has another shape there.
         """
         model = adapt(fast, call)
-        kind, specs, _ = take_apart(fast)
+        kind, every, _ = take_apart(fast)
+        specs = {path: spec for path, spec in every.items() if spec.trees in TREES}  # others have no tables
         if not specs:
             raise ValueError("No layer of `model` is replaced: there is nothing to tune. Pass what `replace` returned.")
         if any(spec.pruned for spec in specs.values()):

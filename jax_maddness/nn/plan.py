@@ -22,15 +22,15 @@ import numpy as np
 from jax_maddness.core.ffi import active_tier
 from jax_maddness.learn.progress import Progress
 from jax_maddness.nn import measure, verdict
-from jax_maddness.nn.calibrate import Learned, Unit, learn_unit, units
+from jax_maddness.nn.calibrate import StandIn, Unit, learn_unit, units
 from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, record
 from jax_maddness.nn.diff import Diff, diff
 from jax_maddness.nn.model import Model, adapt, layers_of
 from jax_maddness.nn.replace import Batches, check_captured, complain, put
-from jax_maddness.nn.report import Plan, Trial
+from jax_maddness.nn.report import Plan, Trial, sized
 from jax_maddness.nn.rules import Rule, check, decide
 from jax_maddness.nn.score import Metric, Score, name_of
-from jax_maddness.nn.verdict import Choice, LayerPlan
+from jax_maddness.nn.verdict import CODES, INT8, LOW_RANK, PRODUCTS, Choice, LayerPlan
 
 RATIOS = (32, 16, 8)
 """Features per codebook that are tried where a rule does not say how many codebooks."""
@@ -46,6 +46,7 @@ def plan(
     max_drop: float = 0.01,
     metric: Metric | None = None,
     ratios: Sequence[int] = RATIOS,
+    products: Sequence[str] = (CODES,),
     max_seconds: float = 600.0,
     path: str | os.PathLike[str] | None = None,
     max_rows: int = MAX_ROWS,
@@ -69,6 +70,8 @@ def plan(
       metric: `metric(model's output, batch)` is a number, the larger the better; the mean over batches counts. None:
         the negative of |y - y_exact|^2 / |y_exact - mean|^2 of the model's outputs.
       ratios: features per codebook to try.
+      products: what may replace a layer: `"codes"`, `"int8"` and `"low rank"`, whichever is fastest. What is not among
+        them is measured all the same, and a layer for which it would be better stays as it is.
       max_seconds: no measurement is begun later; the first look, capture and the last comparison come on top.
       path: a JSON file, written after each step. If it is there, what it has is not measured again.
       max_rows, max_bytes: of each layer's sample, as for `capture`.
@@ -82,6 +85,8 @@ def plan(
     """
     if not max_drop >= 0 or not ratios or min(ratios) < 1:
         raise ValueError(f"`max_drop` is {max_drop!r}, `ratios` {ratios!r}; expected a number >= 0, and integers >= 1.")
+    if not products or not set(products) <= set(PRODUCTS):
+        raise ValueError(f"`products` is {products!r}; expected some of: {', '.join(map(repr, PRODUCTS))}.")
     rules, adapted = check(rules), adapt(model, call)
     given = list(batches() if callable(batches) else batches)
     if not given:
@@ -91,7 +96,7 @@ def plan(
     change = diff(layers, rules, to_plan)
     complain(change)
     fresh = Plan(
-        _lines(change, to_plan),
+        _lines(change, to_plan, tuple(products)),
         max_drop,
         name_of(metric),
         _machine(),
@@ -128,7 +133,7 @@ def _how(unit: Unit, ratios: Sequence[int]) -> dict[str, Any]:
     return {"num_codebooks": counts, **rest}
 
 
-def _lines(change: Diff, to_plan: Sequence[Unit]) -> tuple[LayerPlan, ...]:
+def _lines(change: Diff, to_plan: Sequence[Unit], products: tuple[str, ...]) -> tuple[LayerPlan, ...]:
     """A line for each unit, where its first layer is, and for each layer that is in none."""
     of = {path: unit for unit in to_plan for path in unit.paths}
     lines = []
@@ -140,7 +145,7 @@ def _lines(change: Diff, to_plan: Sequence[Unit]) -> tuple[LayerPlan, ...]:
             form = unit.layers[0].form
             assert form is not None
             rows = form.num_rows(unit.layers[0].calls[0].x)
-            lines.append(LayerPlan(unit.owner, unit.paths, one.kind, unit.shape, rows))
+            lines.append(LayerPlan(unit.owner, unit.paths, one.kind, unit.shape, rows, products=products))
     return tuple(lines)
 
 
@@ -148,7 +153,7 @@ def _resumed(old: Plan, fresh: Plan) -> Plan:
     """`old`, if it is a plan for what `fresh` is for."""
 
     def what(plan: Plan) -> dict[str, Any]:
-        about = [(line.name, line.paths, line.kind, line.shape, line.rows) for line in plan.layers]
+        about = [(line.name, line.paths, line.kind, line.shape, line.rows, line.products) for line in plan.layers]
         return {"layers": about, "rules": plan.how, "metric": plan.metric, "machine": plan.machine}
 
     was, now = what(old), what(fresh)
@@ -161,6 +166,11 @@ def _resumed(old: Plan, fresh: Plan) -> Plan:
     if old.max_drop != fresh.max_drop:  # what was measured is as good as before
         old.max_drop, old.finished = fresh.max_drop, False
     return old
+
+
+def _as(unit: Unit, kind: str, size: int) -> Unit:
+    """The unit with another product in place of it."""
+    return dataclasses.replace(unit, rule=dataclasses.replace(unit.rule, **sized(kind, size)))
 
 
 @dataclasses.dataclass
@@ -201,12 +211,11 @@ class _Work:
             found[unit.owner] = (train, aside)
         return found
 
-    def learned(self, unit: Unit, num_codebooks: int) -> Learned:
-        """The op of a unit, learned once."""
-        key = (unit.owner, num_codebooks)
+    def learned(self, unit: Unit, kind: str, size: int) -> StandIn:
+        """What stands in for a unit, learned once."""
+        key = (unit.owner, kind, size)
         if key not in self.plan.learned:
-            counted = dataclasses.replace(unit, rule=dataclasses.replace(unit.rule, num_codebooks=num_codebooks))
-            self.plan.learned[key] = learn_unit(counted, self.rows[unit.owner][0], False, self.bar)
+            self.plan.learned[key] = learn_unit(_as(unit, kind, size), self.rows[unit.owner][0], False, self.bar)
         return self.plan.learned[key]
 
     def measure(self) -> None:
@@ -217,8 +226,12 @@ class _Work:
             if not line.options:
                 if self._late():
                     continue
-                ops = {c: self.learned(unit, c) for c in self.plan.how[unit.owner]["num_codebooks"]}
-                line = dataclasses.replace(line, options=measure.measured(unit, *self.rows[unit.owner], ops))
+                choices = []
+                if unit.w.shape[1] == 1:
+                    choices = [(INT8, 0), *((LOW_RANK, rank) for rank in measure.ranks(unit.shape))]
+                choices += [(CODES, c) for c in self.plan.how[unit.owner]["num_codebooks"]]
+                ops = {choice: self.learned(unit, *choice) for choice in choices}
+                line = dataclasses.replace(line, options=measure.measured(unit, self.rows[unit.owner][1], ops))
                 self._put(line)
             for option in verdict.worth_trying(line):
                 if self._late() or verdict.best(line, self.plan.max_drop) is not None:
@@ -277,9 +290,9 @@ class _Work:
         return self.plan.exact_ms / self.plan.fast_ms
 
     def _replaced(self, chosen: Sequence[Choice]) -> Model:
-        size = {line.name: option.size for line, option in chosen}
-        replaced = [unit for unit in self.units if unit.owner in size]
-        return put(self.model, replaced, [self.learned(unit, size[unit.owner]) for unit in replaced])
+        by = {line.name: (option.kind, option.size) for line, option in chosen}
+        replaced = [_as(unit, *by[unit.owner]) for unit in self.units if unit.owner in by]
+        return put(self.model, replaced, [self.learned(unit, *unit.choice) for unit in replaced])
 
     def _compare(self, chosen: Sequence[Choice]) -> tuple[float, float, bool]:
         """Milliseconds of the model as it is and as chosen; whether that is a gain."""
@@ -291,12 +304,12 @@ class _Work:
 
     def _drop(self, chosen: Sequence[Choice]) -> float:
         """What the metric loses; a trial that was made is not made again."""
-        names = tuple(sorted((line.name, option.size) for line, option in chosen))
+        names = tuple(sorted((line.name, option.kind, option.size) for line, option in chosen))
         for trial in self.plan.trials:
             if trial.replaced == names:
                 return trial.drop
         drop = self.score.exact - self.score.of(self._replaced(chosen))
-        lines = [dataclasses.replace(line, choice=option.size) for line, option in chosen]
+        lines = [dataclasses.replace(line, choice=option.size, by=option.kind) for line, option in chosen]
         self.plan.exact_ms = self.plan.exact_ms or self._compare([])[0]
         self.plan.trials += (Trial(names, verdict.predicted(lines, self.plan.exact_ms), drop),)
         self._write()

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_maddness.nn.approximate import TREES
 from jax_maddness.nn.files import take_apart
 from jax_maddness.nn.model import Model, adapt, layers_of
 from jax_maddness.nn.narrow import features_read, why_all_are_read, why_all_are_written, with_features, with_outputs
@@ -168,7 +169,9 @@ class _Pruning:
 
     def _check_writer(self, path: str) -> None:
         layer, spec = self._exact.get(path), self.specs.get(path)
-        if spec is not None:
+        if spec is not None and spec.trees not in TREES:
+            why = f"is a product, in {spec.trees}, which is left as it is"
+        elif spec is not None:
             why = why_all_are_written(spec.form, spec.steps, spec.part)
         elif layer is None or layer.form is None or layer.kind not in _EXACT:
             why = f"is of type {layer.kind if layer else '?'}, which is left as it is"

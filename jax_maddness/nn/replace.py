@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from jax_maddness.nn.calibrate import Learned, Unit, independent, on_prefix, specs_of, units, with_kernel
+from jax_maddness.nn.calibrate import StandIn, Unit, independent, on_prefix, specs_of, units, with_kernel
 from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, Captured, peek, record
 from jax_maddness.nn.diff import Diff, diff
 from jax_maddness.nn.layers import Layer
@@ -80,7 +80,7 @@ def replace(
         return model
     complain(change)
     if plan is not None and held:
-        learned = [plan.learned[unit.owner, unit.num_codebooks] for unit in to_learn]
+        learned = [plan.learned[unit.owner, *unit.choice] for unit in to_learn]
         ops = list(map(with_kernel, to_learn, learned)) if keep_weights else learned
         return put(adapted, to_learn, ops).model
     limits = (max_rows, max_bytes)
@@ -98,7 +98,7 @@ def replace(
     return put(adapted, to_learn, ops).model
 
 
-def put(model: Model, replaced: Sequence[Unit], ops: Sequence[Learned]) -> Model:
+def put(model: Model, replaced: Sequence[Unit], ops: Sequence[StandIn]) -> Model:
     """The model with an op in place of each unit."""
     pairs = list(zip(replaced, ops, strict=True))
     specs = {path: spec for unit, learned in pairs for path, spec in specs_of(unit, learned).items()}

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax_maddness.learn.fit import FitConfig
-from jax_maddness.nn.calibrate import Learned
+from jax_maddness.nn.calibrate import StandIn
 from jax_maddness.nn.rules import Rule
 from jax_maddness.nn.verdict import CODES, INT8, LOW_RANK, LayerPlan, Option, predicted
 
-_FORMAT = {"format": "jax_maddness.plan", "version": 1}
+_FORMAT = {"format": "jax_maddness.plan", "version": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Trial:
     """A model with some layers replaced, run on the batches held out.
 
     Attributes:
-      replaced: name and C of each.
+      replaced: of each the name, by what kind of product, and its size.
       speedup: predicted from the layers' times.
       drop: of the metric.
     """
 
-    replaced: tuple[tuple[str, int], ...]
+    replaced: tuple[tuple[str, str, int], ...]
     speedup: float
     drop: float
 
@@ -48,7 +48,7 @@ class Plan:
       trials: models that were tried.
       finished: nothing was left out for lack of time.
       how: by name, how each replaced layer learns: the fields of its `Rule`.
-      learned: by name and C, the ops, where this is the plan that learned them.
+      learned: by name, kind and size, what stands in, where this is the plan that learned them.
       example: shapes of the first batch, likewise.
     """
 
@@ -63,7 +63,7 @@ class Plan:
     trials: tuple[Trial, ...] = ()
     finished: bool = False
     how: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    learned: dict[tuple[str, int], Learned] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    learned: dict[tuple[str, str, int], StandIn] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     example: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
@@ -74,13 +74,14 @@ class Plan:
     @property
     def holds_ops(self) -> bool:
         """Whether every op that it wants is at hand."""
-        return all((layer.name, layer.choice) in self.learned for layer in self.replaced)
+        return all((layer.name, layer.by, layer.choice) in self.learned for layer in self.replaced)
 
     def rules(self) -> list[Rule]:
         """Rules, with exact paths, that replace what the plan replaces, and nothing else."""
         found = []
         for layer in self.replaced:
-            how = {**self.how[layer.name], "num_codebooks": layer.choice}
+            assert layer.choice is not None
+            how = {**self.how[layer.name], "num_codebooks": None, **sized(layer.by, layer.choice)}
             how["config"] = FitConfig(**how["config"])
             found += [Rule(re.escape(path), **how) for path in layer.paths]
         return found
@@ -155,11 +156,18 @@ class Plan:
 
 def _layer(found: dict[str, Any]) -> LayerPlan:
     found["options"] = tuple(Option(**option) for option in found["options"])
-    return LayerPlan(**found | {name: tuple(found[name]) for name in ("paths", "shape")})
+    return LayerPlan(**found | {name: tuple(found[name]) for name in ("paths", "shape", "products")})
 
 
 def _trial(found: dict[str, Any]) -> Trial:
-    return Trial(tuple((name, c) for name, c in found["replaced"]), found["speedup"], found["drop"])
+    return Trial(tuple((name, kind, size) for name, kind, size in found["replaced"]), found["speedup"], found["drop"])
+
+
+def sized(kind: str, size: int) -> dict[str, Any]:
+    """The fields of a `Rule` that say so."""
+    if kind == CODES:
+        return {"product": kind, "num_codebooks": size}
+    return {"product": kind, "rank": size or None, "exact_rows": 0.0, "maximum": None}
 
 
 def cells(layer: LayerPlan, exact_ms: float) -> list[str]:
@@ -184,7 +192,7 @@ def _bars(layer: LayerPlan) -> str:
     lines = []
     for i, option in enumerate(layer.options):
         y, width = 20 * i, 400 * option.ms / longest
-        colour = "#c33" if option.kind == CODES and option.size == layer.choice else "#89a"
+        colour = "#c33" if option == layer.chosen else "#89a"
         name = f"{option.kind} {option.size or ''}"
         lines.append(f'<text x="110" y="{y + 13}" text-anchor="end">{name}</text>')
         lines.append(f'<rect x="120" y="{y + 2}" width="{width:.1f}" height="14" fill="{colour}"/>')
@@ -211,7 +219,7 @@ def _scatter(trials: Sequence[Trial], max_drop: float) -> str:
     ]
     for trial in trials:
         x, y = at(trial.speedup, trial.drop)
-        said = ", ".join(f"{name} C = {c}" for name, c in trial.replaced) or "exact"
+        said = ", ".join(f"{name} {kind} {size or ''}".strip() for name, kind, size in trial.replaced) or "exact"
         said = html.escape(f"{said}: {trial.speedup:.2f}x, drop {trial.drop:.2g}")
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="#357"><title>{said}</title></circle>')
     return f'<svg width="720" height="300">{"".join(parts)}</svg>'

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from jax_maddness.learn import checks
 from jax_maddness.learn.fit import FitConfig
 from jax_maddness.nn.layers import Layer
+from jax_maddness.nn.verdict import CODES, INT8, PRODUCTS
 
 CONVOLUTIONS = ("auto", "shared", "patches")
 
@@ -24,6 +25,9 @@ class Rule:
       num_codebooks: C of each layer's op; None: one for every 16 features that one multiplication sees.
       skip: leave these layers as they are.
       config: how their ops are learned.
+      product: what takes the layer's place: look-ups, `"codes"`; or for comparison, and where a plan finds it faster,
+        `"int8"` (dynamic) or `"low rank"`, to which none of the following applies but `share`.
+      rank: of `"low rank"`; None: an eighth of the lesser of features and outputs.
       conv: convolutions encode each position once and share the codes among the taps (`"shared"`), or encode whole
         patches (`"patches"`); `"auto"` takes what has the smaller error on rows held out.
       share: layers of one parent that read the same array, as query, key and value do, share one op, whose codes are
@@ -44,6 +48,8 @@ class Rule:
     share: bool = True
     exact_rows: float = 0.0
     maximum: int | None = None
+    product: str = CODES
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         checks.kind(self.pattern, str, "pattern")
@@ -65,10 +71,23 @@ class Rule:
         if self.maximum is not None and (not isinstance(self.maximum, int) or self.maximum < 0):
             raise ValueError(f"`maximum` is {self.maximum!r}; expected a number of positions, 0, or None.")
 
+        if self.product not in PRODUCTS:
+            raise ValueError(f"`product` is {self.product!r}; expected one of: {', '.join(map(repr, PRODUCTS))}.")
+        if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
+            raise ValueError(f"`rank` is {self.rank!r}; expected an integer >= 1, or None.")
+        if self.product != CODES and self.checks:
+            raise ValueError(f"`product` {self.product!r} knows neither `exact_rows` nor `maximum`. Leave them out.")
+
     @property
     def checks(self) -> bool:
         """Whether the layer needs its kernel beside the tables."""
         return bool(self.exact_rows) or self.maximum is not None
+
+    def size(self, shape: tuple[int, int]) -> int:
+        """C, or the rank, or 0 for int8, for a product [D, M]."""
+        if self.product == CODES:
+            return self.codebooks(shape[0])
+        return 0 if self.product == INT8 else min(self.rank or max(1, min(shape) // 8), *shape)
 
     def codebooks(self, num_features: int) -> int:
         """C for a product of so many features: never more than one per feature."""

@@ -10,6 +10,8 @@ MIN_GAIN = 0.05
 MIN_MODEL_GAIN = 0.02
 """A model that would gain less stays as it is."""
 EXACT, INT8, LOW_RANK, CODES = "exact", "int8", "low rank", "codes"
+PRODUCTS = (CODES, INT8, LOW_RANK)
+"""What may replace a layer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +46,10 @@ class LayerPlan:
       shape: `[D, M]` of the product, M of all layers together.
       rows: of one call, as the first batch gave them.
       options: what was measured; none where no rule asks for the layer, or it is not supported.
-      choice: C; None: the layer stays.
+      choice: C, or the rank, or 0 for int8; None: the layer stays.
       words: the verdict, and why.
+      by: which kind of option replaces it, if any does.
+      products: the kinds that may.
     """
 
     name: str
@@ -56,6 +60,8 @@ class LayerPlan:
     options: tuple[Option, ...] = ()
     choice: int | None = None
     words: str = ""
+    by: str = CODES
+    products: tuple[str, ...] = (CODES,)
 
     def of(self, kind: str) -> list[Option]:
         """The options of a kind, fastest first; of equally fast ones the most accurate first."""
@@ -69,7 +75,7 @@ class LayerPlan:
     @property
     def chosen(self) -> Option | None:
         """What replaces it, if anything does."""
-        return next((o for o in self.of(CODES) if o.size == self.choice), None)
+        return next((o for o in self.of(self.by) if o.size == self.choice), None)
 
     def speedup(self, option: Option) -> float:
         """How many times as fast as the exact layer."""
@@ -87,22 +93,22 @@ def pays(layer: LayerPlan, option: Option) -> bool:
 
 
 def rival(layer: LayerPlan, option: Option) -> Option | None:
-    """The fastest of int8 and low rank that is as fast as `option`, and as close."""
-    better = [o for o in (*layer.of(INT8), *layer.of(LOW_RANK)) if o.ms <= option.ms and o.nmse <= option.nmse]
+    """The fastest of int8 and low rank, where these may not replace the layer, as fast as `option` and as close."""
+    better = [o for o in _others(layer) if o.ms <= option.ms and o.nmse <= option.nmse]
     return min(better, key=lambda o: (o.ms, o.nmse), default=None)
 
 
 def worth_trying(layer: LayerPlan) -> list[Option]:
-    """Codes that pay and have no rival, fastest first; a slower one only if it is closer than all faster ones."""
+    """What pays and has no rival, fastest first; a slower one only if it is closer than all faster ones."""
     found: list[Option] = []
-    for option in layer.of(CODES):
+    for option in sorted((o for kind in layer.products for o in layer.of(kind)), key=lambda o: (o.ms, o.nmse)):
         if pays(layer, option) and rival(layer, option) is None and all(option.nmse < o.nmse for o in found):
             found.append(option)
     return found
 
 
 def best(layer: LayerPlan, max_drop: float) -> Option | None:
-    """The fastest codes that on their own stay within `max_drop`."""
+    """The fastest of these that on its own stays within `max_drop`."""
     return next((o for o in worth_trying(layer) if o.drop is not None and o.drop <= max_drop), None)
 
 
@@ -156,8 +162,8 @@ def decided(layer: LayerPlan, option: Option | None, max_drop: float, instead: s
       instead: why it stays although `best` has something for it.
     """
     if option is not None:
-        words = f"replaced, C = {option.size}: {layer.speedup(option):.1f}x, alone a drop of {option.drop:.2g}"
-        return dataclasses.replace(layer, choice=option.size, words=words)
+        words = f"replaced, {name_of(option)}: {layer.speedup(option):.1f}x, alone a drop of {option.drop:.2g}"
+        return dataclasses.replace(layer, choice=option.size, by=option.kind, words=words)
     return dataclasses.replace(layer, choice=None, words="stays: " + (_why_not(layer, max_drop) or instead))
 
 
@@ -172,8 +178,7 @@ def _why_not(layer: LayerPlan, max_drop: float) -> str:
         other = rival(layer, paying[0]) if paying else _faster(layer)
         own = f"codes {layer.speedup(fastest):.2f}x"
         if other is not None:
-            name = f"{other.kind} {other.size}" if other.size else other.kind
-            return f"{name} would be faster: {layer.speedup(other):.1f}x at NMSE {other.nmse:.2g}; {own}"
+            return f"{name_of(other)} would be faster: {layer.speedup(other):.1f}x at NMSE {other.nmse:.2g}; {own}"
         gain = layer.speedup(fastest)
         noise = layer.exact.noise + fastest.noise
         if gain < 1:
@@ -183,14 +188,25 @@ def _why_not(layer: LayerPlan, max_drop: float) -> str:
         return ""
     measured = [o for o in tried if o.drop is not None]
     if not measured:
-        return f"codes {layer.speedup(tried[0]):.1f}x, but what that costs was not measured, as the time was up"
+        said = f"{tried[0].kind} {layer.speedup(tried[0]):.1f}x"
+        return f"{said}, but what that costs was not measured, as the time was up"
     least = min(measured, key=lambda o: o.drop if o.drop is not None else 0)
-    return f"codes {layer.speedup(least):.1f}x, but alone a drop of {least.drop:.2g}, more than {max_drop:.2g}"
+    return f"{least.kind} {layer.speedup(least):.1f}x, but alone a drop of {least.drop:.2g}, more than {max_drop:.2g}"
+
+
+def name_of(option: Option) -> str:
+    """In words."""
+    return {CODES: f"C = {option.size}", LOW_RANK: f"low rank {option.size}"}.get(option.kind, option.kind)
+
+
+def _others(layer: LayerPlan) -> list[Option]:
+    """The options that may not replace the layer."""
+    return [o for kind in (INT8, LOW_RANK) if kind not in layer.products for o in layer.of(kind)]
 
 
 def _faster(layer: LayerPlan) -> Option | None:
     """The closest of int8 and low rank that pays, if it is nearly exact."""
-    found = [o for o in (*layer.of(INT8), *layer.of(LOW_RANK)) if pays(layer, o) and o.nmse < 1e-3]
+    found = [o for o in _others(layer) if pays(layer, o) and o.nmse < 1e-3]
     return min(found, key=lambda o: o.ms, default=None)
 
 
