@@ -125,6 +125,12 @@ def train(x: jax.Array, y: jax.Array, steps: int) -> Net:
     return model
 
 
+def batched(x: jax.Array, y: jax.Array, copies: int) -> list[tuple[jax.Array, jax.Array]]:
+    """All images, so many times, each time shifted otherwise; the same ones first whatever `copies` is."""
+    rng, starts = np.random.default_rng(1), range(0, len(x) - BATCH + 1, BATCH)
+    return [(shifted(x[i : i + BATCH], rng), y[i : i + BATCH]) for _ in range(copies) for i in starts]
+
+
 def call(model: nnx.Module, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Batches are images and labels."""
     return model(batch[0])
@@ -181,9 +187,7 @@ def main(args: argparse.Namespace) -> None:
 
     model = train(x, y, 20 if args.quick else 700)
     done("trained")
-    rng = np.random.default_rng(1)
-    images = len(x) if not args.quick else 512
-    batches = [(shifted(x[i : i + BATCH], rng), y[i : i + BATCH]) for i in range(0, images - BATCH + 1, BATCH)]
+    batches = batched(*((x[:512], y[:512]) if args.quick else (x, y)), copies=1)
     method, rows = ("paper", 512) if args.quick else ("oblique", 4096)
     # Alone a layer may cost 5 points: tuning gets them back. Rules without `num_codebooks` would have several tried.
     plan = jax_maddness.plan(
@@ -201,13 +205,13 @@ def main(args: argparse.Namespace) -> None:
     if not plan.replaced:
         return
     fast = jax_maddness.replace(model, plan, call=call)
-    steps = 4 if args.quick else 100
+    steps = 4 if args.quick else 300
     tuned, report = jax_maddness.finetune(
         fast,
         teacher=model,
-        batches=batches,
+        batches=batches if args.quick else batched(x, y, copies=3),
         steps=steps,
-        look_every=max(1, steps // 5),
+        look_every=max(1, steps // 6),
         call=call,
         return_report=True,
     )
