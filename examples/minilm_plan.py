@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import functools
 import pathlib
-import re
 import time
 from collections.abc import Sequence
 
@@ -36,30 +36,31 @@ from jax_maddness.nn.verdict import CODES, INT8
 
 SENTENCES, TOKENS, LEAST = 64, 16, 13
 """A batch, and how many tokens a sentence has at least."""
-RATIO = 16
-"""Features per codebook of what is replaced against the plan's advice."""
-MIDDLE = 3
-"""The one layer whose FFN is replaced alone."""
+PAPER = FitConfig("paper")
+"""How ops are learned: the only method that learns some 50 of them in this time."""
+WIDTHS = range(96, 1537, 96)
+"""Hidden units that a pruned FFN may have."""
 EXACT, PLANNED, INT8_ALL = "exact f32", "as planned", "int8, all layers"
 ONE, ALL, TUNED = "look-ups in one middle FFN", "look-ups in all FFNs", "look-ups in all FFNs, distilled"
-PRUNED, PRUNED_INT8 = "FFNs pruned, f32, distilled", "FFNs pruned, int8, distilled"
+PRUNED = "dense FFNs pruned to that time, distilled"
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
     """How much is done."""
 
-    train: int = 80  # batches: the head, distillation
-    calibration: int = 10  # of these: what the plan learns from
-    validation: int = 4  # the plan's metric, and finetune's
-    test: int = 20
-    layers: str = "."  # the plan's, as a regular expression
-    plan_seconds: float = 100.0
-    steps: int = 80  # of distillation
-    timing_seconds: float = 30.0
+    train: int = 64  # batches: for the head, and for distillation
+    calibration: int = 8  # of these: what ops are learned from
+    validation: int = 2  # the plan's metric and finetune's; a fifth of what the plan is given
+    test: int = 16
+    layers: str = "."  # a regular expression
+    middle: str = "3"  # the one layer whose FFN is replaced alone
+    plan_seconds: float = 140.0
+    steps: int = 60  # of distillation
+    seconds: float = 15.0  # of timing the models
 
 
-QUICK = Size(6, 3, 1, 2, "0", 20.0, 2, 1.0)
+QUICK = Size(6, 4, 1, 2, "0", "0", 20.0, 2, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,28 +103,20 @@ def cosine(found: jax.Array, batch: Batch) -> jax.Array:
     return jnp.mean(jnp.sum(found * batch[1], -1))
 
 
-def against_advice(plan: Plan, pattern: str) -> Plan:
-    """`plan`, but it replaces the layers whose names match, at `RATIO`, and no others; it still has the ops."""
-    chosen = [line.shape[0] // RATIO if re.fullmatch(pattern, line.name) else None for line in plan.layers]
-    lines = [dataclasses.replace(line, choice=c) for line, c in zip(plan.layers, chosen, strict=True)]
-    return dataclasses.replace(plan, layers=tuple(lines))
-
-
 def make_models(
     model: minilm.MiniLM, plan: Plan, train: Sequence[Batch], validation: Sequence[Batch], size: Size
 ) -> dict[str, nnx.Module]:
     """All that is compared."""
     calibration = list(train[: size.calibration])
 
-    def by_codes(planned: Plan) -> nnx.Module:
-        return jax_maddness.replace(model, planned, calibration, call=call)
+    def by_rule(layers: str) -> nnx.Module:
+        rule = Rule(f"layers/{layers}/(up|down)", config=PAPER)  # D / 16 codebooks
+        return jax_maddness.replace(model, rule, calibration, calibrate="prefix", call=call)
 
-    ffns = f"layers/{size.layers}/(up|down)"
-    models = {EXACT: model, PLANNED: by_codes(plan), INT8_ALL: rivals.in_int8(model)}
-    models[ONE] = by_codes(against_advice(plan, f"layers/{MIDDLE if size.layers == '.' else 0}/(up|down)"))
-    models[ALL] = coded = by_codes(against_advice(plan, ffns))
+    models = {EXACT: model, PLANNED: jax_maddness.replace(model, plan, calibration, call=call)}
+    models |= {INT8_ALL: rivals.in_int8(model), ONE: by_rule(size.middle), ALL: by_rule(size.layers)}
     models[TUNED] = jax_maddness.finetune(
-        coded,
+        models[ALL],
         teacher=model,
         batches=list(train),
         held_out=list(validation),
@@ -133,29 +126,33 @@ def make_models(
         look_every=max(1, size.steps // 4),
         call=call,
     )
-    downs = [Rule("layers/./down")]
-    seen = jax_maddness.capture(model, calibration, downs, max_rows=4096, call=call).rows
-    activations = [seen[f"layers/{i}/down"][0][:, 0] for i in range(len(model.layers))]
-    for name, int8 in ((PRUNED, False), (PRUNED_INT8, True)):
-        candidates = range(32, 1025 if int8 else 513, 32)
-        width, rows = model.words.features, SENTENCES * TOKENS
-        hidden = rivals.hidden_in_time(coded.layers[0], rows, width, candidates, int8)
-        print(f"{name}: {hidden} of {activations[0].shape[1]} hidden units take as long as look-ups", flush=True)
-        small = rivals.distilled(rivals.pruned(model, activations, hidden), train, size.steps, 1e-3, f"distil {hidden}")
-        models[name] = rivals.in_int8(small, attention=False) if int8 else small
+    models[PRUNED] = as_fast(models[ALL].layers[int(size.middle)], model, train, calibration, size)
     return models
+
+
+def as_fast(
+    layer: minilm.Layer, model: minilm.MiniLM, train: Sequence[Batch], calibration: Sequence[Batch], size: Size
+) -> minilm.MiniLM:
+    """`model` with dense FFNs that take as long as that of `layer`: of f32 or int8, whichever may keep more units."""
+    rows, width = SENTENCES * TOKENS, model.words.features
+    hidden, int8 = max((rivals.hidden_in_time(layer, rows, width, WIDTHS, int8), int8) for int8 in (False, True))
+    print(f"A dense FFN is as fast with {hidden} hidden units, in {'int8' if int8 else 'f32'}.", flush=True)
+    seen = jax_maddness.capture(model, calibration, Rule("layers/./down"), max_rows=4096, call=call).rows
+    small = rivals.pruned(model, [seen[f"layers/{i}/down"][0][:, 0] for i in range(len(model.layers))], hidden)
+    small = rivals.distilled(small, train, size.steps, 1e-3, "distil, pruned")
+    return rivals.in_int8(small, attention=False) if int8 else small
 
 
 def compare(
     models: dict[str, nnx.Module], head: LogisticRegression, test: Sequence[Batch], classes: np.ndarray, seconds: float
 ) -> dict[str, Result]:
     """Every model on the test sentences; times of one batch, all models in turns."""
-    tokens = [batch[0] for batch in test]
-    calls = [rivals.compiled(lambda m, x: m(x), m, jnp.asarray(tokens[0])) for m in models.values()]
-    times = measure.interleaved(calls, seconds)
+    x = jnp.asarray(test[0][0])
+    runs = [rivals.compiled(lambda model, x: model(x), model, x) for model in models.values()]
+    times = measure.interleaved([functools.partial(run, x) for run in runs], seconds)
     results = {}
-    for (name, model), (ms, _) in zip(models.items(), times, strict=True):
-        found = vectors(model, tokens, f"test: {name}")
+    for name, run, (ms, _) in zip(models, runs, times, strict=True):
+        found = [np.asarray(run(jnp.asarray(batch[0]))) for batch in tqdm(test, desc=f"test: {name}", unit=" batches")]
         near = float(np.mean([cosine(one, batch) for one, batch in zip(found, test, strict=True)]))
         results[name] = Result(near, float(head.score(np.concatenate(found), classes)), ms)
     return results
@@ -176,19 +173,18 @@ def table(results: dict[str, Result]) -> str:
 def why_not(plan: Plan) -> collections.Counter[str]:
     """How many layers stay, by the reason."""
     reasons: collections.Counter[str] = collections.Counter()
-    for line in plan.layers:
-        if line.choice is None and line.options:
-            drops = [option.drop for option in line.of(CODES) if option.drop is not None]
-            if drops and min(drops) > plan.max_drop:
-                reasons[f"alone they would cost more than {plan.max_drop:g} of the metric"] += 1
-            elif drops:
-                reasons["alone they would do, but not beside those that are replaced, or the model gains nothing"] += 1
-            elif "would be faster" in line.words:
-                reasons["another way is faster and closer"] += 1
-            else:
-                reasons["look-ups gain too little, or were not tried in time"] += 1
-        elif line.choice is None:
-            reasons["they were not measured in time"] += 1
+    for line in (line for line in plan.layers if line.choice is None):
+        drops = [option.drop for option in line.of(CODES) if option.drop is not None]
+        if not line.options:
+            reasons[line.words.removeprefix("stays: ")] += 1
+        elif drops and min(drops) > plan.max_drop:
+            reasons[f"alone each would cost more than {plan.max_drop:g} of the metric"] += 1
+        elif drops:
+            reasons["alone each would do, but not beside others, or the whole model gains nothing"] += 1
+        elif "would be faster" in line.words:
+            reasons["int8 or low rank is faster, and closer"] += 1
+        else:
+            reasons["look-ups gain too little, or what they cost was not measured in time"] += 1
     return reasons
 
 
@@ -211,12 +207,13 @@ def verdict(plan: Plan, results: dict[str, Result]) -> list[str]:
     """What the figures say, in words."""
     exact, replaced = results[EXACT], [line.name for line in plan.replaced]
     lines = [f"The plan replaces {len(replaced)} of {len(plan.layers)} layers: {', '.join(replaced) or 'none'}."]
-    lines += [f"{count} stay: {reason}." for reason, count in why_not(plan).most_common()]
+    lines += [f"{count} of {len(plan.layers)} stay: {reason}." for reason, count in why_not(plan).most_common()]
     measured = [line for line in plan.layers if line.of(CODES) and line.of(INT8)]
-    faster = sum(line.of(CODES)[0].ms < line.of(INT8)[0].ms for line in measured)
-    lines.append(
-        f"Layer by layer, look-ups are faster than int8 in {faster} of {len(measured)}; int8 is closer in all."
+    faster, closer = (
+        sum(min(getattr(o, of) for o in line.of(CODES)) < getattr(line.of(INT8)[0], of) for line in measured)
+        for of in ("ms", "nmse")
     )
+    lines.append(f"Of {len(measured)} layers measured, look-ups are faster than int8 in {faster}, closer in {closer}.")
     if replaced:
         one = results[PLANNED]
         lines.append(f"Its model is {exact.ms / one.ms:.2f} times as fast as f32; test cosine {one.cosine:.3f}.")
@@ -224,7 +221,7 @@ def verdict(plan: Plan, results: dict[str, Result]) -> list[str]:
     lines.append(
         f"All FFNs as look-ups, distilled: {speedup:.2f} times as fast, {100 * lost:.1f} points less accurate."
     )
-    return lines + [better(TUNED, theirs, results) for theirs in (INT8_ALL, PRUNED, PRUNED_INT8)]
+    return lines + [better(TUNED, theirs, results) for theirs in (INT8_ALL, PRUNED)]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -243,7 +240,8 @@ def main(args: argparse.Namespace) -> None:
     head = LogisticRegression(C=10.0, max_iter=300)
     head.fit(np.concatenate([batch[1] for batch in train]), classes[: SENTENCES * size.train])
     done("head")
-    rules = [Rule(f"layers/{size.layers}/.*", config=FitConfig("paper"))]
+    downs = Rule(f"layers/{size.layers}/down", num_codebooks=96, config=PAPER)  # more would take too long to learn
+    rules = [downs, Rule(f"layers/{size.layers}/.*", config=PAPER)]
     given = [*train[: size.calibration], *validation]
     plan = jax_maddness.plan(
         model,
@@ -251,7 +249,7 @@ def main(args: argparse.Namespace) -> None:
         rules,
         max_drop=args.max_drop,
         metric=cosine,
-        ratios=(RATIO, 8),
+        ratios=(16, 8),
         max_seconds=size.plan_seconds,
         call=call,
     )
@@ -260,7 +258,7 @@ def main(args: argparse.Namespace) -> None:
     plan.html(args.page)
     models = make_models(model, plan, train, validation, size)
     done("distilled")
-    results = compare(models, head, test, classes[-SENTENCES * size.test :], size.timing_seconds)
+    results = compare(models, head, test, classes[-SENTENCES * size.test :], size.seconds)
     done("compared")
     print(f"\n{table(results)}\n\n" + "\n".join(verdict(plan, results)) + f"\n\nThe plan as a page: {args.page}")
 

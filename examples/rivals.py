@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -45,10 +46,10 @@ def ffn(layer: Layer, x: jax.Array) -> jax.Array:
 
 
 def compiled(function: Callable[[nnx.Module, jax.Array], jax.Array], module: nnx.Module, x: jax.Array) -> Callable:
-    """`function(module, x)` as one compiled function without arguments."""
+    """`function(module, x)` as one compiled function of arrays like `x`."""
     graph, state = nnx.split(module)
     run = jax.jit(lambda state, x: function(nnx.merge(graph, state), x)).lower(state, x).compile()
-    return lambda: run(state, x)
+    return lambda x: run(state, x)
 
 
 def dense(width: int, hidden: int, int8: bool) -> nnx.Module:
@@ -61,8 +62,9 @@ def dense(width: int, hidden: int, int8: bool) -> nnx.Module:
 def hidden_in_time(layer: Layer, rows: int, width: int, candidates: Sequence[int], int8: bool) -> int:
     """How many of `candidates` hidden units a dense FFN can have to take no longer than `layer`, measured in turns."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((rows, width), np.float32))
-    calls = [compiled(ffn, one, x) for one in (layer, *(dense(width, hidden, int8) for hidden in candidates))]
-    (limit, _), *times = measure.interleaved(calls, seconds=3.0)
+    modules = [layer, *(dense(width, hidden, int8) for hidden in candidates)]
+    calls = [functools.partial(compiled(ffn, module, x), x) for module in modules]
+    (limit, _), *times = measure.interleaved(calls, seconds=2.0)
     return max((h for h, (ms, _) in zip(candidates, times, strict=True) if ms <= limit), default=min(candidates))
 
 
