@@ -250,7 +250,7 @@ def main(args: argparse.Namespace) -> None:
         max_drop=args.max_drop,
         metric=cosine,
         ratios=(16, 8),
-        max_seconds=size.plan_seconds,
+        max_seconds=args.seconds or size.plan_seconds,
         call=call,
     )
     done("planned")
@@ -267,5 +267,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one layer and few steps: only shows that it runs")
     parser.add_argument("--max-drop", type=float, default=0.01, help="of the cosine, that the plan may cost")
+    parser.add_argument("--seconds", type=float, help="for the plan's measurements")
     parser.add_argument("--page", type=pathlib.Path, default=pathlib.Path("minilm_plan.html"), help="the plan's page")
     main(parser.parse_args())
