@@ -8,8 +8,8 @@ CXX_SOURCES := CMakeLists.txt pyproject.toml $(wildcard xla_ffi/*)
 CXX_TESTS   := $(CXX_SOURCES) $(wildcard xla_ffi/tests/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo example-cnn example-search test test-python test-cpp test-emulated test-aarch64 bench bench-kernels \
-  bench-search quality bazel-test lint format doctor clean
+.PHONY: help demo example-cnn example-minilm example-search test test-python test-cpp test-emulated test-aarch64 \
+  bench bench-kernels bench-search quality bazel-test lint format doctor clean
 
 help:  ## Lists the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,9 +22,12 @@ QUERY ?=
 example-search: $(VENV)/.texts  ## WordNet searched by meaning: ten neighbours, and both times; embeds once, minutes.
 	$(BIN)/python -m examples.search $(if $(QUERY),"$(QUERY)")
 
-# A smoke test with EXAMPLE=--quick.
+# These two: a smoke test with EXAMPLE=--quick.
 example-cnn: $(VENV)/.examples  ## A CNN on MNIST, planned, replaced, tuned: accuracy and time; minutes.
 	$(BIN)/python examples/cnn.py $(EXAMPLE)
+
+example-minilm: $(VENV)/.texts  ## What a plan says of a transformer, and what its word is worth; 6 minutes, a page.
+	XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" $(BIN)/python -m examples.minilm_plan $(EXAMPLE)
 
 test: test-python test-cpp test-emulated test-aarch64  ## Every test: Python, C++, and the tiers that are emulated.
 
@@ -98,7 +101,7 @@ format: $(VENV)/.dev  ## Formats Python and C++, and fixes what lint can fix.
 	$(BIN)/clang-format -i $$(git ls-files '*.cc' '*.h' '*.inc' ':!xla_ffi/tiers.inc')
 
 clean:  ## Removes everything that the other targets made.
-	rm -rf $(VENV) $(BUILD) .pytest_cache .hypothesis .mypy_cache .ruff_cache demo.png
+	rm -rf $(VENV) $(BUILD) .pytest_cache .hypothesis .mypy_cache .ruff_cache demo.png minilm_plan.html
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The package, editable, with one set of extras; each stamp is renewed when the C++ or the dependencies change. Each
