@@ -13,7 +13,7 @@ from flax import nnx
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from examples.minilm import Layer, MiniLM
-from jax_maddness.nn import measure
+from jax_maddness.nn import measure, products
 
 Batch = tuple[np.ndarray, np.ndarray]
 """Tokens [batch, tokens], and the exact model's vectors of them [batch, width]."""
@@ -23,11 +23,11 @@ class Int8(nnx.Module):
     """XLA's own int8 dot: a step per row, found as it comes, and one per output."""
 
     def __init__(self, layer: nnx.Linear):
-        self.w, self.step = map(nnx.data, measure.to_int8(np.asarray(layer.kernel[...])))
+        self.w, self.step = (nnx.data(jnp.asarray(a)) for a in products.to_int8(np.asarray(layer.kernel[...])))
         self.bias = nnx.data(layer.bias[...])
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return measure.int8_dynamic(x, self.w, self.step) + self.bias
+        return products.int8_dynamic(x, self.w, self.step) + self.bias
 
 
 def in_int8(model: MiniLM, attention: bool = True) -> MiniLM:
