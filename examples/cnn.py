@@ -209,9 +209,10 @@ def main(args: argparse.Namespace) -> None:
     tuned, report = jax_maddness.finetune(
         fast,
         teacher=model,
-        batches=batches if args.quick else batched(x, y, copies=3),
+        batches=batches if args.quick else batched(x, y, copies=8),
         steps=steps,
         look_every=max(1, steps // 6),
+        learning_rate=0.01,
         call=call,
         return_report=True,
     )
