@@ -95,16 +95,20 @@ def test_the_verdict_follows_the_figures():
     exact, int8 = Option("exact", 0, 3.0, 0.0, 0.0), Option("int8", 0, 2.0, 0.0, 1e-4)
     codes = Option("codes", 4, 1.0, 0.0, 0.3, drop=0.05)
     line = LayerPlan("layers/0/up", ("layers/0/up",), "Linear", (32, 64), 256, (exact, int8, codes), words="stays: ...")
-    others = dataclasses.replace(line, name="b", choice=4), LayerPlan("c", ("c",), "", (1, 1), 0, words="stays: late")
+    others = (
+        dataclasses.replace(line, name="b", choice=4),
+        dataclasses.replace(line, name="c", choice=0, by="int8"),
+        LayerPlan("d", ("d",), "", (1, 1), 0, words="stays: late"),
+    )
     plan = Plan((line, *others), 0.01, "cosine", "here")
     of, coded = minilm_plan.Result, minilm_plan.Result(0.8, 0.5, 10.0)
     results = {minilm_plan.EXACT: of(1.0, 0.7, 20.0), minilm_plan.PLANNED: coded, minilm_plan.TUNED: coded}
     results |= {minilm_plan.INT8_ALL: of(0.99, 0.7, 9.0), minilm_plan.PRUNED: of(0.9, 0.6, 12.0)}
     said = "\n".join(minilm_plan.verdict(plan, results))
-    assert "replaces 1 of 3 layers: b" in said
-    assert "1 of 3 stay: alone each would cost more than 0.01" in said
-    assert "1 of 3 stay: late" in said
-    assert "Of 2 layers measured, look-ups are faster than int8 in 2, closer in 0." in said
+    assert "replaces 2 of 4 layers: 1 by codes, 1 by int8" in said
+    assert "No look-ups in 2 of 4: alone each would cost more than 0.01" in said
+    assert "No look-ups in 1 of 4: late" in said
+    assert "Of 3 layers measured, look-ups are faster than int8 in 3, closer in 0." in said
     assert "2.00 times as fast, 20.0 points less accurate" in said
     assert "int8, all layers is closer and no slower" in said
     assert "distilled is closer, and 1.20 times as slow" in said

@@ -163,6 +163,9 @@ def decided(layer: LayerPlan, option: Option | None, max_drop: float, instead: s
     """
     if option is not None:
         words = f"replaced, {name_of(option)}: {layer.speedup(option):.1f}x, alone a drop of {option.drop:.2g}"
+        codes = [o for o in layer.of(CODES) if o.drop is not None]
+        if option.kind != CODES and codes:
+            words += f"; codes {layer.speedup(codes[0]):.1f}x, alone a drop of {codes[0].drop:.2g}"
         return dataclasses.replace(layer, choice=option.size, by=option.kind, words=words)
     return dataclasses.replace(layer, choice=None, words="stays: " + (_why_not(layer, max_drop) or instead))
 
