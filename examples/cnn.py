@@ -28,7 +28,7 @@ import jax_maddness
 from jax_maddness import FitConfig, Rule
 
 BATCH = 128
-CODEBOOKS = {"convs/0": 72, "convs/1": 72, "dense": 144}  # of a patch: 8 for each tap
+CODEBOOKS = {"convs/0": 144, "convs/1": 144, "dense": 288}  # of a patch: 16 for each tap
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
@@ -188,7 +188,7 @@ def main(args: argparse.Namespace) -> None:
     model = train(x, y, 20 if args.quick else 700)
     done("trained")
     batches = batched(*((x[:512], y[:512]) if args.quick else (x, y)), copies=1)
-    method, rows = ("paper", 512) if args.quick else ("oblique", 4096)
+    method, rows = ("paper", 512) if args.quick else ("oblique", 8192)
     # Alone a layer may cost 5 points: tuning gets them back. Rules without `num_codebooks` would have several tried.
     plan = jax_maddness.plan(
         model,
