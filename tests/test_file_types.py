@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from examples import file_bytes, file_type_model
+import jax_maddness
+from examples import file_bytes, file_type_model, file_types
+from jax_maddness import FitConfig, Rule
 
 TINY = file_type_model.Config(tokens=9, length=32, width=3, group=2, taps=3, features=7, types=4)
 
@@ -92,3 +94,17 @@ def test_no_package_is_in_two_splits_and_no_input_comes_twice(tmp_path):
         assert {split_of[f"package{text.split()[0]}"] for text in texts if "same" not in text} == {split}
     with pytest.raises(ValueError, match="files of 9999 for test"):
         file_bytes.load({"test": 9999}, [str(tmp_path)])
+
+
+def test_int8_is_nearly_exact_and_checked_maxima_are_never_above(model):
+    tokens = np.random.default_rng(2).integers(0, TINY.tokens, (64, TINY.length))
+    x = model.groups(tokens)
+    exact = np.asarray(model.conv(x).max(1))
+    int8 = np.asarray(file_types.in_int8(model).conv(x)[:, 0])
+    assert 0 < np.abs(int8 - exact).max() < 0.05 * exact.std()
+    rule = Rule("conv", num_codebooks=6, conv="shared", config=FitConfig("paper"), maximum=1)
+    checked = jax_maddness.replace(model, rule, [tokens], progress=False)
+    proposed = file_types.with_options(checked, maximum=0)
+    errors = [np.asarray(one.conv(x)[:, 0]) - exact for one in (checked, proposed)]
+    assert errors[0].max() < 1e-4 < errors[1].max()
+    assert np.abs(errors[0]).mean() < np.abs(errors[1]).mean()
