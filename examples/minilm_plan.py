@@ -58,7 +58,7 @@ class Size:
     test: int = 16
     layers: str = "."  # a regular expression
     middle: str = "3"  # the one layer whose FFN is replaced alone
-    plan_seconds: float = 140.0
+    plan_seconds: float = 180.0
     steps: int = 60  # of distillation
     seconds: float = 15.0  # of timing the models
 
@@ -252,7 +252,7 @@ def main(args: argparse.Namespace) -> None:
         rules,
         max_drop=args.max_drop,
         metric=cosine,
-        ratios=(16, 8),
+        ratios=(16,),
         products=PRODUCTS,
         max_seconds=args.seconds or size.plan_seconds,
         call=call,
