@@ -241,6 +241,19 @@ def test_gradients_are_sparse_where_a_max_follows():
         np.testing.assert_array_equal(hit, judge == judge.max((1, 2), keepdims=True))
 
 
+def test_ranks_are_of_positions_alone():
+    """By hand; what all positions of a channel have in common costs nothing, nor does a channel's unit."""
+    rng = np.random.default_rng(0)
+    y, wanted = rng.standard_normal((2, 3, 5, 2, 4))
+    p, q = (np.exp(a.reshape(3, 10, 4) / (0.5 * wanted.std((0, 1, 2)))) for a in (wanted, y))
+    p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
+    loss = losses.ranks(0.5)
+    np.testing.assert_allclose(loss(y, wanted), (p * np.log(p / q)).sum(1).mean(), rtol=1e-4)
+    unit, shift = rng.uniform(0.1, 10, 4), rng.standard_normal((3, 1, 1, 4))
+    np.testing.assert_allclose(loss(y * unit + shift, wanted * unit), loss(y, wanted), rtol=1e-3)
+    np.testing.assert_allclose(losses.LOSSES["ranks"](wanted + shift, wanted, None), 0, atol=1e-5)
+
+
 def test_divergence_of_logits():
     p, q = jnp.array([0.5, 0.5]), jnp.array([0.9, 0.1])
     one, other = jnp.log(p) + 3, jnp.log(q)

@@ -68,7 +68,29 @@ def peaks(outputs: Array, wanted: Array, batch: Any = None) -> Array:
     return nmse(*(jnp.take_along_axis(a, place, 1)[:, 0] for a in (y, z)))
 
 
-LOSSES: dict[str, Loss] = {"nmse": nmse, "kl": kl(), "peaks": peaks}
+def ranks(temperature: float = 0.2) -> Loss:
+    """Whether each channel ranks positions as the teacher does: for look-ups that propose where a maximum is checked.
+
+    Kullback-Leibler divergence of which position comes first, with chances `softmax(value / (temperature * deviation))`
+    over the positions, the mean over channels (Cao et al. 2007, "Learning to rank: from pairwise approach to listwise
+    approach"). Deviation is the teacher's, over the batch. What an error has in common at all positions costs nothing.
+
+    Both are [batch, *positions, channels]. The lower the temperature, the fewer positions count.
+    """
+    divergence = kl(temperature)
+
+    def loss(outputs: Array, wanted: Array, batch: Any = None) -> Array:
+        _check_shapes(outputs, wanted)
+        z = wanted.astype(jnp.float32).reshape(len(wanted), -1, wanted.shape[-1])
+        scale = 1 / jnp.maximum(z.std((0, 1)), jnp.finfo(jnp.float32).tiny)
+        y = outputs.astype(jnp.float32).reshape(z.shape)
+        said, exact = (jnp.moveaxis(a * scale, 1, -1) for a in (y, z))
+        return divergence(said, exact, batch) / temperature**2
+
+    return loss
+
+
+LOSSES: dict[str, Loss] = {"nmse": nmse, "kl": kl(), "peaks": peaks, "ranks": ranks()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +100,7 @@ class Term:
         loss=[Term("kl"), Term("nmse", 0.5, layers="encoder/.*")]
 
     Attributes:
-      loss: `"nmse"`, `"kl"`, `"peaks"`, or a function of outputs, the teacher's outputs and the batch.
+      loss: `"nmse"`, `"kl"`, `"peaks"`, `"ranks"`, or a function of outputs, the teacher's outputs and the batch.
       weight: what it is multiplied with.
       layers: a regular expression for the whole path of modules, layers or blocks, whose outputs it compares instead of
         the model's: hidden states. It is the mean over them, and over all their calls.
