@@ -103,7 +103,7 @@ def with_exact_rows(x: Array, y: Array, form: Contraction | Convolution, checked
     view = _view(x, y.shape[:-1], form)
     where = view.farthest(checked, share)
     flat = y.reshape(*view.shape, -1)
-    exact = view.products_at(jnp.broadcast_to(where[..., None], (*where.shape, y.shape[-1])), checked)
+    exact = view.products_of(where, checked)
     flat = flat.at[jnp.arange(len(flat))[:, None], where].set(exact.astype(y.dtype), unique_indices=True)
     return flat.reshape(y.shape)
 
@@ -138,16 +138,14 @@ def maximum(
     skipped = (jnp.arange(view.shape[1]) == where[..., None]).any(1)
     best, at = greatest(skipped, max(check, 1))
     training = not jnp.issubdtype(best.dtype, jnp.integer)
-    read = jnp.broadcast_to(where[..., None], (*where.shape, at.shape[-1]))  # [batch, rows, outputs]
-    read = jnp.concatenate([read, at], 1) if check or training else read
-    exact, found = jnp.split(view.products_at(read, checked), [where.shape[1]], 1)
-    said = value(best[:, 0])
-    if not check:
-        y = said + found[:, 0] - lax.stop_gradient(found[:, 0]) if training else said
-    else:
-        y = found.max(1)
+    y = said = value(best[:, 0])
+    if check:
+        y = view.products_at(at, checked).max(1)
         y = y + said - lax.stop_gradient(said) if training else y
-    return jnp.maximum(y, exact.max(1)) if share else y
+    elif training:
+        found = view.products_at(at, checked)[:, 0]
+        y = said + found - lax.stop_gradient(found)
+    return jnp.maximum(y, view.products_of(where, checked).max(1)) if share else y
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +164,17 @@ class _View:
             return jnp.zeros((self.shape[0], 0), jnp.int32)
         far = self.by_tap(checked.distance(self.x)).reshape(*self.shape, -1).mean(-1)
         return lax.top_k(lax.stop_gradient(far), count)[1]
+
+    def products_of(self, rows: Int32[Array, "batch k"], checked: Checked) -> Float[Array, "batch k outputs"]:
+        """All outputs of few rows."""
+        runs, _, length = checked.kernel.shape
+        places = self.read(rows[..., None])[..., 0, :, None] + jnp.arange(length // self.x.shape[-1])
+        read = jax.vmap(lambda x, at: x[at])(self.x, places).reshape(*rows.shape, runs, length)
+        parts = [
+            jnp.einsum("bkd,md->bkm", read[:, :, run], kernel, precision=lax.Precision.HIGHEST)
+            for run, kernel in enumerate(checked.kernel)
+        ]
+        return sum(parts[1:], parts[0]) + checked.bias
 
     def products_at(self, at: Int32[Array, "batch k outputs"], checked: Checked) -> Float[Array, "batch k outputs"]:
         """An exact product for every output, each of another row."""
