@@ -41,6 +41,14 @@ Problem check_greatest(const Named& codes, const Named& values, const Named& ski
   return problem;
 }
 
+// `Greatest::row_bits`.
+int64_t row_bits(const Problem& problem) {
+  int64_t bits = 1;
+  while (problem.rows > int64_t{1} << bits) ++bits;
+  constexpr int64_t kGreatestEntry = 255;
+  return bits < 31 && problem.codebooks <= (int64_t{1} << (31 - bits)) / (kGreatestEntry + 1) ? bits : 0;
+}
+
 // All rows of one example, some of the outputs.
 struct Task {
   const uint8_t* codes;
@@ -88,7 +96,7 @@ ffi::Error greatest(ffi::ThreadPool pool, AnyBuffer codes_, AnyBuffer values_, A
            data<const uint8_t>(skipped) + first,
            {data<const uint8_t>(values) + some.begin * problem.codebooks * kLeaves, nullptr, nullptr, some.count,
             problem.codebooks},
-           {data<int32_t>(sums) + to, data<int32_t>(positions) + to, problem.k, problem.outputs}},
+           {data<int32_t>(sums) + to, data<int32_t>(positions) + to, problem.k, problem.outputs, row_bits(problem)}},
           reinterpret_cast<int32_t*>(mine), mine + block);
     });
   });

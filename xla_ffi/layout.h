@@ -168,7 +168,8 @@ struct Greatest {
   int32_t* sums;
   int32_t* positions;
   int64_t k;
-  int64_t stride;  // from the greatest to the second: >= outputs
+  int64_t stride;    // from the greatest to the second: >= outputs
+  int64_t row_bits;  // every row's number has so many, and fits with any sum into 31; 0: it does not, or is not known
 };
 
 // A task may have some of the positions.

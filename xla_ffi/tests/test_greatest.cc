@@ -8,10 +8,12 @@
 namespace jax_maddness::testing {
 namespace {
 
-void check_greatest(const Tier& tier, Random& random, int64_t rows, int64_t outputs, int64_t k, int64_t different) {
+void check_greatest(const Tier& tier, Random& random, int64_t rows, int64_t outputs, int64_t k, int64_t different,
+                    int64_t row_bits) {
   const int64_t stride = outputs + 3;
   std::vector<int32_t> sums;
-  for (int64_t i = 0; i < rows * stride; ++i) sums.push_back(static_cast<int32_t>(random.below(different)) - 2);
+  for (int64_t i = 0; i < rows * stride; ++i)
+    sums.push_back(static_cast<int32_t>(random.below(different)) - (row_bits > 0 ? 0 : 2));
   std::vector<uint8_t> skipped;
   for (int64_t n = 0; n < rows; ++n) skipped.push_back(random.below(5) == 0);
   const Input<uint8_t> skip(skipped);
@@ -22,7 +24,8 @@ void check_greatest(const Tier& tier, Random& random, int64_t rows, int64_t outp
     const int64_t count = std::min<int64_t>(7, rows - n);
     const auto begin = sums.begin() + n * stride;
     const Input<int32_t> block(std::vector<int32_t>(begin, begin + count * stride));
-    tier.keep_greatest(block.data(), stride, {skip.data(), n, count}, outputs, {best.data(), at.data(), k, outputs});
+    tier.keep_greatest(block.data(), stride, {skip.data(), n, count}, outputs,
+                       {best.data(), at.data(), k, outputs, row_bits});
   }
   for (int64_t m = 0; m < outputs; ++m) {
     std::vector<int32_t> order;
@@ -46,8 +49,12 @@ void test_sizes() {
   Random random(1);
   for (const Tier* tier : tested_tiers()) {
     for (const int64_t outputs : {1, 15, 16, 17, 32, 40}) {
-      for (const int64_t k : {1, 2, 3, 4, 5, 16}) {
-        for (const int64_t rows : {0, 1, 7, 30}) check_greatest(*tier, random, rows, outputs, k, k % 2 ? 4 : 100000);
+      for (const int64_t k : {1, 2, 3, 4, 5, 8, 9, 16}) {
+        for (const int64_t rows : {0, 1, 7, 30, 32}) {
+          for (const int64_t row_bits : {0, 5, 11}) {  // 32 rows have five, and sums below 2 ** 20 fit beside eleven
+            check_greatest(*tier, random, rows, outputs, k, k % 2 ? 4 : 1 << 20, row_bits);
+          }
+        }
       }
     }
   }
