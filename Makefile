@@ -36,7 +36,7 @@ example-magika: $(VENV)/.files  ## Google's file-type model, its convolution rep
 test: test-python test-cpp test-emulated test-aarch64  ## Every test: Python, C++, and the tiers that are emulated.
 
 test-python: $(VENV)/.test  ## Tests and doctests, on every tier that this CPU has.
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-cpp: $(BUILD)/cpp/.built  ## C++ tests of the kernels, with AddressSanitizer and UBSan.
 	ctest --test-dir $(BUILD)/cpp --output-on-failure

@@ -20,7 +20,7 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
     first, *others = blocks(ROOT / "README.md")
     names = {}
     exec(first, names)  # noqa: S102 -- our own README
-    assert names["y"].shape == (100, 256)
+    assert names["y"].shape == (100, 128)
     printed = capsys.readouterr().out
     assert float(printed.split(")")[-1]) < 0.05  # the error that README's reader sees
     for block in others:

@@ -16,6 +16,8 @@ from jax_maddness import ObliqueTrees, SplitTrees, encode
 from jax_maddness.core import encode as encode_module
 from jax_maddness.core import ffi
 
+compiled_definition = jax.jit(encode_module.definition)
+
 
 def expected(x, trees):
     arrays = [np.asarray(a) for a in encode_module.arrays(trees)]
@@ -125,7 +127,7 @@ def test_any_leading_dimensions(tier, rng, lead):
 def test_property_any_floats(x, thresholds, indices):
     trees = SplitTrees(jnp.asarray(indices), jnp.asarray(thresholds), 5)
     codes = references.encode(x, indices, thresholds)
-    np.testing.assert_array_equal(encode_module.definition(x[None], indices[None], thresholds[None])[0], codes)
+    np.testing.assert_array_equal(compiled_definition(x[None], indices[None], thresholds[None])[0], codes)
     for tier in ffi.supported_tiers():
         ffi.set_tier(tier)
         np.testing.assert_array_equal(encode(x, trees), codes, err_msg=tier)

@@ -52,7 +52,7 @@ def test_it_is_added(tier, exact_op, x):
     assert_close(amm(x[:2], with_few_rows_layout(exact_op)), plain(x[:2], exact_op))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)  # nearly each compiles anew
 @given(
     rows=st.integers(0, 9),
     features=st.integers(1, 9),
@@ -221,15 +221,16 @@ def test_each_part_leaves_less_to_codes(problem):
 
 @pytest.mark.parametrize("method", ["axis", "oblique"])
 def test_every_method_learns_the_rest(problem, method):
-    x, w, _ = problem
-    op = learned(problem, method=method, rank=2, outliers=1)
+    x, w, bias = problem
+    x = x[:600]  # as many rows as in test_learn_oblique: compiled once
+    op = learned((x, w, bias), method=method, rank=2, outliers=1)
     rest = (x - x.mean(0)) @ w - reduced(x - x.mean(0), op.exact) @ np.float64(op.exact.up)
     alone = np.square(rest).sum() / np.square((x - x.mean(0)) @ w).sum()
-    assert evaluate(op, *problem).nmse < 0.8 * alone
+    assert evaluate(op, x, w, bias).nmse < 0.8 * alone
 
 
 @pytest.mark.parametrize("codebooks", [1, 12])
-@pytest.mark.parametrize("outputs", [5, 9, 12, 20])
+@pytest.mark.parametrize("outputs", [5, 12, 20])
 def test_full_rank_and_all_features_are_exact(problem, codebooks, outputs):
     """Up to f32: eps times the magnitude of what is added up, and some."""
     x, _, _ = problem

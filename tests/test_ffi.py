@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from conftest import needs_kernels
 
+from jax_maddness import amm
+from jax_maddness.__main__ import main
 from jax_maddness.core import ffi
 
 CPU_FLAGS = {  # what /proc/cpuinfo must list for a tier to be supported
@@ -21,9 +23,8 @@ CPU_FLAGS = {  # what /proc/cpuinfo must list for a tier to be supported
 
 RUN = """
 import numpy as np, jax_maddness as jm
-import jax.numpy as jnp
-op = jm.MaddnessOp(jm.SplitTrees(jnp.zeros((1, 4), int), jnp.zeros((1, 15)), 2),
-                   jm.LookupTables(jnp.ones((3, 1, 16), jnp.uint8), jnp.ones(3), jnp.zeros(3)))
+op = jm.MaddnessOp(jm.SplitTrees(np.zeros((1, 4), 'i'), np.zeros((1, 15), 'f'), 2),
+                   jm.LookupTables(np.ones((3, 1, 16), np.uint8), np.ones(3, 'f'), np.zeros(3, 'f')))
 print(np.asarray(jm.amm(np.zeros((2, 2), np.float32), op)).sum(), jm.active_tier())
 """
 
@@ -71,19 +72,20 @@ def test_the_environment_switches_the_kernels_off():
     assert (status, text.split()[0], text.split()[-1]) == (0, "6.0", "False")
 
 
-def test_an_unknown_backend_is_an_error():
-    status, text = run(RUN, JAX_MADDNESS_BACKEND="gpu")
-    assert status != 0
-    assert "expected one of auto, ffi, jax" in text
+def test_an_unknown_backend_is_an_error(monkeypatch, op, x):
+    monkeypatch.setenv("JAX_MADDNESS_BACKEND", "gpu")
+    with pytest.raises(ValueError, match="expected one of auto, ffi, jax"):
+        amm(x, op)
 
 
 def test_a_missing_extension_warns_once_and_falls_back():
     hide = "import sys; sys.modules['jax_maddness._ffi'] = None\n"
-    status, text = run(hide + RUN + "jm.amm(np.zeros((5, 2), np.float32), op)")
-    assert status == 0, text
+    again = "jm.amm(np.zeros((5, 2), np.float32), op); print('twice')\n"
+    forced = "import os; os.environ['JAX_MADDNESS_BACKEND'] = 'ffi'; jm.amm(np.zeros((7, 2), np.float32), op)"
+    status, text = run(hide + RUN + again + forced)
     assert text.count("jax_maddness runs in pure JAX, much slower on CPU: the extension") == 1
     assert "6.0 None" in text
-    status, text = run(hide + RUN, JAX_MADDNESS_BACKEND="ffi")
+    assert "twice" in text
     assert status != 0
     assert "the kernels cannot be used" in text
 
@@ -202,18 +204,17 @@ def test_the_handler_checks_oblique_trees_itself(changes):
         encode_oblique(**changes)
 
 
-def test_doctor_says_that_all_is_well():
-    status, text = run("from jax_maddness.__main__ import main; raise SystemExit(main(['doctor']))")
-    assert (status == 0) == ("All is well." in text) == bool(ffi.supported_tiers())
+def test_doctor_says_that_all_is_well(capsys):
+    status = main(["doctor"])
+    assert (status == 0) == ("All is well." in capsys.readouterr().out) == bool(ffi.supported_tiers())
 
 
 @needs_kernels
 @pytest.mark.parametrize("backend", ["jax", "gpu"])
-def test_doctor_says_when_the_kernels_are_not_what_runs(backend):
-    status, text = run(
-        "from jax_maddness.__main__ import main; raise SystemExit(main(['doctor']))", JAX_MADDNESS_BACKEND=backend
-    )
-    assert status == 1
+def test_doctor_says_when_the_kernels_are_not_what_runs(backend, monkeypatch, capsys):
+    monkeypatch.setenv("JAX_MADDNESS_BACKEND", backend)
+    assert main(["doctor"]) == 1
+    text = capsys.readouterr().out
     assert "Not well" in text
     assert "JAX_MADDNESS_BACKEND" in text
 

@@ -7,7 +7,7 @@ import pytest
 
 from jax_maddness import FitConfig, ObliqueTrees, amm, fit
 
-ROWS, FEATURES, OUTPUTS, CODEBOOKS = 800, 12, 4, 2
+ROWS, FEATURES, OUTPUTS, CODEBOOKS = 600, 12, 4, 2
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_extra_must_fit(problem):
     config = FitConfig("oblique", loss=cross_entropy)
     with pytest.raises(ValueError, match="`extra` is given without a `loss`"):
         fit(x, w, b, num_codebooks=2, extra=(np.zeros(ROWS),))
-    with pytest.raises(ValueError, match=r"`extra\[1\]` has shape \(3,\); expected \(800,\) and perhaps more"):
+    with pytest.raises(ValueError, match=r"`extra\[1\]` has shape \(3,\); expected \(600,\) and perhaps more"):
         fit(x, w, b, num_codebooks=2, config=config, extra=(np.zeros(ROWS), np.zeros(3)))
     with pytest.raises(ValueError, match="`x_train` comes in batches"):
         fit(lambda: iter([x]), w, b, num_codebooks=2, config=config, extra=(np.zeros(ROWS),))

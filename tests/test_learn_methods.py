@@ -13,7 +13,7 @@ from jax_maddness.learn import axis, methods, paper, solve
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.rows import Rows
 
-ROWS, FEATURES, OUTPUTS, CODEBOOKS = 700, 12, 5, 3
+ROWS, FEATURES, OUTPUTS, CODEBOOKS = 600, 12, 5, 3  # padded to the same as in test_learn_oblique: compiled once
 
 
 @pytest.fixture(scope="module")

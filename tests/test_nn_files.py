@@ -65,7 +65,7 @@ def test_an_nnx_model_comes_back(x, tmp_path):
 
 
 def test_a_linen_model_comes_back(x, tmp_path):
-    variables = LinenModel().init(jax.random.key(0), x)
+    variables = jax.jit(LinenModel().init)(jax.random.key(0), x)
     fast = replace((LinenModel(), variables), RULES, [x])
     save_model(tmp_path / "m", fast)
     back = load_model(tmp_path / "m", LinenModel())
@@ -108,7 +108,7 @@ def test_orbax_keeps_the_arrays_of_an_nnx_model(x, tmp_path):
 
 
 def test_orbax_keeps_the_arrays_of_a_linen_model(x, tmp_path):
-    module, variables = replace((LinenModel(), LinenModel().init(jax.random.key(0), x)), RULES, [x])
+    module, variables = replace((LinenModel(), jax.jit(LinenModel().init)(jax.random.key(0), x)), RULES, [x])
     back = restored(tmp_path / "m", variables)
     np.testing.assert_array_equal(run((module, back), x), run((module, variables), x))
     assert jax.tree.structure(back) == jax.tree.structure(variables)

@@ -55,7 +55,7 @@ def perceptron():
 def net(conv="shared"):
     batches = [jnp.asarray(x, jnp.float32) for x in np.random.default_rng(0).standard_normal((10, 16, 6, 6, 2))]
     module = Net()
-    model = (module, module.init(jax.random.key(0), batches[0]))
+    model = (module, jax.jit(module.init)(jax.random.key(0), batches[0]))
     return model, replace(model, [Rule("Conv.*", num_codebooks=9, conv=conv, config=PAPER)], batches[:2]), batches
 
 
@@ -63,8 +63,8 @@ def patches():
     return net("patches")
 
 
-def run(model, x):
-    return model(x) if isinstance(model, nnx.Module) else model[0].apply(model[1], x)
+def compiled(model):
+    return jax.jit(model if isinstance(model, nnx.Module) else lambda x: model[0].apply(model[1], x))
 
 
 def arrays(model):
@@ -72,7 +72,8 @@ def arrays(model):
 
 
 def error(fast, model, batches):
-    return np.mean([losses.nmse(run(fast, x), run(model, x)) for x in batches])
+    said, wanted = compiled(fast), compiled(model)
+    return np.mean([losses.nmse(said(x), wanted(x)) for x in batches])
 
 
 def assert_same(a, b):

@@ -121,8 +121,10 @@ class Linen(nn.Module):
         return nn.Dense(4, name="head")(nn.relu(nn.Dense(1024, name="wide")(x)))
 
 
-@pytest.fixture
-def batches(rng):
+@pytest.fixture(scope="module")
+def batches():
+    """The same in all tests, so that what is measured is compiled once."""
+    rng = np.random.default_rng(0)
     factors = rng.standard_normal((4, 128))
     return [jnp.asarray(rng.standard_normal((512, 4)) @ factors, jnp.float32) for _ in range(3)]
 
@@ -145,12 +147,12 @@ def model_of(kind, batch):
         model = Nnx()
         return model, model
     module = Linen()
-    variables = module.init(jax.random.key(0), batch)
-    return (module, variables), lambda x: module.apply(variables, x)
+    variables = jax.jit(module.init)(jax.random.key(0), batch)
+    return (module, variables), jax.jit(lambda x: module.apply(variables, x))
 
 
 def run(model, x):
-    return model(x) if isinstance(model, nnx.Module) else model[0].apply(model[1], x)
+    return jax.jit(model if isinstance(model, nnx.Module) else lambda x: model[0].apply(model[1], x))(x)
 
 
 @pytest.mark.parametrize(("conv", "groups"), [("shared", 1), ("patches", 1), ("shared", 2)])
@@ -341,4 +343,4 @@ def test_a_plan_may_take_whichever_product_is_fastest(kind, batches, monkeypatch
 
 
 def run_of(model):
-    return jax.jit(lambda x: run(model, x))
+    return lambda x: run(model, x)

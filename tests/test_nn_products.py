@@ -41,7 +41,7 @@ def x():
 
 @pytest.fixture(scope="module")
 def models(x):
-    return {"nnx": Model(rngs=nnx.Rngs(0)), "linen": (LinenModel(), LinenModel().init(jax.random.key(0), x))}
+    return {"nnx": Model(rngs=nnx.Rngs(0)), "linen": (LinenModel(), jax.jit(LinenModel().init)(jax.random.key(0), x))}
 
 
 def run(model, x):

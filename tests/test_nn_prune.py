@@ -98,7 +98,7 @@ def made(name, kind, rng):
         if name == "perceptron":
             model.norm.mean[...], model.norm.var[...] = integers(rng, 40), 4.0 ** integers(rng, 40)
         return model, x
-    variables = in_linen().init(jax.random.key(0), x)
+    variables = jax.jit(in_linen().init)(jax.random.key(0), x)
     variables = {**variables, "params": jax.tree.map(lambda a: integers(rng, a.shape), variables["params"])}
     if name == "perceptron":
         variables["batch_stats"] = {"norm": {"mean": integers(rng, 40), "var": 4.0 ** integers(rng, 40)}}

@@ -62,7 +62,7 @@ class LinenBody(nn.Module):
 def models(rng):
     x = jnp.asarray(rng.standard_normal((4, 5, 6)), jnp.float32)
     module = LinenBody()
-    return x, Body(nnx.Rngs(0)), (module, module.init(jax.random.key(0), x))
+    return x, Body(nnx.Rngs(0)), (module, jax.jit(module.init)(jax.random.key(0), x))
 
 
 def run(model, x):

@@ -56,7 +56,7 @@ class LinenStack(nn.Module):
 def model(request):
     if request.param == "nnx":
         return Stack(nnx.Rngs(0))
-    return LinenStack(), LinenStack().init(jax.random.key(0), jnp.zeros((1, 4)))
+    return LinenStack(), jax.jit(LinenStack().init)(jax.random.key(0), jnp.zeros((1, 4)))
 
 
 @pytest.fixture

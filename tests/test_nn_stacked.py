@@ -104,7 +104,7 @@ def case(name):
     batches = [jnp.asarray(x + 0.1 * rng.standard_normal(x.shape), jnp.float32) for x in rows]
     model = kind(nnx.Rngs(0)) if issubclass(kind, nnx.Module) else kind()
     if isinstance(model, nn.Module):
-        model = (model, model.init(jax.random.key(0), batches[0]))
+        model = (model, jax.jit(model.init)(jax.random.key(0), batches[0]))
     rules = [Rule(".*", num_codebooks=3, conv=conv, config=FitConfig("paper"))]
     if kind is Attention:
         rules.insert(0, Rule("attention/out", skip=True))
@@ -119,7 +119,10 @@ def learned(name, calibrate):
 
 def error(fast, model, batches):
     def run(model, x):
-        return model(x) if isinstance(model, nnx.Module) else model[0].apply(model[1], x)
+        if not isinstance(model, nnx.Module):
+            return jax.jit(model[0].apply)(model[1], x)
+        graph, state = nnx.split(model)
+        return jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, x)
 
     x = jnp.concatenate(batches)
     return float(losses.nmse(run(fast, x), run(model, x)))

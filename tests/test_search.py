@@ -11,7 +11,7 @@ from jax_maddness import VectorIndex, add_vectors, build_index, remove_vectors, 
 from jax_maddness.retrieval import scan
 from jax_maddness.retrieval.index import METRICS, whole
 
-FEATURES, CODEBOOKS, COUNT = 16, 4, 700
+FEATURES, CODEBOOKS, COUNT = 16, 4, 600
 jitted = jax.jit(search, static_argnames=("k", "check", "recall", "metric"))
 
 
@@ -85,7 +85,7 @@ def test_approximate_scores_are_near_the_exact_ones(indexes, vectors, queries, m
     all_scores, want = by_hand(queries, vectors, metric, 10)
     error = np.asarray(scores) - np.take_along_axis(all_scores, np.asarray(ids), 1)
     assert np.abs(error).mean() < 0.3 * all_scores.std()
-    assert found(ids, want) > 0.3  # by chance: 10 of 700
+    assert found(ids, want) > 0.3  # by chance: 10 of 600
 
 
 def test_a_bias_is_added(vectors, queries):
@@ -176,7 +176,7 @@ def test_an_index_is_a_pytree(indexes, queries):
     index = jax.tree.unflatten(structure, leaves)
     assert isinstance(index, VectorIndex)
     np.testing.assert_array_equal(search(queries, index, 3)[1], search(queries, indexes["l2"], 3)[1])
-    assert "700 x 16" in repr(index)
+    assert "600 x 16" in repr(index)
     repr(jax.tree.map(lambda _: None, index))
 
 
@@ -234,7 +234,7 @@ def test_split_trees_encode_too(vectors, queries):
 
 
 def test_removed_and_added_again_is_the_same_index(indexes, vectors, metric):
-    index, gone = indexes[metric], np.array([0, 63, 64, 333, 699])
+    index, gone = indexes[metric], np.array([0, 63, 64, 333, 599])
     less = remove_vectors(index, gone)
     assert less.count == COUNT - 5
     _, ids = search(vectors[gone], less, 20)
@@ -346,7 +346,7 @@ def test_any_sizes_are_exact_where_everything_is_checked(count, k, metric, seed)
         ({"bias": np.zeros(3)}, "bias"),
         ({"queries": np.zeros((5, 3))}, "3 features; expected 16"),
         ({"ids": np.zeros(COUNT, int)}, "there twice"),
-        ({"ids": np.arange(3)}, "expected 700 integers"),
+        ({"ids": np.arange(3)}, "expected 600 integers"),
         ({"ids": np.arange(COUNT) - 1}, "negative"),
         ({"keep_vectors": np.int8}, "keep_vectors"),
     ],

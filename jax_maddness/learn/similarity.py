@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int32
@@ -84,6 +83,8 @@ def exchanged(
     Every round assigns all features anew, each to a place in the group whose members it resembles most on average, by
     an optimal assignment (`O(features^3)`); it ends where that gains nothing.
     """
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]  # takes longer than jax itself
+
     sizes = (dealt >= 0).sum(1)
     places = np.repeat(np.arange(len(dealt)), sizes)
     others = similarity * (1 - np.eye(len(similarity)))
