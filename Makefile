@@ -39,7 +39,7 @@ test-python: $(VENV)/.test  ## Tests and doctests, on every tier that this CPU h
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-cpp: $(BUILD)/cpp/.built  ## C++ tests of the kernels, with AddressSanitizer and UBSan.
-	ctest --test-dir $(BUILD)/cpp --output-on-failure
+	ctest --test-dir $(BUILD)/cpp --output-on-failure --parallel $(JOBS)
 
 # SIMDe stands in for the instructions that this CPU may not have. One header package; without it, this says so.
 SIMDE := $(firstword $(wildcard /usr/include/simde/x86/avx512.h /usr/local/include/simde/x86/avx512.h))
@@ -51,7 +51,7 @@ else
 	cmake --build $(BUILD)/emulated --parallel $(JOBS) --target test_kernels_simde test_oblique_simde \
 	  test_halves_simde test_scan_simde test_rescore_simde test_greatest_simde \
 	  test_floats_simde
-	ctest --test-dir $(BUILD)/emulated --output-on-failure --tests-regex simde
+	ctest --test-dir $(BUILD)/emulated --output-on-failure --parallel $(JOBS) --tests-regex simde
 endif
 
 # QEMU stands in for the CPU: all that it knows in one, then one of the first, with nothing that later ones added.
@@ -63,8 +63,8 @@ else
 	cmake -S . -B $(BUILD)/aarch64 -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/tools/aarch64.cmake -DJAX_MADDNESS_PYTHON=OFF \
 	  -DJAX_MADDNESS_TESTS=ON -DJAX_MADDNESS_WERROR=ON
 	cmake --build $(BUILD)/aarch64 --parallel $(JOBS)
-	QEMU_CPU=max ctest --test-dir $(BUILD)/aarch64 --output-on-failure
-	QEMU_CPU=cortex-a53 ctest --test-dir $(BUILD)/aarch64 --output-on-failure
+	QEMU_CPU=max ctest --test-dir $(BUILD)/aarch64 --output-on-failure --parallel $(JOBS)
+	QEMU_CPU=cortex-a53 ctest --test-dir $(BUILD)/aarch64 --output-on-failure --parallel $(JOBS)
 endif
 
 bazel-test: | $(VENV)/.examples  ## The C++ built and tested by Bazel, offline; says so where Bazel is missing.
