@@ -196,7 +196,7 @@ def better(ours: str, theirs: str, results: dict[str, Result]) -> str:
     if b.cosine >= a.cosine and b.ms <= a.ms:
         words = "is closer and no slower"
     elif b.cosine >= a.cosine:
-        words = f"is closer, and {b.ms / a.ms:.2f} times as slow"
+        words = f"is closer, and {b.ms / a.ms:.2f} times slower"
     elif b.ms <= a.ms:
         words = f"is faster, {a.ms / b.ms:.2f} times, and farther away"
     else:

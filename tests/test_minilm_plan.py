@@ -111,7 +111,7 @@ def test_the_verdict_follows_the_figures():
     assert "Of 3 layers measured, look-ups are faster than int8 in 3, closer in 0." in said
     assert "2.00 times as fast, 20.0 points less accurate" in said
     assert "int8, all layers is closer and no slower" in said
-    assert "distilled is closer, and 1.20 times as slow" in said
+    assert "distilled is closer, and 1.20 times slower" in said
     results[minilm_plan.PRUNED] = of(0.7, 0.6, 11.0)
     assert "distilled is worse in both" in minilm_plan.verdict(plan, results)[-1]
     assert "| exact f32 | 1.0000 | 0.700 | 20.0 | 1.00x |" in minilm_plan.table(results)
