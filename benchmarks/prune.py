@@ -25,7 +25,7 @@ from flax import nnx
 import jax_maddness
 from benchmarks import machine, timing
 from jax_maddness import FitConfig, Rule
-from jax_maddness.nn.products import int8_dynamic, to_int8
+from jax_maddness.nn.layers.int8_low_rank import int8_dynamic, to_int8
 
 WIDTHS = (1024, 4096, 1000)
 LEARN_FROM = 4096

@@ -18,7 +18,7 @@ import jax_maddness
 from benchmarks.approximation import Approximation, Method, in_codebooks
 from benchmarks.baselines import single_threaded
 from jax_maddness.core.types import LEAVES
-from jax_maddness.learn.tables import STEPS, quantize_tables
+from jax_maddness.learn.tables.quantize import STEPS, quantize_tables
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt8

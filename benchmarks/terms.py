@@ -26,8 +26,8 @@ import jax_maddness
 from benchmarks import timing
 from benchmarks.contenders import run
 from benchmarks.packaged import Matrices, packaged
-from jax_maddness.learn import terms
-from jax_maddness.learn.rows import Rows
+from jax_maddness.learn.data.rows import Rows
+from jax_maddness.learn.tables import exact_term as terms
 
 SIZES: tuple[tuple[int, dict[str, Any]], ...] = (
     (16, {}),

@@ -13,7 +13,8 @@ from flax import nnx
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from examples.minilm import Layer, MiniLM
-from jax_maddness.nn import measure, products
+from jax_maddness.nn.layers import int8_low_rank as products
+from jax_maddness.nn.planning import measure
 
 Batch = tuple[np.ndarray, np.ndarray]
 """Tokens [batch, tokens], and the exact model's vectors of them [batch, width]."""

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from jax_maddness.core.aggregate import aggregate
 from jax_maddness.core.amm import amm
 from jax_maddness.core.encode import encode
+from jax_maddness.core.feature_order import fold_features
 from jax_maddness.core.ffi import active_tier, supported_tiers
-from jax_maddness.core.fold import fold_features
 from jax_maddness.core.memory import keep_memory
 from jax_maddness.core.serialize import load, save
 from jax_maddness.core.types import (
@@ -32,11 +32,11 @@ from jax_maddness.learn.budget import Budgeted, fit_budget
 from jax_maddness.learn.evaluate import Report, evaluate
 from jax_maddness.learn.fit import FitConfig, fit
 from jax_maddness.retrieval.build import add_vectors, build_index, remove_vectors
-from jax_maddness.retrieval.check import RowRule, amm_exact_rows, checked_max, row_rule, top_k
 from jax_maddness.retrieval.files import load_index, save_index
 from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.search import search
 from jax_maddness.retrieval.sharding import shard_index
+from jax_maddness.retrieval.top_k import RowRule, amm_exact_rows, checked_max, row_rule, top_k
 
 if TYPE_CHECKING:
     from jax_maddness.nn import Captured as Captured

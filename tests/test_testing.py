@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import needs_kernels, random_oblique_trees, random_op
+from helpers.ops import needs_kernels, random_oblique_trees, random_op
 from jax import export
 
 import jax_maddness

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
-from jax_maddness.core import checks
+from jax_maddness.core import validate as checks
 from jax_maddness.core.stack import Stacked
 from jax_maddness.core.types import LEAVES, LookupTables
 

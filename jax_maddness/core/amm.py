@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jax_maddness.core import aggregate, checks, encode, exact
+from jax_maddness.core import aggregate, encode, exact
+from jax_maddness.core import validate as checks
 from jax_maddness.core.stack import Stacked
 from jax_maddness.core.types import FEW_ROWS, LookupTables, MaddnessOp
 

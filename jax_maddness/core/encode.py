@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_maddness.core import checks
+from jax_maddness.core import validate as checks
 from jax_maddness.core.stack import Stacked
 from jax_maddness.core.types import LEVELS, ObliqueTrees, SplitTrees
 

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_maddness.core import archive, checks
+from jax_maddness.core import archive
+from jax_maddness.core import validate as checks
 from jax_maddness.core.types import ExactTerm, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
 
 FORMAT = "jax_maddness.op"

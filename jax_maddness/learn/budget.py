@@ -23,11 +23,11 @@ from jax_maddness.core.types import (
     ObliqueTrees,
     SplitTrees,
 )
-from jax_maddness.learn import checks
+from jax_maddness.learn import validate as checks
+from jax_maddness.learn.data.rows import Rows
 from jax_maddness.learn.evaluate import evaluate
 from jax_maddness.learn.fit import FitConfig, learn
 from jax_maddness.learn.progress import Progress
-from jax_maddness.learn.rows import Rows
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike

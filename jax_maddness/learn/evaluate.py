@@ -14,9 +14,10 @@ from jax import lax
 from jax_maddness.core.amm import amm
 from jax_maddness.core.encode import encode
 from jax_maddness.core.types import LEAVES, MaddnessOp
-from jax_maddness.learn import checks, sharded
-from jax_maddness.learn.modes import modes
-from jax_maddness.learn.rows import exponent
+from jax_maddness.learn import validate as checks
+from jax_maddness.learn.data import sharded
+from jax_maddness.learn.data.modes import modes
+from jax_maddness.learn.data.rows import exponent
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike

@@ -16,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core.types import LookupTables, MaddnessOp
-from jax_maddness.learn import checks, oblique, terms
-from jax_maddness.learn.methods import METHODS
-from jax_maddness.learn.modes import modes
-from jax_maddness.learn.objective import Objective
+from jax_maddness.learn import validate as checks
+from jax_maddness.learn.data.modes import modes
+from jax_maddness.learn.data.rows import Rows, exponent, power_of_two
+from jax_maddness.learn.methods import oblique
+from jax_maddness.learn.methods.auto import METHODS
+from jax_maddness.learn.methods.objective import Objective
 from jax_maddness.learn.progress import Progress
-from jax_maddness.learn.rows import Rows, exponent, power_of_two
-from jax_maddness.learn.solve import Learned, look_up, padded_own, solve
+from jax_maddness.learn.tables import exact_term as terms
+from jax_maddness.learn.tables.solve import Learned, look_up, padded_own, solve
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike

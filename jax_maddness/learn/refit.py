@@ -16,15 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_maddness.core import checks as op_checks
+from jax_maddness.core import validate as op_checks
 from jax_maddness.core.amm import amm
 from jax_maddness.core.encode import encode
 from jax_maddness.core.types import LEAVES, MaddnessOp
-from jax_maddness.learn import checks, shapes
-from jax_maddness.learn.modes import modes
-from jax_maddness.learn.prototypes import Solution, Statistics, ridge_regression
-from jax_maddness.learn.rows import exponent, in_blocks, power_of_two
-from jax_maddness.learn.solve import RIDGES, gather, look_up
+from jax_maddness.learn import validate as checks
+from jax_maddness.learn.data import shapes
+from jax_maddness.learn.data.modes import modes
+from jax_maddness.learn.data.rows import exponent, in_blocks, power_of_two
+from jax_maddness.learn.tables.ridge import Solution, Statistics, ridge_regression
+from jax_maddness.learn.tables.solve import RIDGES, gather, look_up
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike

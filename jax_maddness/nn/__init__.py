@@ -7,14 +7,14 @@
 
 from jax_maddness.nn.capture import Captured, capture
 from jax_maddness.nn.diff import Change, Diff
-from jax_maddness.nn.files import load_model, save_model
 from jax_maddness.nn.finetune import Tuned, finetune
-from jax_maddness.nn.losses import Term
+from jax_maddness.nn.models.files import load_model, save_model
 from jax_maddness.nn.plan import plan
+from jax_maddness.nn.planning.report import Plan
 from jax_maddness.nn.prune import Pruned, prune_unused
 from jax_maddness.nn.replace import replace
-from jax_maddness.nn.report import Plan
 from jax_maddness.nn.rules import Rule
+from jax_maddness.nn.tuning.losses import Term
 
 __all__ = [
     "Captured",

@@ -12,23 +12,23 @@ import numpy as np
 
 from jax_maddness.core.amm import amm
 from jax_maddness.core.types import MaddnessOp, ObliqueTrees
-from jax_maddness.learn import checks
+from jax_maddness.learn import validate as checks
+from jax_maddness.learn.data.rows import Rows
 from jax_maddness.learn.fit import FitConfig, learn
+from jax_maddness.learn.fit_taps import first_tap, fit_taps
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.refit import refit_tables
-from jax_maddness.learn.rows import Rows
-from jax_maddness.learn.taps import first_tap, fit_taps
-from jax_maddness.nn import checked
-from jax_maddness.nn.approximate import Spec, to_arrays
 from jax_maddness.nn.capture import Captured, record
-from jax_maddness.nn.checked import Checked, learn_checks
-from jax_maddness.nn.convolution import Convolution
-from jax_maddness.nn.forms import Contraction
-from jax_maddness.nn.layers import Layer
-from jax_maddness.nn.model import Model
-from jax_maddness.nn.products import Product, learn_product
+from jax_maddness.nn.layers import exact_kernel as checked
+from jax_maddness.nn.layers.approximate import Spec, to_arrays
+from jax_maddness.nn.layers.contraction import Contraction
+from jax_maddness.nn.layers.convolution import Convolution
+from jax_maddness.nn.layers.exact_kernel import Checked, learn_checks
+from jax_maddness.nn.layers.int8_low_rank import Product, learn_product
+from jax_maddness.nn.models.layer import Layer
+from jax_maddness.nn.models.model import Model
+from jax_maddness.nn.planning.verdict import CODES
 from jax_maddness.nn.rules import Rule
-from jax_maddness.nn.verdict import CODES
 
 if TYPE_CHECKING:
     from jaxtyping import Float

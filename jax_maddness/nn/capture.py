@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.learn.progress import Progress
-from jax_maddness.nn.approximate import promoted
-from jax_maddness.nn.layers import Layer
-from jax_maddness.nn.model import Model, adapt, layers_of
+from jax_maddness.nn.layers.approximate import promoted
+from jax_maddness.nn.models.layer import Layer
+from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.rules import Rule, check, decide
 
 if TYPE_CHECKING:

@@ -25,12 +25,12 @@ import optax  # type: ignore[import-untyped]
 
 from jax_maddness.learn.progress import Progress
 from jax_maddness.nn.capture import peek
-from jax_maddness.nn.checkpoints import Checkpoints
-from jax_maddness.nn.losses import Loss, Term, as_terms
-from jax_maddness.nn.model import Model, adapt, layers_of
-from jax_maddness.nn.objective import Objective
-from jax_maddness.nn.parts import Parts
-from jax_maddness.nn.watch import layer_errors
+from jax_maddness.nn.models.model import Model, adapt, layers_of
+from jax_maddness.nn.tuning.checkpoints import Checkpoints
+from jax_maddness.nn.tuning.hidden_losses import Objective
+from jax_maddness.nn.tuning.layer_errors import layer_errors
+from jax_maddness.nn.tuning.losses import Loss, Term, as_terms
+from jax_maddness.nn.tuning.parts import Parts
 
 if TYPE_CHECKING:
     from jaxtyping import Array

@@ -15,13 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_maddness.nn.approximate import TREES
-from jax_maddness.nn.files import take_apart
-from jax_maddness.nn.model import Model, adapt, layers_of
-from jax_maddness.nn.narrow import features_read, why_all_are_read, why_all_are_written, with_features, with_outputs
-from jax_maddness.nn.parts import places_of_ops
-from jax_maddness.nn.span import FROM, INTO, Span, UsedError, mark, marked
-from jax_maddness.nn.steps import Step, trace
+from jax_maddness.nn.layers.approximate import TREES
+from jax_maddness.nn.models.files import take_apart
+from jax_maddness.nn.models.model import Model, adapt, layers_of
+from jax_maddness.nn.pruning.narrow import (
+    features_read,
+    why_all_are_read,
+    why_all_are_written,
+    with_features,
+    with_outputs,
+)
+from jax_maddness.nn.pruning.span import FROM, INTO, Span, UsedError, mark, marked
+from jax_maddness.nn.pruning.trace import Step, trace
+from jax_maddness.nn.tuning.parts import places_of_ops
 
 _EXACT = ("Linear", "Dense", "Conv")
 """Layers that stay exact, and can lose outputs."""

@@ -12,9 +12,9 @@ from typing import Any
 from jax_maddness.nn.calibrate import StandIn, Unit, independent, on_prefix, specs_of, units, with_kernel
 from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, Captured, peek, record
 from jax_maddness.nn.diff import Diff, diff
-from jax_maddness.nn.layers import Layer
-from jax_maddness.nn.model import Model, adapt, layers_of
-from jax_maddness.nn.report import Plan
+from jax_maddness.nn.models.layer import Layer
+from jax_maddness.nn.models.model import Model, adapt, layers_of
+from jax_maddness.nn.planning.report import Plan
 from jax_maddness.nn.rules import Rule, check, decide
 
 Batches = Iterable[Any] | Callable[[], Iterator[Any]]

@@ -6,10 +6,10 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from jax_maddness.learn import checks
+from jax_maddness.learn import validate as checks
 from jax_maddness.learn.fit import FitConfig
-from jax_maddness.nn.layers import Layer
-from jax_maddness.nn.verdict import CODES, INT8, PRODUCTS
+from jax_maddness.nn.models.layer import Layer
+from jax_maddness.nn.planning.verdict import CODES, INT8, PRODUCTS
 
 CONVOLUTIONS = ("auto", "shared", "patches")
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from jax_maddness.core.encode import encode as encode_by_trees
 from jax_maddness.core.types import ObliqueTrees
+from jax_maddness.learn.data.modes import modes
 from jax_maddness.learn.fit import FitConfig, fit
-from jax_maddness.learn.modes import modes
 from jax_maddness.learn.progress import Progress
-from jax_maddness.retrieval import arguments, calibrate, quantizer, scan
+from jax_maddness.retrieval import calibrate, quantizer, scan
+from jax_maddness.retrieval import validate as arguments
 from jax_maddness.retrieval.index import VectorIndex, whole
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_maddness.learn import shapes
+from jax_maddness.learn.data import shapes
 from jax_maddness.retrieval import scan
 from jax_maddness.retrieval.products import exact, tables_of
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_maddness.core import archive, checks
+from jax_maddness.core import archive
+from jax_maddness.core import validate as checks
 from jax_maddness.core.types import LEAVES, ObliqueTrees
 from jax_maddness.retrieval import scan
 from jax_maddness.retrieval.calibrate import TOPS

@@ -25,9 +25,9 @@ import numpy as np
 from jax import lax
 
 from jax_maddness.core.types import LEAVES
-from jax_maddness.learn import shapes
-from jax_maddness.learn.checks import largest
-from jax_maddness.learn.prototypes import Statistics, ridge_regression
+from jax_maddness.learn.data import shapes
+from jax_maddness.learn.tables.ridge import Statistics, ridge_regression
+from jax_maddness.learn.validate import largest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

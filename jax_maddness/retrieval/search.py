@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jax_maddness.core.checks import ROW_DTYPES
+from jax_maddness.core.validate import ROW_DTYPES
 from jax_maddness.retrieval import calibrate, scan
 from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.products import best, exact, tables_of

@@ -1,0 +1,111 @@
+"""A replaced layer -> the same with fewer features, or with fewer outputs. Pure JAX, no Flax.
+
+Ops are dicts of arrays by name, as `Learned.arrays` makes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+import numpy as np
+
+from jax_maddness.core.types import SplitTrees
+from jax_maddness.nn.layers.approximate import TREES, Spec
+from jax_maddness.nn.layers.contraction import Contraction
+from jax_maddness.nn.layers.convolution import Convolution
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Int
+
+    Op = Mapping[str, Array]
+
+_OUTPUT_AXES = {
+    "tables_values": -3,
+    "tables_scale": -1,
+    "tables_offset": -1,
+    "tables_by_code": -1,
+    "exact_up": -1,
+    "weights": -1,
+    "checked_kernel": -2,
+    "checked_bias": -1,
+}
+
+
+def why_all_are_read(spec: Spec, op: Op) -> str:
+    """Why a layer may read all features of its input; "" if its op reads but those that its trees compare."""
+    if spec.trees not in TREES:
+        return f"it is a product, in {spec.trees}"
+    if spec.trees != SplitTrees.__name__:
+        return "its trees project groups of features: only those of `FitConfig('axis')` or 'paper' read few"
+    if spec.steps or spec.form.groups > 1:
+        return "it has several ops: it is in a scan, or a convolution with groups"
+    if isinstance(spec.form, Contraction) and not spec.form.reads_last_axis:
+        return "its features are not one axis, the last, of its input"
+    if "checked_kernel" in op:
+        return "it multiplies some of its rows exactly, with all features"
+    if "exact_down" in op or ("exact_indices" in op and spec.shared):
+        return "its exact term reads all features"
+    return ""
+
+
+def why_all_are_written(form: Contraction | Convolution, steps: int, part: object) -> str:
+    """Why a layer cannot have fewer outputs; "" if it can."""
+    if steps or form.groups > 1:
+        return "is in a scan, or a convolution with groups"
+    if part is not None:
+        return "shares its op with other layers"
+    if isinstance(form, Contraction) and not form.writes_last_axis:
+        return "has outputs that are not one axis, the last"
+    return ""
+
+
+def features_read(spec: Spec, op: Op, features: int) -> Int[np.ndarray, " read"]:
+    """Which of the input's features the op compares, in the order of its codebooks.
+
+    Those of a convolution are the same for all taps: channels that any of them reads.
+    """
+    compared = _compared(spec, op, features) % features
+    own, first = np.unique(compared, return_index=True)
+    return own[np.argsort(first)]
+
+
+def _compared(spec: Spec, op: Op, features: int) -> Int[np.ndarray, " all"]:
+    """Features of a row, tap by tap."""
+    indices = np.concatenate([np.asarray(op[name]).reshape(-1) for name in _indices(op)])
+    return np.clip(indices, 0, _taps(spec) * features - 1)
+
+
+def _indices(op: Op) -> list[str]:
+    return [name for name in ("trees_indices", "exact_indices") if name in op]
+
+
+def _taps(spec: Spec) -> int:
+    """That are side by side in a row."""
+    return spec.form.taps if isinstance(spec.form, Convolution) and not spec.shared else 1
+
+
+def with_features(spec: Spec, op: Op, kept: Int[np.ndarray, " kept"], features: int) -> tuple[Spec, dict[str, Array]]:
+    """The layer for inputs that have but `kept` of their `features`, in this order; it reads no others."""
+    place = np.zeros(features, np.int32)
+    place[kept] = np.arange(len(kept))
+    changed = dict(op)
+    for name in _indices(op):
+        indices = np.clip(np.asarray(op[name]), 0, _taps(spec) * features - 1)
+        changed[name] = jnp.asarray(indices // features * len(kept) + place[indices % features])
+    if "weights" in op:
+        by_tap = op["weights"].reshape(-1, features, op["weights"].shape[-1])
+        changed["weights"] = by_tap[:, kept].reshape(-1, by_tap.shape[-1])
+    return dataclasses.replace(spec, num_features=_taps(spec) * len(kept), pruned=True), changed
+
+
+def with_outputs(spec: Spec, op: Op, kept: Int[np.ndarray, " kept"]) -> tuple[Spec, dict[str, Array]]:
+    """The layer with but `kept` of its outputs, in this order."""
+    changed = {name: jnp.take(a, kept, _OUTPUT_AXES[name]) if name in _OUTPUT_AXES else a for name, a in op.items()}
+    form = spec.form
+    if isinstance(form, Contraction):
+        sizes = tuple(len(kept) if name == form.out[-1] else n for name, n in zip(form.rhs, form.sizes, strict=True))
+        form = dataclasses.replace(form, sizes=sizes)
+    return dataclasses.replace(spec, form=form, pruned=True), changed

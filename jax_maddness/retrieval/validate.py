@@ -1,0 +1,85 @@
+"""What `build_index` and `add_vectors` accept, and what they say about the rest."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jax_maddness.core.validate import ROW_DTYPES
+from jax_maddness.learn import validate as checks
+from jax_maddness.retrieval import scan
+from jax_maddness.retrieval.index import METRICS
+
+if TYPE_CHECKING:
+    from jaxtyping import Int32
+
+METHODS = ("kmeans", "trees")
+
+
+def options(metric: str, method: str, bias: Any) -> None:
+    if metric not in METRICS:
+        raise ValueError(f"`metric` is {metric!r}; expected one of {', '.join(map(repr, METRICS))}.")
+    if method not in METHODS:
+        raise ValueError(f"`method` is {method!r}; expected one of {', '.join(map(repr, METHODS))}.")
+    if bias is not None and metric != "ip":
+        raise ValueError(f"`bias` is added to products, but `metric` is {metric!r}. Leave it out, or use 'ip'.")
+
+
+def rows(
+    vectors: Any, metric: str, bias: Any, features: int | None = None, name: str = "database"
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Checked float32 rows, for "cosine" of length 1, and what is added to their products."""
+    rows = checks.samples(vectors, name)
+    if features is not None and rows.shape[1] != features:
+        raise ValueError(f"`{name}` has {rows.shape[1]} features; expected {features}, as the index has.")
+    squares = np.einsum("vd,vd->v", rows, rows)
+    if not np.isfinite(squares).all():
+        raise ValueError(f"`{name}` has vectors so long that their squared lengths overflow float32. Scale it down.")
+    if metric == "cosine":
+        tiny = np.finfo(np.float32).tiny
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), tiny), None
+    if metric == "l2":
+        return rows, -squares / 2
+    if bias is None:
+        return rows, None
+    return rows, checks.product(rows.shape[1], rows.T, bias, name)[1]
+
+
+def codebooks(num_codebooks: int, features: int) -> int:
+    try:
+        number = operator.index(num_codebooks)
+    except TypeError:
+        raise TypeError(f"`num_codebooks` is {num_codebooks!r}; expected an integer.") from None
+    most = min(features, scan.MAX_CODEBOOKS)
+    if not 1 <= number <= most:
+        raise ValueError(
+            f"`num_codebooks` is {number}; expected 1 to {most}, as the vectors have {features} features. "
+            f"Start with one for every 8 of them: {max(1, most // 8)}."
+        )
+    return number
+
+
+def names(ids: Any, count: int, first: int = 0) -> tuple[Int32[np.ndarray, " vectors"], np.ndarray]:
+    """Ids in ascending order, and where they were."""
+    names = np.arange(first, first + count) if ids is None else np.asarray(ids)
+    if names.shape != (count,) or not np.issubdtype(names.dtype, np.integer):
+        raise ValueError(f"`ids` is {names.dtype}{list(names.shape)}; expected {count} integers, one for each vector.")
+    if names.min() < 0 or names.max() > np.iinfo(np.int32).max or len(np.unique(names)) != count:
+        raise ValueError("`ids` has one that is negative, beyond int32, or there twice. Names are unique, from 0.")
+    order = np.argsort(names)
+    return names[order].astype(np.int32), order
+
+
+def kept(keep_vectors: Any, given: Any) -> Any:
+    """The dtype to keep vectors in, or None."""
+    if keep_vectors is False or keep_vectors is None:
+        return None
+    dtype = jnp.dtype(given.dtype if keep_vectors is True else keep_vectors)
+    if keep_vectors is True:
+        return dtype if dtype in ROW_DTYPES else jnp.dtype(jnp.float32)
+    if dtype not in ROW_DTYPES:
+        raise ValueError(f"`keep_vectors` is {dtype}; expected a bool, float32, bfloat16 or float16.")
+    return dtype

@@ -1,0 +1,318 @@
+"""The exact term of an op: the plain expression under every transformation, and what `fit` makes of it."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.ops import random_op, random_rows, random_term
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import export
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jax_maddness import ExactTerm, FitConfig, amm, evaluate, fit, fit_budget, testing, with_few_rows_layout
+from jax_maddness.learn import budget
+from jax_maddness.learn.tables import exact_term as terms
+
+PARTS = {"features": (2, 0), "directions": (0, 3), "both": (2, 3), "many": (5, 6)}
+
+
+@pytest.fixture(params=PARTS)
+def exact_op(request, rng):
+    """8 features, 3 codebooks, 6 outputs."""
+    op = random_op(rng, 8, 3, 6, weights=True)
+    return dataclasses.replace(op, exact=random_term(rng, 8, 6, *PARTS[request.param]))
+
+
+def reduced(x, term):
+    """What the term sees, in float64."""
+    parts = [] if term.indices is None else [np.float64(x)[..., np.asarray(term.indices)]]
+    parts += [] if term.down is None else [np.float64(x) @ np.float64(term.down)]
+    return np.concatenate(parts, axis=-1)
+
+
+def plain(x, op):
+    """The answer in float64: look-ups and the term."""
+    looked_up = amm(x, dataclasses.replace(op, exact=None))
+    return np.float64(looked_up) + reduced(x, op.exact) @ np.float64(op.exact.up)
+
+
+def assert_close(actual, desired):
+    """Up to f32's rounding of sums of a dozen numbers below a hundred."""
+    np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-4)
+
+
+def test_it_is_added(tier, exact_op, x):
+    for rows in (x, x[:0], x[0], x.reshape(2, 3, 2, 8)):
+        for f in (amm, jax.jit(amm)):
+            assert_close(f(rows, exact_op), plain(rows, exact_op))
+    assert_close(amm(x[:2], with_few_rows_layout(exact_op)), plain(x[:2], exact_op))
+
+
+@settings(deadline=None, max_examples=12)  # nearly each compiles anew
+@given(
+    rows=st.integers(0, 9),
+    features=st.integers(1, 9),
+    outputs=st.integers(1, 9),
+    chosen=st.integers(0, 4),
+    directions=st.integers(0, 4),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_property_equal_to_the_plain_expression(rows, features, outputs, chosen, directions, seed):
+    rng = np.random.default_rng(seed)
+    term = random_term(rng, features, outputs, chosen, directions + (chosen == directions == 0))
+    op = dataclasses.replace(random_op(rng, features, 2, outputs), exact=term)
+    x = random_rows(rng, rows, features)
+    assert_close(amm(x, op), plain(x, op))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_rows_of_16_bits(exact_op, x, dtype):
+    """Look-ups are rounded to the rows' dtype, and so is the sum."""
+    x = x.astype(dtype)
+    with jax.numpy_dtype_promotion("strict"):
+        y = amm(x, exact_op)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(np.float64(y), plain(x, exact_op), rtol=float(jnp.finfo(dtype).eps), atol=1e-4)
+
+
+def test_a_feature_that_is_not_taken_may_be_nan(rng, x):
+    op = dataclasses.replace(random_op(rng, 8, 3, 6), exact=random_term(rng, 8, 6, 2, 0))
+    other = int(np.setdiff1d(np.arange(8), op.exact.indices)[0])
+    assert np.all(np.isfinite(amm(x.at[:, other].set(jnp.nan), op)))
+
+
+def test_vmap_over_rows_ops_and_both(exact_op, x):
+    scaled = [jax.tree.map(lambda a, s=s: a if a.dtype == jnp.int32 else a * s, exact_op.exact) for s in (1.0, 2.0)]
+    ops = [dataclasses.replace(exact_op, exact=term) for term in scaled]
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *ops)
+    each = np.stack([plain(x, op) for op in ops])
+    assert_close(jax.vmap(amm, (0, None))(x, exact_op), each[0])
+    assert_close(jax.vmap(amm, (None, 0))(x, stacked), each)
+    both = jax.jit(jax.vmap(amm))(x.reshape(2, 6, 8), stacked)
+    assert_close(both, np.stack([plain(r, op) for r, op in zip(x.reshape(2, 6, 8), ops, strict=True)]))
+
+
+def test_derivatives(backend, exact_op, x, rng):
+    """Of the rows straight-through, of the term's arrays the true ones, in both modes."""
+    g = jnp.float32(rng.standard_normal((12, 6)))
+    dx, dop = jax.jit(jax.grad(lambda x, op: (g * amm(x, op)).sum(), (0, 1), allow_int=True))(x, exact_op)
+    np.testing.assert_allclose(dx, g @ exact_op.weights.T, rtol=1e-5, atol=1e-5)
+    assert_close(dop.exact.up, reduced(x, exact_op.exact).T @ np.float64(g))
+    if exact_op.exact.down is not None:
+        directions = exact_op.exact.down.shape[1]
+        assert_close(dop.exact.down, np.float64(x).T @ np.float64(g) @ np.float64(exact_op.exact.up)[-directions:].T)
+
+    def of_term(floats):
+        return amm(x, dataclasses.replace(exact_op, weights=None, exact=dataclasses.replace(exact_op.exact, **floats)))
+
+    floats = {k: a for k in ("up", "down") if (a := getattr(exact_op.exact, k)) is not None}
+    step = jax.tree.map(lambda a: 1e-2 * jnp.float32(rng.standard_normal(a.shape)), floats)
+    _, dy = jax.jvp(of_term, (floats,), (step,))
+    difference = of_term(jax.tree.map(jnp.add, floats, step)) - of_term(jax.tree.map(jnp.subtract, floats, step))
+    np.testing.assert_allclose(dy, difference / 2, rtol=1e-2, atol=1e-3)
+
+
+def test_scan_over_stacked_layers_with_checkpoint_and_grad(rng):
+    ops = [dataclasses.replace(random_op(rng, 6, 2, 6, True), exact=random_term(rng, 6, 6, 1, 2)) for _ in range(3)]
+    x = jnp.asarray(random_rows(rng, 9, 6))
+
+    def forward(x, layers):
+        return jax.lax.scan(jax.checkpoint(lambda h, op: (jnp.tanh(amm(h, op)), None)), x, layers)[0]
+
+    layers = jax.tree.map(lambda *a: jnp.stack(a), *ops)
+    assert_close(jax.jit(forward)(x, layers), functools.reduce(lambda h, op: jnp.tanh(amm(h, op)), ops, x))
+    dx = jax.grad(lambda x: forward(x, layers).sum())(x)
+    assert np.all(np.isfinite(dx))
+
+
+@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit])
+def test_sharded_rows_and_outputs_need_no_collective(exact_op, x, axes):
+    mesh = jax.make_mesh((2, 2), ("r", "m"), axis_types=(axes,) * 2)
+    expected = plain(x, exact_op)
+    by_output = {"values": P("m"), "scale": P("m"), "offset": P("m"), "weights": P(None, "m"), "up": P(None, "m")}
+
+    def put(path, a):
+        return jax.device_put(a, NamedSharding(mesh, by_output.get(path[-1].name, P())))
+
+    with jax.set_mesh(mesh):
+        rows, op = jax.device_put(x, NamedSharding(mesh, P("r"))), jax.tree_util.tree_map_with_path(put, exact_op)
+        compiled = jax.jit(amm).lower(rows, op).compile()
+        y = compiled(rows, op)
+        dx = jax.jit(jax.grad(lambda x: (amm(x, op) ** 2).sum()))(rows)
+    assert_close(y, expected)
+    assert y.sharding.is_equivalent_to(NamedSharding(mesh, P("r", "m")), 2)
+    assert "all-" not in compiled.as_text()
+    np.testing.assert_allclose(dx, jax.grad(lambda x: (amm(x, exact_op) ** 2).sum())(x), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_shard_map(exact_op, x, check_vma):
+    mesh = jax.make_mesh((2, 2), ("r", "m"))
+    specs = (P("r"), jax.tree.map(lambda _: P(), exact_op))
+    f = jax.shard_map(amm, mesh=mesh, in_specs=specs, out_specs=P("r"), check_vma=check_vma)
+    with jax.set_mesh(mesh):
+        assert_close(jax.jit(f)(jax.device_put(x, NamedSharding(mesh, P("r"))), exact_op), plain(x, exact_op))
+
+
+def test_portable_and_exported_for_any_number_of_rows(exact_op, x):
+    testing.assert_portable(amm, x, exact_op)
+    (n,) = export.symbolic_shape("n")
+    exported = export.export(jax.jit(amm), platforms=["tpu"])(jax.ShapeDtypeStruct((n, 8), jnp.float32), exact_op)
+    assert exported.out_avals[0].shape == (n, 6)
+
+
+def test_repr_and_size(op, rng):
+    for (chosen, directions), words in {
+        (2, 0): "3 codebooks + 2 exact features, ",
+        (0, 3): "3 codebooks + rank 3, ",
+        (2, 3): "3 codebooks + 2 exact features + rank 3, ",
+    }.items():
+        term = random_term(rng, 8, 5, chosen, directions)
+        more = dataclasses.replace(op, exact=term)
+        assert words in repr(more)
+        assert more.nbytes == op.nbytes + 4 * ((chosen + directions) * 5 + chosen + 8 * directions)
+
+
+BAD = {
+    "not a term": (lambda t: t.up, TypeError, "`op.exact` is .*; expected an ExactTerm, or None"),
+    "nothing": (lambda t: ExactTerm(t.up), ValueError, "neither `indices` nor `down`"),
+    "rank": (lambda t: ExactTerm(t.up, t.indices), ValueError, r"`op.exact.up` is float32\[5, 5\]; .*\[2, 5\]"),
+    "features": (lambda t: ExactTerm(t.up[2:], None, t.down[1:]), ValueError, r"`op.exact.down` is float32\[7, 3\]"),
+    "indices": (lambda t: ExactTerm(t.up, jnp.ones(5)), ValueError, r"`op.exact.indices` is float32\[5\]"),
+    "empty": (lambda t: ExactTerm(t.up[:0], t.indices[:0]), ValueError, "`op.exact` has rank 0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_terms_that_do_not_fit_are_refused(op, x, rng, name):
+    change, error, message = BAD[name]
+    with pytest.raises(error, match=message):
+        amm(x, dataclasses.replace(op, exact=change(random_term(rng, 8, 5, 2, 3))))
+
+
+# ---- what `fit` makes of it ----
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """x, w, bias: rows with a large mean, of which two factors and one feature have most of the variance."""
+    rng = np.random.default_rng(0)
+    factors = rng.standard_normal((900, 2)) @ rng.standard_normal((2, 12)) * 4
+    x = np.float32(rng.standard_normal((900, 12)) + factors + 30)
+    x[:, 7] += 40 * rng.standard_normal(900)
+    return x, np.float32(rng.standard_normal((12, 9))), np.float32(rng.standard_normal(9))
+
+
+def learned(problem, codebooks=3, method="paper", **term):
+    return fit(*problem, num_codebooks=codebooks, config=FitConfig(method, **term))
+
+
+def test_each_part_leaves_less_to_codes(problem):
+    terms = [(0, 0), (2, 0), (0, 1), (2, 1)]
+    errors = {t: evaluate(learned(problem, rank=t[0], outliers=t[1]), *problem).nmse for t in terms}
+    assert errors[2, 0] < 0.7 * errors[0, 0]
+    assert errors[0, 1] < 0.7 * errors[0, 0]
+    assert errors[2, 1] < 0.8 * min(errors[2, 0], errors[0, 1])
+
+
+@pytest.mark.parametrize("method", ["axis", "oblique"])
+def test_every_method_learns_the_rest(problem, method):
+    x, w, bias = problem
+    x = x[:600]  # as many rows as in test_learn_oblique: compiled once
+    op = learned((x, w, bias), method=method, rank=2, outliers=1)
+    rest = (x - x.mean(0)) @ w - reduced(x - x.mean(0), op.exact) @ np.float64(op.exact.up)
+    alone = np.square(rest).sum() / np.square((x - x.mean(0)) @ w).sum()
+    assert evaluate(op, x, w, bias).nmse < 0.8 * alone
+
+
+@pytest.mark.parametrize("codebooks", [1, 12])
+@pytest.mark.parametrize("outputs", [5, 12, 20])
+def test_full_rank_and_all_features_are_exact(problem, codebooks, outputs):
+    """Up to f32: eps times the magnitude of what is added up, and some."""
+    x, _, _ = problem
+    w = np.float32(np.random.default_rng(1).standard_normal((12, outputs)))
+    exact = np.float64(x) @ np.float64(w)
+    bound = 8 * np.finfo(np.float32).eps * np.abs(np.float64(x)).max() * np.abs(w).sum(0).max()
+    for term in ({"rank": min(12, outputs)}, {"outliers": 12}, {"outliers": 6, "rank": min(12, outputs)}):
+        op = learned((x, w), codebooks, **term)
+        assert np.abs(np.float64(amm(x, op)) - exact).max() < bound
+
+
+def test_the_term_is_the_best_of_its_rank(problem):
+    """Alone, its error is what the singular values leave; and its features are those with most power."""
+    x, w, _ = problem
+    y = np.float64(x - x.mean(0)) @ w
+    singular = np.linalg.svd(y, compute_uv=False) ** 2
+    for rank in (1, 2, 5):
+        term = learned(problem, rank=rank).exact
+        left = y - reduced(x - x.mean(0), term) @ np.float64(term.up)
+        np.testing.assert_allclose(np.square(left).sum(), singular[rank:].sum(), rtol=1e-4)
+    power = x.var(0) * np.square(w).sum(1)
+    term = learned(problem, outliers=3).exact
+    np.testing.assert_array_equal(term.indices, np.sort(np.argsort(-power)[:3]))
+    np.testing.assert_array_equal(term.up, w[np.asarray(term.indices)])
+
+
+def test_few_rows_constant_features_and_scales(problem):
+    x, w, bias = problem
+    for rows in (x[:1], x[:3], np.repeat(x[:1], 50, axis=0), np.where(np.arange(12) < 5, 7, x)):
+        op = learned((rows, w, bias), rank=4, outliers=2)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(op))
+        assert evaluate(op, rows, w, bias).nmse < 0.5 or len(np.unique(rows, axis=0)) == 1
+    scaled = learned((x * 2.0**60, w * 2.0**-60, bias), rank=2)
+    np.testing.assert_allclose(amm(x * 2.0**60, scaled), amm(x, learned(problem, rank=2)), rtol=1e-4, atol=1e-2)
+
+
+def test_weights_are_those_of_the_whole_product(problem):
+    x, w, bias = problem
+    op = fit(x, w, bias, num_codebooks=3, config=FitConfig("paper", rank=2, outliers=1), keep_weights=True)
+    np.testing.assert_array_equal(op.weights, w)
+
+
+def test_a_budget_counts_it(problem):
+    config = FitConfig("paper", rank=2, outliers=3)
+    blank = budget._blank(12, 3, 9, config)
+    assert blank.nbytes == learned(problem, rank=2, outliers=3).nbytes
+    assert fit_budget(*problem, num_bytes=blank.nbytes, config=config).op.nbytes <= blank.nbytes
+
+
+def test_rows_in_batches_and_the_strict_modes(problem):
+    x, w, bias = problem
+    op = fit(lambda: iter(np.array_split(x, 3)), w, bias, num_codebooks=3, config=FitConfig("paper", rank=2))
+    np.testing.assert_allclose(amm(x, op), amm(x, learned(problem, rank=2)), atol=1e-2)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        op = learned(problem, rank=2, outliers=1)
+        assert all(a.dtype.itemsize <= 4 for a in jax.tree.leaves(op))
+        assert amm(x, op).dtype == jnp.float32
+
+
+def test_errors_say_what_to_do(problem):
+    with pytest.raises(ValueError, match="`rank` is 10, but `w` of 12 features and 9 outputs has at most 9"):
+        learned(problem, rank=10)
+    with pytest.raises(ValueError, match="`outliers` is 13, but there are 12 features"):
+        learned(problem, outliers=13)
+    for bad in (-1, 2.0, None):
+        with pytest.raises(ValueError, match=rf"`rank` is {bad}; expected an integer >= 0"):
+            FitConfig(rank=bad)
+    with pytest.raises(ValueError, match="more than float32 holds"):
+        fit(np.full((4, 3), 1e38), np.full((3, 3), 1e10), num_codebooks=1, config=FitConfig("paper", rank=1))
+
+
+def test_more_directions_than_the_iteration_has_to_spare(rng):
+    covariance, w = np.diag(np.arange(1.0, 61.0)), rng.standard_normal((60, 50))
+    v = terms.principal(covariance, w, 5)
+    expected = np.linalg.svd(np.sqrt(covariance) @ w)[2][:5]
+    np.testing.assert_allclose(np.abs(np.diagonal(expected @ v)), 1, atol=1e-3)
+
+
+def test_sharded_rows_learn_the_same_term(problem):
+    x, w, bias = problem
+    rows = jax.device_put(x, NamedSharding(jax.make_mesh((4,), ("r",)), P("r")))
+    term = fit(rows, w, bias, num_codebooks=3, config=FitConfig("paper", rank=2, outliers=1)).exact
+    expected = learned(problem, rank=2, outliers=1).exact
+    np.testing.assert_allclose(reduced(x, term) @ term.up, reduced(x, expected) @ expected.up, rtol=1e-3, atol=1e-1)

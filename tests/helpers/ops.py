@@ -1,0 +1,72 @@
+"""Small random rows, trees, tables and ops, and the mark of tests that need the kernels."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_maddness import ExactTerm, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
+from jax_maddness.core import ffi
+
+SPECIAL = np.array(
+    [0.0, -0.0, 1.0, np.nan, -np.nan, np.inf, -np.inf, 1e-40, -1e-40, 1.1754944e-38, 3.4028235e38], np.float32
+)
+
+needs_kernels = pytest.mark.skipif(not ffi.supported_tiers(), reason="the extension is not installed")
+"""For pure-JAX installations only: CI runs `make doctor` first, which fails where the kernels are missing."""
+
+
+def random_rows(rng, rows, features, special=0.0):
+    """Normal rows, a share `special` of them NaN, infinities, zeros of both signs, denormals."""
+    x = rng.standard_normal((rows, features)).astype(np.float32)
+    return np.where(rng.random(x.shape) < special, rng.choice(SPECIAL, x.shape), x)
+
+
+def random_trees(rng, features, codebooks, special=0.0):
+    """Trees over any features; a share `special` of the thresholds is taken from the awkward ones."""
+    indices = rng.integers(0, features, (codebooks, 4), np.int32)
+    thresholds = random_rows(rng, codebooks, 15, special)
+    return SplitTrees(jnp.asarray(indices), jnp.asarray(thresholds), features)
+
+
+def random_oblique_trees(rng, features, codebooks, special=0.0, width=None):
+    """Trees that project `width` features each, overlapping and in any order; `special` adds awkward contents.
+
+    Thresholds are often values that a row can reach, so that there are ties.
+    """
+    width = width or max(1, 2 * features // codebooks)
+    chosen = rng.integers(0, features, (codebooks, width), np.int32)
+    projections = rng.integers(-127, 128, (codebooks, 4, width)).astype(np.int8)
+    projections[rng.random(projections.shape) < special] = 127
+    thresholds = rng.integers(-9000, 9000, (codebooks, 15)).astype(np.int32)
+    thresholds[rng.random(thresholds.shape) < special] = rng.choice([0, -(2**31), 2**31 - 1])
+    center = rng.standard_normal(features).astype(np.float32)
+    scale = rng.uniform(10.0, 100.0, features).astype(np.float32)
+    awkward = rng.random(features) < special
+    center[awkward], scale[awkward] = 0.0, rng.choice(np.array([0.0, 0.5, 2.0**-100, 2.0**100], np.float32))
+    return ObliqueTrees(*map(jnp.asarray, (chosen, projections, thresholds, center, scale)), features)
+
+
+TREES = {"axis": random_trees, "oblique": random_oblique_trees}
+"""How to make trees of every kind."""
+
+
+def random_tables(rng, codebooks, outputs):
+    """Tables that use the whole range of their 8 bits."""
+    values = rng.integers(0, 256, (outputs, codebooks, 16), np.uint8)
+    scale = rng.uniform(0.1, 1.0, outputs).astype(np.float32)
+    offset = rng.standard_normal(outputs).astype(np.float32)
+    return LookupTables(jnp.asarray(values), jnp.asarray(scale), jnp.asarray(offset))
+
+
+def random_term(rng, features, outputs, chosen, directions):
+    """An exact term of so many features and directions."""
+    up = rng.standard_normal((chosen + directions, outputs))
+    indices = jnp.asarray(rng.integers(0, features, chosen, np.int32)) if chosen else None
+    down = jnp.float32(rng.standard_normal((features, directions))) if directions else None
+    return ExactTerm(jnp.float32(up), indices, down)
+
+
+def random_op(rng, features, codebooks, outputs, weights=False, make_trees=random_trees):
+    """An op with random contents; its outputs mean nothing, but are well defined."""
+    w = jnp.asarray(rng.standard_normal((features, outputs)), jnp.float32) if weights else None
+    return MaddnessOp(make_trees(rng, features, codebooks), random_tables(rng, codebooks, outputs), w)

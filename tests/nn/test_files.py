@@ -1,0 +1,114 @@
+"""Replaced models in files: the same answers without the original's weights, and errors for the rest."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as orbax
+import pytest
+from flax import linen as nn
+from flax import nnx
+from helpers.ops import random_op
+
+from jax_maddness import Rule, load_model, replace, save_model
+from jax_maddness.nn import calibrate
+
+
+class Model(nnx.Module):
+    """What is saved: shared ops, a list, a layer that stays, a random state, a batch norm."""
+
+    def __init__(self, width=8, *, rngs):
+        self.convs = nnx.List([nnx.Conv(3, width, 3, rngs=rngs)])
+        self.norm = nnx.BatchNorm(width, use_running_average=True, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, width, decode=False, deterministic=True, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, deterministic=True, rngs=rngs)
+        self.head = nnx.Linear(width, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.drop(self.attention(self.norm(self.convs[0](x)))))
+
+
+class LinenModel(nn.Module):
+    """The same in linen."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=True)(nn.Conv(8, (3,), name="conv")(x))
+        return nn.Dense(2, name="head")(nn.MultiHeadDotProductAttention(2, name="attention")(x))
+
+
+RULES = [Rule("head", skip=True), Rule(".*", num_codebooks=3, conv="patches")]
+
+
+@pytest.fixture
+def x(rng, monkeypatch):
+    monkeypatch.setattr(calibrate, "learn", lambda rows, w, bias, c, *_: random_op(rng, len(w), c, len(bias)))
+    return jnp.asarray(rng.standard_normal((4, 5, 3)), jnp.float32)
+
+
+def run(model, x):
+    return jax.jit(lambda x: model(x) if isinstance(model, nnx.Module) else model[0].apply(model[1], x))(x)
+
+
+def test_an_nnx_model_comes_back(x, tmp_path):
+    fast = replace(Model(rngs=nnx.Rngs(0)), RULES, [x])
+    save_model(tmp_path / "m", fast)
+    for other in (nnx.eval_shape(lambda: Model(rngs=nnx.Rngs(1))), Model(rngs=nnx.Rngs(2))):
+        back = load_model(tmp_path / "m", other)
+        np.testing.assert_array_equal(run(back, x), run(fast, x))
+        assert back.attention.query.tables is back.attention.value.tables
+    with pytest.raises(ValueError, match="another model"):
+        load_model(tmp_path / "m", Model(6, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="no modules"):
+        load_model(tmp_path / "m", nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0))))
+    with pytest.raises(ValueError, match="nnx model"):
+        load_model(tmp_path / "m", LinenModel())
+
+
+def test_a_linen_model_comes_back(x, tmp_path):
+    variables = jax.jit(LinenModel().init)(jax.random.key(0), x)
+    fast = replace((LinenModel(), variables), RULES, [x])
+    save_model(tmp_path / "m", fast)
+    back = load_model(tmp_path / "m", LinenModel())
+    np.testing.assert_array_equal(run(back, x), run(fast, x))
+    assert back[0] == fast[0]
+    with pytest.raises(ValueError, match="linen model"):
+        load_model(tmp_path / "m", Model(rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="not initialised"):
+        fast[0].init(jax.random.key(0), x)
+
+
+def test_damage_and_models_without_replacements_are_errors(x, tmp_path):
+    with pytest.raises(ValueError, match="No layer"):
+        save_model(tmp_path / "m", Model(rngs=nnx.Rngs(0)))
+    save_model(tmp_path / "m", replace(Model(rngs=nnx.Rngs(0)), RULES, [x]))
+    data = bytearray((tmp_path / "m").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "m").write_bytes(data)
+    with pytest.raises(ValueError, match="cannot be loaded as a model"):
+        load_model(tmp_path / "m", Model(rngs=nnx.Rngs(0)))
+    with pytest.raises(FileNotFoundError):
+        load_model(tmp_path / "nothing", Model(rngs=nnx.Rngs(0)))
+
+
+def restored(folder, arrays):
+    """Arrays after a round trip through orbax."""
+    with orbax.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder, arrays)
+        checkpointer.wait_until_finished()
+        return checkpointer.restore(folder, jax.tree.map(orbax.utils.to_shape_dtype_struct, arrays))
+
+
+def test_orbax_keeps_the_arrays_of_an_nnx_model(x, tmp_path):
+    fast = replace(Model(rngs=nnx.Rngs(0)), RULES, [x])
+    graph, state = nnx.split(fast)
+    back = nnx.merge(graph, restored(tmp_path / "m", state))
+    np.testing.assert_array_equal(run(back, x), run(fast, x))
+    assert back.head.kernel[...].dtype == jnp.float32
+    assert back.attention.query.tables.arrays["tables_values"][...].dtype == jnp.uint8
+
+
+def test_orbax_keeps_the_arrays_of_a_linen_model(x, tmp_path):
+    module, variables = replace((LinenModel(), jax.jit(LinenModel().init)(jax.random.key(0), x)), RULES, [x])
+    back = restored(tmp_path / "m", variables)
+    np.testing.assert_array_equal(run((module, back), x), run((module, variables), x))
+    assert jax.tree.structure(back) == jax.tree.structure(variables)

@@ -1,0 +1,347 @@
+"""plan: what is decided from hand-made measurements; tiny models of nnx and linen from end to end."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+from helpers.ops import random_op
+
+from jax_maddness import FitConfig, Plan, Rule, capture, plan, replace
+from jax_maddness.nn.calibrate import Learned, units
+from jax_maddness.nn.layers import int8_low_rank as products
+from jax_maddness.nn.models.model import adapt, layers_of
+from jax_maddness.nn.planning import measure, verdict
+from jax_maddness.nn.planning.verdict import LayerPlan, Option
+from jax_maddness.nn.replace import put
+from jax_maddness.nn.rules import decide
+
+RULES = [Rule("wide", config=FitConfig("paper")), Rule("head", skip=True)]
+
+
+def line(*codes, name="layer", exact=10.0, int8=20.0, low=20.0, noise=0.0):
+    """A layer; `codes` are (C, ms, NMSE, drop)."""
+    others = [Option("exact", 0, exact, noise, 0.0), Option("int8", 0, int8, noise, 1e-4)]
+    others += [Option("low rank", 4, low, noise, 0.01), *(Option("codes", c, ms, noise, e, d) for c, ms, e, d in codes)]
+    return LayerPlan(name, (name,), "Linear", (64, 64), 100, tuple(others))
+
+
+@pytest.mark.parametrize(
+    ("measured", "words"),
+    [
+        (line((4, 12.0, 0.1, None)), "codes would be slower, 0.83x"),
+        (line((4, 9.8, 0.1, None)), "codes 1.02x, less than 5%"),
+        (line((4, 8.0, 0.1, None), noise=0.2), "codes 1.25x, within the noise of 40%"),
+        (line((4, 8.0, 0.1, None), int8=4.0), "int8 would be faster: 2.5x at NMSE 0.0001; codes 1.25x"),
+        (line((4, 12.0, 0.1, None), int8=4.0), "int8 would be faster: 2.5x at NMSE 0.0001; codes 0.83x"),
+        (line((4, 8.0, 0.1, None), low=4.0), "low rank 4 would be faster: 2.5x at NMSE 0.01; codes 1.25x"),
+        (line((4, 5.0, 0.1, 0.3)), "codes 2.0x, but alone a drop of 0.3, more than 0.01"),
+        (line((4, 5.0, 0.1, None)), "was not measured, as the time was up"),
+        (dataclasses.replace(line(), options=()), "nothing was measured, as the time was up"),
+    ],
+)
+def test_a_layer_that_does_not_gain_stays_and_the_plan_says_why(measured, words):
+    assert verdict.accepted([measured], 0.01) == []
+    decided = verdict.decided(measured, None, 0.01)
+    assert decided.choice is None
+    assert decided.words.startswith("stays: ")
+    assert words in decided.words
+    assert verdict.is_finished(decided) == ("time was up" not in words)
+
+
+def test_the_fastest_codes_within_the_drop_are_chosen():
+    layer = line((2, 2.0, 0.3, 0.05), (4, 4.0, 0.1, 0.01), (8, 6.0, 0.05, 0.001))
+    assert verdict.best(layer, 0.01).size == 4
+    assert verdict.best(layer, 0.005).size == 8
+    assert verdict.best(layer, 0.0005) is None
+    decided = verdict.decided(layer, verdict.best(layer, 0.01), 0.01)
+    assert (decided.choice, decided.chosen.ms) == (4, 4.0)
+    assert "C = 4: 2.5x" in decided.words
+
+
+def test_slower_codes_are_tried_only_where_they_are_closer():
+    layer = line((4, 4.0, 0.1, None), (8, 6.0, 0.2, None), (16, 6.0, 0.05, None), (32, 6.0, 0.04, None))
+    assert [o.size for o in verdict.worth_trying(layer)] == [4, 32]  # of two equally fast ones the closer
+
+
+def test_most_gain_for_the_drop_comes_first():
+    layers = [line((4, 5.0, 0.1, drop), name=name) for name, drop in (("a", 0.01), ("b", 0.0), ("c", 0.001))]
+    assert [layer.name for layer, _ in verdict.ordered(verdict.accepted(layers, 0.01))] == ["b", "c", "a"]
+
+
+def test_the_most_costly_layer_gets_closer_codes_first():
+    small = line((4, 4.0, 0.1, 0.001), (8, 6.0, 0.05, None), name="small")
+    large = line((4, 4.0, 0.1, 0.01), (8, 6.0, 0.05, None), (16, 9.9, 0.01, None), name="large")
+    choices = verdict.accepted([small, large], 0.01)
+    layer, option = verdict.closer(choices)
+    assert (layer.name, option.size) == ("large", 8)
+    layer, option = verdict.closer([choices[0], (layer, option)])  # sixteen would not gain
+    assert (layer.name, option.size) == ("small", 8)
+    assert verdict.closer([(layer, option)]) is None
+
+
+@pytest.mark.parametrize("most", range(8))
+def test_the_longest_prefix_that_holds_is_found(most):
+    assert verdict.longest(7, lambda n: n <= most) == most
+
+
+def test_amdahl():
+    chosen = verdict.decided(line((4, 5.0, 0.1, 0.0)), line((4, 5.0, 0.1, 0.0)).of("codes")[0], 0.01)
+    assert verdict.predicted([chosen, line()], 20.0) == pytest.approx(20 / 15)
+    assert verdict.predicted([line()], 20.0) == 1
+
+
+def test_low_rank_of_full_rank_is_exact_and_int8_nearly(rng):
+    x, w = np.float32(rng.standard_normal((200, 8)) + 3), np.float32(rng.standard_normal((8, 5)))
+    down, up, offset = products.low_rank(x, w, 5)
+    assert measure.nmse(x @ down @ up + offset, x @ w) < 1e-9
+    assert 0 < measure.nmse(np.asarray(products.int8_dynamic(x, *products.to_int8(w))), x @ w) < 1e-3
+
+
+class Nnx(nnx.Module):
+    """A wide layer, which codes make faster, and a small head."""
+
+    def __init__(self, width=128):
+        rngs = nnx.Rngs(0)
+        self.wide = nnx.Linear(width, 1024, rngs=rngs)
+        self.head = nnx.Linear(1024, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.wide(x)))
+
+
+class Linen(nn.Module):
+    """The same in linen."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4, name="head")(nn.relu(nn.Dense(1024, name="wide")(x)))
+
+
+@pytest.fixture(scope="module")
+def batches():
+    """The same in all tests, so that what is measured is compiled once."""
+    rng = np.random.default_rng(0)
+    factors = rng.standard_normal((4, 128))
+    return [jnp.asarray(rng.standard_normal((512, 4)) @ factors, jnp.float32) for _ in range(3)]
+
+
+@pytest.fixture
+def steady(monkeypatch):
+    """Times of a machine on which the fewest codes take a fifth, the next two, and int8 is of no use."""
+
+    def interleaved(calls, seconds=0):
+        for call in calls:
+            jax.block_until_ready(call())
+        rivals = 5 if len(calls) > 2 else 1  # exact, int8 and three ranks; or the exact model, and perhaps another
+        return [(5.0, 0.01)] * min(rivals, len(calls)) + [(1.0 + i, 0.01) for i in range(len(calls) - rivals)]
+
+    monkeypatch.setattr(measure, "interleaved", interleaved)
+
+
+def model_of(kind, batch):
+    if kind == "nnx":
+        model = Nnx()
+        return model, model
+    module = Linen()
+    variables = jax.jit(module.init)(jax.random.key(0), batch)
+    return (module, variables), jax.jit(lambda x: module.apply(variables, x))
+
+
+def run(model, x):
+    return jax.jit(model if isinstance(model, nnx.Module) else lambda x: model[0].apply(model[1], x))(x)
+
+
+@pytest.mark.parametrize(("conv", "groups"), [("shared", 1), ("patches", 1), ("shared", 2)])
+def test_the_error_of_a_convolution_is_that_of_what_replaces_it(conv, groups, rng):
+    layer = nnx.Conv(4, 6, (3, 2), strides=2, feature_group_count=groups, rngs=nnx.Rngs(0))
+    x = jnp.asarray(rng.standard_normal((16, 8, 8, 4)), jnp.float32)
+    (unit,) = units(decide(layers_of(adapt(layer), x), [Rule("")]))
+    shared, features = conv == "shared", 4 // groups
+    ops = [random_op(rng, features * 6, 12, 6 // groups) for _ in range(groups)]
+    if shared:  # trees for one position, tables for all taps
+        ops = [dataclasses.replace(op, trees=random_op(rng, features, 2, 1).trees) for op in ops]
+    op = jax.tree.map(lambda *a: jnp.stack(a), *ops) if groups > 1 else ops[0]
+    learned = Learned(op, shared)
+    y, exact = (np.asarray(m(x)).reshape(-1, 6) for m in (put(adapt(layer), [unit], [learned]).model, layer))
+    rows = capture(layer, [x], Rule("")).rows[""]
+    assert measure.error_of(unit, learned, rows) == pytest.approx(measure.nmse(y, exact), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["nnx", "linen"])
+def test_a_plan_is_measured_written_and_applied(kind, batches, steady, tmp_path):
+    model, exact = model_of(kind, batches[0])
+    found = plan(model, batches, RULES, max_drop=0.5, ratios=(32,), path=tmp_path / "plan.json")
+    assert {line.name: line.choice for line in found.layers} == {"wide": 4, "head": None}
+    assert found.finished
+    fast = replace(model, found)
+    y, wanted = run(fast, batches[-1]), exact(batches[-1])
+    assert -found.after == pytest.approx(
+        float(jnp.sum((y - wanted) ** 2) / jnp.sum((wanted - wanted.mean()) ** 2)), 1e-3
+    )
+    printed = str(found)
+    assert "skipped by 'head'" in printed
+    assert "measured 5.00x" in printed
+    again = Plan.from_json(tmp_path / "plan.json")
+    assert again == found
+    with pytest.raises(ValueError, match="Pass inputs of the model"):
+        replace(model, again)
+    assert run(replace(model, again, batches), batches[0]).shape == wanted.shape
+
+
+class Two(nnx.Module):
+    """Two wide layers, both of which codes make faster."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.a, self.b = nnx.Linear(128, 256, rngs=rngs), nnx.Linear(128, 256, rngs=rngs)
+
+    def __call__(self, x):
+        return self.a(x) * self.b(nnx.relu(x))
+
+
+def test_fewer_layers_are_replaced_until_the_drop_is_small_enough(batches, steady, tmp_path):
+    rules, path = Rule("a|b", config=FitConfig("paper")), tmp_path / "plan.json"
+    both = plan(Two(), batches, rules, max_drop=5, ratios=(32,), path=path)
+    assert [line.choice for line in both.layers] == [4, 4]
+    alone, together = both.trials[:2], both.trials[2]
+    assert together.drop > max(trial.drop for trial in alone)
+    between = (together.drop + max(trial.drop for trial in alone)) / 2
+    one = plan(Two(), batches, rules, max_drop=between, ratios=(32,), path=path)
+    assert len(one.replaced) == 1
+    assert -one.after == min(trial.drop for trial in alone)  # both gain as much
+    assert sum("others gain more for what they cost" in line.words for line in one.layers) == 1
+
+
+def test_closer_codes_are_tried_before_layers_are_dropped(batches, steady):
+    rules = Rule("a|b", config=FitConfig("paper"))
+    fewest = plan(Two(), batches, rules, max_drop=5, ratios=(32,))
+    limit = max(0.9 * fewest.trials[2].drop, *(trial.drop for trial in fewest.trials[:2]))
+    found = plan(Two(), batches, rules, max_drop=limit, ratios=(32, 16))
+    assert len(found.replaced) == 2
+    assert 8 in [line.choice for line in found.layers]
+    assert -found.after <= limit
+    assert all(f"alone a drop of {line.chosen.drop:.2g}" in line.words for line in found.layers)
+
+
+def test_a_scan_is_planned_as_a_whole(steady, rng):
+    class Block(nnx.Module):
+        def __init__(self, rngs):
+            self.dense = nnx.Linear(64, 64, rngs=rngs)
+
+        def __call__(self, x):
+            return x + self.dense(x)
+
+    class Stack(nnx.Module):
+        def __init__(self):
+            self.blocks = nnx.split_rngs(splits=2)(nnx.vmap(Block, in_axes=(0,), out_axes=0))(nnx.Rngs(0))
+
+        def __call__(self, x):
+            return nnx.scan(lambda block, x: block(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry)(self.blocks, x)
+
+    data = [jnp.asarray(rng.standard_normal((256, 64)), jnp.float32) for _ in range(2)]
+    model = Stack()
+    found = plan(model, data, Rule(".*", config=FitConfig("paper")), max_drop=5, ratios=(16,))
+    assert found.layers[0].exact.ms == 2 * 5.0
+    fast = replace(model, found, keep_weights=True)
+    kept = fast.blocks.dense.tables.arrays["weights"][...]
+    np.testing.assert_array_equal(kept, model.blocks.dense.kernel[...])
+    assert -found.after == pytest.approx(measure.nmse(fast(data[1]).reshape(-1), model(data[1]).reshape(-1)), rel=1e-3)
+
+
+def test_a_page_needs_nothing_else(batches, steady, tmp_path):
+    plan(Nnx(), batches, RULES, max_drop=0.5, ratios=(32,)).html(tmp_path / "plan.html")
+    page = (tmp_path / "plan.html").read_text()
+    assert page.count("<svg") == 2
+    assert not any(outside in page for outside in ("http", "src=", "href=", "url("))
+    assert "C = 4" in page
+
+
+def test_what_is_measured_is_not_measured_again(batches, steady, tmp_path, monkeypatch):
+    path, model = tmp_path / "plan.json", Nnx()
+    hurried = plan(model, batches, RULES, max_seconds=0, ratios=(32,), path=path)
+    assert not hurried.finished
+    assert "the time was up" in str(hurried)
+    assert not hurried.replaced
+    found = plan(model, batches, RULES, max_drop=0.5, ratios=(32,), path=path)
+    assert found.replaced
+    monkeypatch.setattr(measure, "measured", None)
+    assert plan(model, batches, RULES, max_drop=0.5, ratios=(32,), path=path) == found
+    stricter = plan(model, batches, RULES, max_drop=0.0, ratios=(32,), path=path)
+    assert not stricter.replaced
+    assert "more than 0" in stricter.layers[0].words
+
+
+def test_a_model_that_would_not_gain_stays(batches, monkeypatch):
+    monkeypatch.setattr(measure, "interleaved", lambda calls, seconds=0: [(1.0, 0.0)] * len(calls))
+    found, model = plan(Nnx(), batches, RULES, ratios=(32,)), Nnx()
+    assert "less than 5%" in found.layers[0].words
+    assert replace(model, found) is model
+
+
+def test_real_times_are_positive_and_a_drop_is_kept_to(batches):
+    found = plan(Nnx(), batches, RULES, metric=lambda y, x: -jnp.abs(y).mean() * 0, ratios=(32,))
+    assert all(option.ms > 0 for option in found.layers[0].options)
+    assert {option.kind for option in found.layers[0].options} == {"exact", "int8", "low rank", "codes"}
+    assert found.before == found.after == 0
+
+
+def test_plans_for_other_models_are_refused(batches, steady, tmp_path):
+    path = tmp_path / "plan.json"
+    found = plan(Nnx(), batches, RULES, max_drop=0.5, ratios=(32,), path=path)
+    narrow = [batch[:, :64] for batch in batches]
+    with pytest.raises(ValueError, match="another model"):
+        plan(Nnx(64), narrow, RULES, max_drop=0.5, ratios=(32,), path=path)
+    with pytest.raises(ValueError, match="another model"):
+        replace(Nnx(64), found, narrow)
+    with pytest.raises(ValueError, match="another model"):
+        replace(nnx.Sequential(Nnx()), found, batches)
+
+
+def test_bad_input(batches, tmp_path):
+    with pytest.raises(ValueError, match="nothing was done"):
+        plan(Nnx(), batches, Rule("tail"))
+    with pytest.raises(ValueError, match="`batches` is empty"):
+        plan(Nnx(), [], RULES)
+    with pytest.raises(ValueError, match="`metric` returned"):
+        plan(Nnx(), batches, RULES, ratios=(32,), metric=lambda y, x: y)
+    with pytest.raises(ValueError, match="has a loss"):
+        plan(Nnx(), batches, Rule("wide", config=FitConfig("oblique", loss=lambda y, exact: ((y - exact) ** 2).mean())))
+    with pytest.raises(ValueError, match="`max_drop`"):
+        plan(Nnx(), batches, RULES, max_drop=-1)
+    (tmp_path / "other.json").write_text(json.dumps({"format": "other"}))
+    with pytest.raises(ValueError, match="was not written by"):
+        Plan.from_json(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize("kind", ["nnx", "linen"])
+def test_a_plan_may_take_whichever_product_is_fastest(kind, batches, monkeypatch, tmp_path):
+    """Times of a machine on which int8 takes a tenth, and codes a fifth."""
+
+    def interleaved(calls, seconds=0):
+        return [(5.0, 0.01), (0.5, 0.01), *[(1.0, 0.01)] * len(calls)][: len(calls)]
+
+    monkeypatch.setattr(measure, "interleaved", interleaved)
+    model, exact = model_of(kind, batches[0])
+    stays = plan(model, batches, RULES, max_drop=0.5, ratios=(32,))
+    assert not stays.replaced
+    assert "int8 would be faster" in stays.layers[0].words
+    found = plan(model, batches, RULES, max_drop=0.5, ratios=(32,), products=("codes", "int8", "low rank"))
+    assert [(line.by, line.choice) for line in found.replaced] == [("int8", 0)]
+    assert "replaced, int8: 10.0x" in str(found)
+    np.testing.assert_allclose(run_of(replace(model, found))(batches[0]), exact(batches[0]), rtol=0.1, atol=0.1)
+    found.to_json(tmp_path / "plan.json")
+    again = Plan.from_json(tmp_path / "plan.json")
+    assert again == found
+    fast = replace(model, again, batches)
+    np.testing.assert_array_equal(run_of(fast)(batches[0]), run_of(replace(model, found))(batches[0]))
+    with pytest.raises(ValueError, match="codes"):
+        plan(model, batches, RULES, products=("int4",))
+
+
+def run_of(model):
+    return lambda x: run(model, x)
