@@ -21,7 +21,7 @@ import jax_maddness
 from benchmarks import records
 from benchmarks.records import Problem
 from jax_maddness import LookupTables, MaddnessOp, SplitTrees, testing
-from jax_maddness.core.types import FEW_ROWS
+from jax_maddness.core.types import SMALL_BATCH
 
 TINY = 1e-30
 """The least magnitude of a row or column that int8 represents: zeros divide by it, too."""
@@ -165,7 +165,7 @@ def amms(x: jax.Array, op: MaddnessOp, problem: Problem, c: int, tiers: Sequence
 
 def layouts(op: MaddnessOp, rows: int) -> dict[str, MaddnessOp]:
     """The op, and other arrangements of the same tables that suit so many rows, by name."""
-    return {"": op} | ({records.FEW_ROWS: jax_maddness.with_few_rows_layout(op)} if rows <= FEW_ROWS else {})
+    return {"": op} | ({records.SMALL_BATCH: jax_maddness.with_small_batch_tables(op)} if rows <= SMALL_BATCH else {})
 
 
 def loops(x: jax.Array, w: jax.Array, op: MaddnessOp, repeats: int = 1000) -> Iterator[Contender]:
@@ -189,7 +189,7 @@ def along_a_sweep(problems: Sequence[Problem], looped: bool) -> Iterator[Contend
     tier, small = jax_maddness.active_tier() or "jax", jnp.zeros((1, 1))
     empty = in_a_loop(lambda x, w: x, 1000, small, small) if looped else run(lambda x: x + 1, small)
     yield Contender("nothing", "empty", empty, repeats=1000 if looped else 1)
-    layout = records.FEW_ROWS if all(p.rows <= FEW_ROWS for p in problems) else ""
+    layout = records.SMALL_BATCH if all(p.rows <= SMALL_BATCH for p in problems) else ""
     for problem in problems:
         c = problem.codebooks[0]
         x, op = (

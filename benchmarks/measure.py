@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import jax_maddness
     from benchmarks import contenders
 
-    if args.keep_memory and not jax_maddness.keep_memory():
+    if args.keep_memory and not jax_maddness.retain_freed_memory():
         sys.exit("--keep-memory: only glibc can.")
     found: list[dict] = []
     for text in args.problems:

@@ -3,7 +3,7 @@
     taskset -c 0 python -m benchmarks.orientation   # one thread; prints a table; a minute
 
 An index makes tables for each row and scans half a byte per codebook and output; an op encodes the row and looks up a
-byte. Both check as many candidates. Numbers are random: times do not depend on them, recall does and is not shown.
+byte. Both rescore as many candidates. Numbers are random: times do not depend on them, recall does and is not shown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import jax_maddness
 from benchmarks.timing import interleaved, quartiles
 
 ROWS = (1, 4, 16, 64, 256)
-CHECK = 32
+NUM_CANDIDATES = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +46,13 @@ def measure(features: int, outputs: int, codebooks: int, seconds: float) -> list
     index = jax_maddness.build_index(w.T, codebooks)
     config = jax_maddness.FitConfig("paper")
     op = jax_maddness.fit(rng.standard_normal((512, features)), w, num_codebooks=codebooks, config=config)
-    op = jax_maddness.with_few_rows_layout(op)
+    op = jax_maddness.with_small_batch_tables(op)
     found, weights = [], jnp.asarray(w)
     for rows in ROWS:
         x = jnp.asarray(rng.standard_normal((rows, features)), jnp.float32)
         calls = [
-            call(lambda x, index: jax_maddness.top_k(x, index, k=5, check=CHECK), x, index),
-            call(lambda x, op, w: jax_maddness.top_k(x, op, w, k=5, check=CHECK), x, op, weights),
+            call(lambda x, index: jax_maddness.top_k(x, index, k=5, num_candidates=NUM_CANDIDATES), x, index),
+            call(lambda x, op, w: jax_maddness.top_k(x, op, w, k=5, num_candidates=NUM_CANDIDATES), x, op, weights),
             call(lambda x, w: jax.lax.top_k(x @ w, 5), x, weights),
         ]
         times = interleaved(calls, seconds=seconds, rounds=(5, 15))
@@ -67,9 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--codebooks", type=int, default=96)
     parser.add_argument("--seconds", type=float, default=4, help="for each number of rows")
     args = parser.parse_args(argv)
-    jax_maddness.keep_memory()
+    jax_maddness.retain_freed_memory()
     print(
-        f"top 5 of {args.shape[1]} outputs, D = {args.shape[0]}, C = {args.codebooks}, check = {CHECK}; ms, medians\n"
+        f"top 5 of {args.shape[1]} outputs, D = {args.shape[0]}, C = {args.codebooks}, num_candidates = "
+        f"{NUM_CANDIDATES}; ms, medians\n"
     )
     print("| rows | index | op | exact |\n|---|---|---|---|")
     features, outputs = args.shape

@@ -138,7 +138,7 @@ def recall(path: pathlib.Path, results: Sequence[Result], least: float, title: s
                 axes.plot(times, shares, "o-" if len(own) > 1 else "D", markersize=5, color=colour, label=what)
                 for r in own if what == methods[1] else ():
                     style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": colour}
-                    axes.annotate(str(r.check or ""), (r.query_ms, r.tests[test]), (5, -11), **style)
+                    axes.annotate(str(r.num_candidates or ""), (r.query_ms, r.tests[test]), (5, -11), **style)
             axes.set(
                 xscale="log", xlabel="ms a query", title=f"{batch} at a time" if batch > 1 else "one query at a time"
             )

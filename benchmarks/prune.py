@@ -3,7 +3,8 @@
     taskset -c 1 python -m benchmarks.prune [--rows 512] [--codebooks 16,64] [--method paper] [--seconds 20]
 
 Weights are random, rows lie near a plane of 32 dimensions. Times are medians of interleaved rounds in one process, with
-memory kept (`keep_memory`); NMSE is that of the outputs on the timed rows, which nothing was learned from. int8 stands
+memory kept (`retain_freed_memory`); NMSE is that of the outputs on the timed rows, which nothing was learned from.
+int8 stands
 beside them: it is what one would use instead.
 """
 
@@ -79,7 +80,7 @@ def contenders(
             rule = Rule(pattern, num_codebooks=c, config=FitConfig(method))
             fast = jax_maddness.replace(model, rule, batches, captured=captured, progress=False)
             found[f"{layers}, C = {c}"] = fast
-            found[f"{layers}, C = {c}, pruned"], report = jax_maddness.prune_unused(
+            found[f"{layers}, C = {c}, pruned"], report = jax_maddness.prune_unused_outputs(
                 fast, batches[0], return_report=True
             )
             print(f"{layers}, C = {c}:", report, sep="\n", end="\n\n")
@@ -117,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--widths", default=",".join(map(str, WIDTHS)))
     parser.add_argument("--seconds", type=float, default=20.0)
     options = parser.parse_args(arguments)
-    jax_maddness.keep_memory()
+    jax_maddness.retain_freed_memory()
     facts = machine.facts()
     print(facts["cpu"], facts["date"], f"{facts['processors']} processors", sep=", ", end="\n\n")
     widths, codebooks = (list(map(int, text.split(","))) for text in (options.widths, options.codebooks))

@@ -51,9 +51,9 @@ METHODS = {
 def nmse(approximation: Approximation, problem: Matrices) -> float:
     """Squared error on the test rows, relative to that of predicting the training rows' mean output."""
     exact = problem.x_test @ problem.w + problem.b
-    centre = problem.x_train.mean(0, dtype=np.float64) @ problem.w + problem.b
+    center = problem.x_train.mean(0, dtype=np.float64) @ problem.w + problem.b
     error = np.asarray(approximation(jnp.asarray(problem.x_test)), np.float64) - exact
-    return float((error**2).sum() / ((exact - centre) ** 2).sum())
+    return float((error**2).sum() / ((exact - center) ** 2).sum())
 
 
 def measure(

@@ -48,7 +48,7 @@ def relative_times(
 
 def _milliseconds(approximations: Sequence[Approximation], x: np.ndarray) -> list[list[float]]:
     """Of each one's calls, by round. Freed memory is kept, so that results are no fresh pages, whoever makes them."""
-    jax_maddness.keep_memory()
+    jax_maddness.retain_freed_memory()
     rows = jnp.asarray(x)
     calls = [contenders.run(a.function, rows, a.operands) for a in approximations]
     entrants = [contenders.Contender("", "", call) for call in calls]

@@ -93,7 +93,7 @@ def k_means(x: np.ndarray, codebooks: int) -> Prototypes:
             KMeans(clusters, n_init=1, max_iter=50, random_state=0).fit(part).cluster_centers_
             for part in _parts(x, codebooks).transpose(1, 0, 2)
         ]
-    return np.stack([np.resize(centres, (LEAVES, centres.shape[1])) for centres in found])
+    return np.stack([np.resize(centers, (LEAVES, centers.shape[1])) for centers in found])
 
 
 def _parts(x: Any, codebooks: int) -> Any:

@@ -13,7 +13,7 @@ TORCH = "torch int8, dynamic"
 RIVALS = (F32, BF16, INT8_GIVEN, INT8_DYNAMIC, TORCH)
 """What one would use instead of `amm`, exact or nearly."""
 
-FEW_ROWS = "few rows"
+SMALL_BATCH = "small batch"
 """The variant of amm whose op has a second copy of the tables, for calls of few rows."""
 IN_A_LOOP = "in a jitted loop"
 """The variant without Python: what a call costs when XLA makes it."""
@@ -95,7 +95,7 @@ class Measurement:
     @property
     def moved_bytes(self) -> int:
         """Bytes of x, the tables and y, each moved once; in the layout for few rows, only the entries that are used."""
-        entries = min(16, self.rows) if self.variant == FEW_ROWS else 16
+        entries = min(16, self.rows) if self.variant == SMALL_BATCH else 16
         in_and_out = self.rows * (self.features + self.outputs) * self.itemsize
         return in_and_out + entries * self.codebooks * self.outputs
 

@@ -42,11 +42,11 @@ def points(measurements: Iterable[Measurement], clock_ghz: float) -> list[Point]
     """amm on one thread and rows of f32, on every tier measured; calls too small to tell are left out."""
     found = []
     for m in measurements:
-        shown = m.kind == "amm" and m.variant in ("", records.FEW_ROWS, m.tier)
+        shown = m.kind == "amm" and m.variant in ("", records.SMALL_BATCH, m.tier)
         if not shown or m.threads != 1 or m.lookups < TOO_SMALL:
             continue
         per_second = m.lookups / (1e-3 * m.median_ms)
-        note = f", {m.variant}" if m.variant == records.FEW_ROWS else ""
+        note = f", {m.variant}" if m.variant == records.SMALL_BATCH else ""
         label = f"{m.rows} x {m.features} x {m.outputs}, D/C = {records.per_codebook(m.features, m.codebooks)}{note}"
         per_cycle = per_second / (1e9 * (m.clock_ghz or clock_ghz))
         found.append(Point(label, m.tier, m.lookups / m.moved_bytes, per_second, per_cycle))

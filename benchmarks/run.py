@@ -57,7 +57,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--tiers", nargs="+", default=[], help="that amm runs on; default: the best, and where +tiers: all"
     )
     parser.add_argument(
-        "--keep-memory", action="store_true", help="all contenders get freed memory again: jax_maddness.keep_memory()"
+        "--keep-memory",
+        action="store_true",
+        help="all contenders get freed memory again: jax_maddness.retain_freed_memory()",
     )
     parser.add_argument("--sweep", action="store_true", help="cost along N, M, C and D too")
     parser.add_argument("--rounds", type=int, nargs=2, metavar=("LEAST", "MOST"), help="per shape")

@@ -1,4 +1,4 @@
-"""Look up, then check, beside exact products and faiss: recall against time. python -m benchmarks.search
+"""Look up, then rescore, beside exact products and faiss: recall against time. python -m benchmarks.search
 
 The scan alone; nearest neighbours among WordNet's glosses, one query at a time and in batches; a head with many
 outputs; how long indices take to build. Writes results.json, table.md and search.png. faiss and torch are measured
@@ -21,8 +21,8 @@ from benchmarks import machine, search_report
 from benchmarks.records import TORCH
 from benchmarks.search_report import AGREEMENT, EXACT, FAISS, FAISS_ROTATED, LOOK_UPS, RECALL, Result, Target
 
-CHECKS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-QUICK_CHECKS = (32, 64, 128, 256)
+NUM_CANDIDATES = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+QUICK_NUM_CANDIDATES = (32, 64, 128, 256)
 QUICK_LIMIT, QUICK_OUTPUTS, QUICK_STEPS = 20_000, 10_000, 40
 OUTPUTS, STEPS = 50_000, 300
 
@@ -52,7 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_LIMIT:,} glosses, few rounds: about a minute")
     parser.add_argument("--codebooks", type=int, default=48, help="half a byte each, of every vector")
     parser.add_argument("--head-codebooks", type=int, default=96, help="the same, of the head's outputs")
-    parser.add_argument("--checks", type=int, nargs="+", help="numbers of candidates")
+    parser.add_argument("--candidates", type=int, nargs="+", help="numbers of candidates")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64], help="queries at a time")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--queries", type=pathlib.Path, nargs="*", default=[], help=".npz files with more, in x_test")
@@ -63,7 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--build", type=pathlib.Path, default=pathlib.Path("build/bench"), help="where CMake built")
     parser.add_argument("--again", type=pathlib.Path, metavar="JSON", help="only write table and picture of this file")
     args = parser.parse_args(argv)
-    args.checks = args.checks or (QUICK_CHECKS if args.quick else CHECKS)
+    args.candidates = args.candidates or (QUICK_NUM_CANDIDATES if args.quick else NUM_CANDIDATES)
     args.rounds = args.rounds or ((3, 5) if args.quick else (7, 31))
     args.seconds = args.seconds if args.seconds is not None else (3.0 if args.quick else 60.0)
     return args
@@ -116,7 +116,7 @@ def measure(args: argparse.Namespace, threads: int, prepared: pathlib.Path, cloc
     output = args.output / "measured.json"
     command = [sys.executable, "-m", "benchmarks.search_measure", "--threads", str(threads), "--output", str(output)]
     command += ["--prepared", str(prepared), "--rounds", *map(str, args.rounds), "--seconds", str(args.seconds)]
-    command += ["--checks", *map(str, args.checks), "--batches", *map(str, args.batches)]
+    command += ["--candidates", *map(str, args.candidates), "--batches", *map(str, args.batches)]
     command += ["--clock", clock] if clock else []
     subprocess.run(command, check=True)
     found = json.loads(output.read_text())

@@ -1,4 +1,4 @@
-"""Who searches: look-ups with a check, XLA's exact products, faiss with as many bytes a vector. Imports JAX."""
+"""Who searches: look-ups with exact rescoring, XLA's exact products, faiss with as many bytes a vector. Imports JAX."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Searcher:
 
     what: str
     answer: Callable[[Any], Any]
-    check: int = 0
+    num_candidates: int = 0
     native: Callable[[np.ndarray], Any] = jnp.asarray
 
     def ids(self, queries: np.ndarray, batch: int) -> np.ndarray:
@@ -42,16 +42,21 @@ class Searcher:
         return Contender(self.what, "search", lambda: jax.block_until_ready(self.answer(next(turns))))
 
 
-def neighbours(database: np.ndarray, indices: Mapping[str, Any], k: int, checks: Sequence[int]) -> Iterator[Searcher]:
+def neighbours(
+    database: np.ndarray, indices: Mapping[str, Any], k: int, candidate_counts: Sequence[int]
+) -> Iterator[Searcher]:
     """All that find the `k` vectors of greatest product; `indices` have their searchers' names."""
     yield Searcher(EXACT, exact(jnp.asarray(database), k))
     for what, index in indices.items():
         if what == LOOK_UPS:
-            yield from (Searcher(what, look_ups(index, k, check), check) for check in checks)
+            yield from (
+                Searcher(what, look_ups(index, k, num_candidates), num_candidates)
+                for num_candidates in candidate_counts
+            )
         else:
             own = _faiss().deserialize_index(index)
-            for check in [0] if what == FAISS_FLAT else checks:
-                yield Searcher(what, faiss_search(own, k, check), check, native=np.ascontiguousarray)
+            for num_candidates in [0] if what == FAISS_FLAT else candidate_counts:
+                yield Searcher(what, faiss_search(own, k, num_candidates), num_candidates, native=np.ascontiguousarray)
 
 
 def exact(database: jax.Array, k: int) -> Callable[[jax.Array], jax.Array]:
@@ -60,9 +65,9 @@ def exact(database: jax.Array, k: int) -> Callable[[jax.Array], jax.Array]:
     return lambda queries: run(queries, database)
 
 
-def look_ups(index: jax_maddness.VectorIndex, k: int, check: int) -> Callable[[jax.Array], jax.Array]:
+def look_ups(index: jax_maddness.VectorIndex, k: int, num_candidates: int) -> Callable[[jax.Array], jax.Array]:
     """jax_maddness.search."""
-    run = jax.jit(lambda queries, index: jax_maddness.search(queries, index, k, check=check)[1])
+    run = jax.jit(lambda queries, index: jax_maddness.search(queries, index, k, num_candidates=num_candidates)[1])
     return lambda queries: run(queries, index)
 
 
@@ -105,9 +110,11 @@ def _faiss_index(what: str, database: np.ndarray, codebooks: int) -> np.ndarray:
     return faiss.serialize_index(index)
 
 
-def faiss_search(index: Any, k: int, check: int) -> Callable[[np.ndarray], np.ndarray]:
-    """`check` candidates by codes, the best `k` of them by exact products; every product where `check` is 0."""
-    more = {"params": _faiss().IndexRefineSearchParameters(k_factor=check / k)} if check else {}
+def faiss_search(index: Any, k: int, num_candidates: int) -> Callable[[np.ndarray], np.ndarray]:
+    """`num_candidates` of them by codes, the best `k` of them by exact products; every product where
+    `num_candidates` is 0.
+    """
+    more = {"params": _faiss().IndexRefineSearchParameters(k_factor=num_candidates / k)} if num_candidates else {}
     return lambda queries: index.search(queries, k, **more)[1]
 
 
@@ -119,13 +126,13 @@ def set_faiss_threads(threads: int) -> None:
 # ---- A head with many outputs ----
 
 
-def head(w: np.ndarray, index: Any, k: int, checks: Sequence[int], threads: int) -> Iterator[Searcher]:
+def head(w: np.ndarray, index: Any, k: int, candidate_counts: Sequence[int], threads: int) -> Iterator[Searcher]:
     """All that find the `k` greatest outputs of `x @ w [D, M]`."""
     weights = jnp.asarray(w)
     logits = jax.jit(lambda x, w: jax.lax.top_k(x @ w, k)[1])
     yield Searcher(EXACT, lambda x: logits(x, weights))
-    for check in checks:
-        yield Searcher(LOOK_UPS, greatest(index, k, check), check)
+    for num_candidates in candidate_counts:
+        yield Searcher(LOOK_UPS, greatest(index, k, num_candidates), num_candidates)
     linear = contenders.torch_linear(w, threads)
     if linear is not None:
         import torch
@@ -137,9 +144,9 @@ def head(w: np.ndarray, index: Any, k: int, checks: Sequence[int], threads: int)
         yield Searcher(records.TORCH, answer, native=torch.from_numpy)
 
 
-def greatest(index: jax_maddness.VectorIndex, k: int, check: int) -> Callable[[jax.Array], jax.Array]:
+def greatest(index: jax_maddness.VectorIndex, k: int, num_candidates: int) -> Callable[[jax.Array], jax.Array]:
     """jax_maddness.top_k."""
-    run = jax.jit(lambda x, index: jax_maddness.top_k(x, index, k=k, check=check)[1])
+    run = jax.jit(lambda x, index: jax_maddness.top_k(x, index, k=k, num_candidates=num_candidates)[1])
     return lambda x: run(x, index)
 
 

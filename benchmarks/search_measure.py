@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--prepared", type=pathlib.Path, required=True)
-    parser.add_argument("--checks", type=int, nargs="+", required=True)
+    parser.add_argument("--candidates", type=int, nargs="+", required=True)
     parser.add_argument("--batches", type=int, nargs="+", required=True)
     parser.add_argument("--seconds", type=float, required=True, help="for all rounds of a table")
     parser.add_argument("--rounds", type=int, nargs=2, required=True)
@@ -78,7 +78,7 @@ def neighbours(args: argparse.Namespace, prepared: dict[str, Any], batch: int) -
     search_contenders.set_faiss_threads(args.threads)
     problem = prepared["neighbours"]
     searchers = list(
-        search_contenders.neighbours(problem.database, prepared["indices"], NEIGHBOURS, sorted(args.checks))
+        search_contenders.neighbours(problem.database, prepared["indices"], NEIGHBOURS, sorted(args.candidates))
     )
     return measured(args, "neighbours", searchers, problem.validation, problem.tests, batch, NEIGHBOURS)
 
@@ -90,7 +90,7 @@ def head(args: argparse.Namespace, prepared: dict[str, Any]) -> list[Result]:
     _say(args, "a head, one row")
     problem = prepared["head"]
     searchers = list(
-        search_contenders.head(problem.w, prepared["head_index"], BEST_OUTPUTS, sorted(args.checks), args.threads)
+        search_contenders.head(problem.w, prepared["head_index"], BEST_OUTPUTS, sorted(args.candidates), args.threads)
     )
     return measured(args, "head", searchers, problem.validation, {"held-out rows": problem.test}, 1, 1)
 
@@ -118,8 +118,8 @@ def measured(
             for name, rows in queries.items()
         }
         quartiles = timing.quartiles(own)
-        what, check = searcher.what, searcher.check
-        results.append(Result(task, what, batch, args.threads, check, found.pop(""), found, quartiles))
+        what, num_candidates = searcher.what, searcher.num_candidates
+        results.append(Result(task, what, batch, args.threads, num_candidates, found.pop(""), found, quartiles))
     return results
 
 

@@ -32,7 +32,7 @@ class Neighbours:
 
     Attributes:
       database: [M, D].
-      validation: [V, D]: what chooses how many candidates to check.
+      validation: [V, D]: what chooses how many candidates to rescore.
       tests: by name, [Q, D]: what recall is reported on.
     """
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-LOOK_UPS = "look-ups, then check"
+LOOK_UPS = "look-ups, then rescore"
 EXACT = "XLA f32, every product"
 FAISS_FLAT = "faiss, every product"
 FAISS = "faiss fast scan + refine"
@@ -24,8 +24,8 @@ class Result:
 
     Attributes:
       task: `neighbours` or `head`.
-      check: candidates; 0 where every product is computed.
-      validation: recall, or agreement, on the queries that choose `check`.
+      num_candidates: candidates; 0 where every product is computed.
+      validation: recall, or agreement, on the queries that choose `num_candidates`.
       tests: the same on other queries, by their names.
       quartiles_ms: of a call, which answers `batch` queries.
     """
@@ -34,7 +34,7 @@ class Result:
     what: str
     batch: int
     threads: int
-    check: int
+    num_candidates: int
     validation: float
     tests: Mapping[str, float]
     quartiles_ms: tuple[float, float, float]
@@ -49,7 +49,7 @@ def chosen(results: Sequence[Result], what: str, least: float) -> Result | None:
 
     Example:
       >>> a, b = (Result("head", "x", 1, 1, c, r, {}, (1, c, 1)) for c, r in ((1, 0.5), (2, 0.99)))
-      >>> chosen([a, b], "x", 0.9).check
+      >>> chosen([a, b], "x", 0.9).num_candidates
       2
     """
     enough = [r for r in results if r.what == what and r.validation >= least]
@@ -63,11 +63,11 @@ def rows(results: Sequence[Result], least: float) -> Iterator[str]:
     yield "|---" * (len(tests) + 4) + "|\n"
     base = next(r for r in results if r.what == EXACT).query_ms
     for r in results:
-        mark = "**" if r.check and r is chosen(results, r.what, least) else ""
+        mark = "**" if r.num_candidates and r is chosen(results, r.what, least) else ""
         low, _, high = (ms / r.batch for ms in r.quartiles_ms)
         found = " | ".join(f"{r.tests[name]:.4f}" for name in tests)
         yield (
-            f"| {mark}{r.what}{mark} | {r.check or 'all'} | {found} "
+            f"| {mark}{r.what}{mark} | {r.num_candidates or 'all'} | {found} "
             f"| {r.query_ms:.3g} ({low:.3g}-{high:.3g}) | {mark}{base / r.query_ms:.1f}x{mark} |\n"
         )
 
@@ -84,7 +84,7 @@ def verdicts(title: str, results: Sequence[Result], least: float, targets: Seque
     """A line for each target: what was aimed at, and what came out."""
     own = chosen(results, LOOK_UPS, least)
     for target in targets:
-        complete = (r for r in results if r.what == target.rival and not r.check)  # as good as it gets
+        complete = (r for r in results if r.what == target.rival and not r.num_candidates)  # as good as it gets
         rival = next(complete, None) or chosen(results, target.rival, least)
         if rival is None:
             continue
@@ -101,7 +101,10 @@ def verdicts(title: str, results: Sequence[Result], least: float, targets: Seque
 
 def _named(result: Result) -> str:
     """Candidates, if any, and the share of what is right on the first of the test queries."""
-    return f"{result.check} candidates, " * bool(result.check) + f"{next(iter(result.tests.values())):.4f}"
+    return (
+        f"{result.num_candidates} candidates, " * bool(result.num_candidates)
+        + f"{next(iter(result.tests.values())):.4f}"
+    )
 
 
 def scans(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:

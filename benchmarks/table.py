@@ -49,7 +49,7 @@ def contests(measurements: Iterable[Measurement], threads: int) -> list[Contest]
         of_shape = [m for m in here if m.shape == shape]
         loops = [m for m in of_shape if m.kind == "loop"]
         rivals = {m.what: m for m in of_shape if m.kind == "rival"}
-        plain = [m for m in of_shape if m.kind == "amm" and m.variant in ("", records.FEW_ROWS)]
+        plain = [m for m in of_shape if m.kind == "amm" and m.variant in ("", records.SMALL_BATCH)]
         if loops:
             rivals = {records.F32: next(m for m in loops if not m.codebooks)}
             plain = [m for m in loops if m.codebooks]

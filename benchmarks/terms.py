@@ -3,7 +3,8 @@
     taskset -c 1 python -m benchmarks.terms [--problems FOLDER] [--only a,b] [--method paper] [--output FOLDER]
 
 A low-rank product by itself, without codes, stands beside them: it is what one would use instead. Times are medians of
-interleaved rounds on `ROWS` rows, with memory kept (`keep_memory`), relative to XLA's f32 product in the same run.
+interleaved rounds on `ROWS` rows, with memory kept (`retain_freed_memory`), relative to XLA's f32 product in the same
+run.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=6, help="of timing, for each problem")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/terms"))
     args = parser.parse_args(argv)
-    jax_maddness.keep_memory()
+    jax_maddness.retain_freed_memory()
     problems: Iterable[Matrices] = packaged()
     if args.problems:
         problems = map(Matrices.load, sorted(args.problems.glob("*.npz")))

@@ -38,14 +38,16 @@ ROWS = 2**17
 """To learn from; each is of one position."""
 STEPS = 300
 """Of tuning."""
-CHECKS = (1, 4, 8, 16)
+NUM_CANDIDATES = (1, 4, 8, 16)
 """Candidates for each output."""
 
 
 def rule(codebooks: int, quick: bool) -> Rule:
     """How the convolution is replaced; each position is encoded once, and its codes serve all taps."""
     config = FitConfig("paper") if quick else FitConfig("oblique", width=64)  # a tree sees a whole byte
-    return Rule("conv", num_codebooks=5 * codebooks, conv="shared", config=config, exact_rows=EXACT / 508, maximum=1)
+    return Rule(
+        "conv", num_codebooks=5 * codebooks, conv="shared", config=config, exact_rows=EXACT / 508, num_candidates=1
+    )
 
 
 def with_options(model: FileTypes, **options: float | None) -> FileTypes:
@@ -94,7 +96,7 @@ def tune(fast: FileTypes, model: FileTypes, training: np.ndarray, validation: np
     """
     steps = 4 if quick else STEPS
     tuned = jax_maddness.finetune(
-        with_options(fast, maximum=None),
+        with_options(fast, num_candidates=None),
         teacher=model,
         batches=batches(training),
         held_out=batches(validation)[: 2 if quick else 10],
@@ -103,7 +105,7 @@ def tune(fast: FileTypes, model: FileTypes, training: np.ndarray, validation: np
         learning_rate=0.006,
         loss=[Term("kl"), Term("nmse", 0.3, layers="pooled_norm"), Term("ranks", layers="conv")],
     )
-    return with_options(tuned, maximum=fast.conv.spec.maximum)
+    return with_options(tuned, num_candidates=fast.conv.spec.num_candidates)
 
 
 def answers(model: nnx.Module, tokens: np.ndarray) -> np.ndarray:
@@ -144,10 +146,10 @@ def print_table(models: dict[str, nnx.Module], tuned: dict[str, nnx.Module], tes
 
 def variants(fast: FileTypes) -> dict[str, nnx.Module]:
     """The same tables with and without what exact products bring."""
-    found = {"look-ups": with_options(fast, exact_rows=0.0, maximum=0)}
-    found[f"and {EXACT} exact positions"] = with_options(fast, maximum=0)
-    for check in CHECKS:
-        found[f"and a check of {check}"] = with_options(fast, maximum=check)
+    found = {"look-ups": with_options(fast, exact_rows=0.0, num_candidates=0)}
+    found[f"and {EXACT} exact positions"] = with_options(fast, num_candidates=0)
+    for num_candidates in NUM_CANDIDATES:
+        found[f"and rescoring {num_candidates}"] = with_options(fast, num_candidates=num_candidates)
     return found
 
 

@@ -50,8 +50,8 @@ class Search:
         seconds = time.perf_counter() - start
         print(f"{len(self.texts):,} glosses; index built in {seconds:.1f} s; tier {jax_maddness.active_tier()}")
         self.model, self.tokenizer = minilm.load(), minilm.load_tokenizer()
-        self.k, self.check = args.k, args.check
-        self.search = jax.jit(jax_maddness.search, static_argnames=("k", "check"))
+        self.k, self.num_candidates = args.k, args.candidates
+        self.search = jax.jit(jax_maddness.search, static_argnames=("k", "num_candidates"))
         self.exact = jax.jit(exact, static_argnames="k")
 
     def answer(self, query: str) -> None:
@@ -59,7 +59,7 @@ class Search:
         vector = jnp.asarray(minilm.embed([query], self.model, self.tokenizer))
         (embedding,) = milliseconds([lambda: minilm.embed([query], self.model, self.tokenizer)], rounds=3)
         calls = (
-            lambda: self.search(vector, self.index, k=self.k, check=self.check),
+            lambda: self.search(vector, self.index, k=self.k, num_candidates=self.num_candidates),
             lambda: self.exact(vector, self.database, k=self.k),
         )
         (scores, ids), (_, exact_ids) = (call() for call in calls)
@@ -80,7 +80,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("queries", nargs="*", default=QUERIES, help='each is answered; "-": line by line as typed')
     parser.add_argument("--limit", type=int, help="so many glosses, drawn at random, for a quick run")
     parser.add_argument("--k", type=int, default=10, help="neighbours")
-    parser.add_argument("--check", type=int, default=64, help="candidates whose products are exact")
+    parser.add_argument("--candidates", type=int, default=64, help="candidates whose products are exact")
     parser.add_argument("--codebooks", type=int, default=48, help="half a byte each, of every gloss")
     return parser.parse_args(argv)
 

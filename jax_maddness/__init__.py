@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from jax_maddness.core.aggregate import aggregate
 from jax_maddness.core.amm import amm
 from jax_maddness.core.encode import encode
-from jax_maddness.core.feature_order import fold_features
+from jax_maddness.core.feature_order import fold_feature_order
 from jax_maddness.core.ffi import active_tier, supported_tiers
-from jax_maddness.core.memory import keep_memory
+from jax_maddness.core.memory import retain_freed_memory
 from jax_maddness.core.serialize import load, save
 from jax_maddness.core.types import (
     ExactTerm,
@@ -26,17 +26,17 @@ from jax_maddness.core.types import (
     MaddnessOp,
     ObliqueTrees,
     SplitTrees,
-    with_few_rows_layout,
+    with_small_batch_tables,
 )
-from jax_maddness.learn.budget import Budgeted, fit_budget
-from jax_maddness.learn.evaluate import Report, evaluate
+from jax_maddness.learn.budget import BudgetReport, fit_budget
+from jax_maddness.learn.evaluate import FitReport, evaluate
 from jax_maddness.learn.fit import FitConfig, fit
 from jax_maddness.retrieval.build import add_vectors, build_index, remove_vectors
 from jax_maddness.retrieval.files import load_index, save_index
 from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.search import search
 from jax_maddness.retrieval.sharding import shard_index
-from jax_maddness.retrieval.top_k import RowRule, amm_exact_rows, checked_max, row_rule, top_k
+from jax_maddness.retrieval.top_k import OutlierRows, amm_with_exact_rows, fit_outlier_rows, max_over_positions, top_k
 
 if TYPE_CHECKING:
     from jax_maddness.nn import Captured as Captured
@@ -46,51 +46,51 @@ if TYPE_CHECKING:
     from jax_maddness.nn import finetune as finetune
     from jax_maddness.nn import load_model as load_model
     from jax_maddness.nn import plan as plan
-    from jax_maddness.nn import prune_unused as prune_unused
+    from jax_maddness.nn import prune_unused_outputs as prune_unused_outputs
     from jax_maddness.nn import replace as replace
     from jax_maddness.nn import save_model as save_model
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Budgeted",
+    "BudgetReport",
     "ExactTerm",
     "FitConfig",
+    "FitReport",
     "LookupTables",
     "MaddnessOp",
     "ObliqueTrees",
-    "Report",
-    "RowRule",
+    "OutlierRows",
     "SplitTrees",
     "VectorIndex",
     "active_tier",
     "add_vectors",
     "aggregate",
     "amm",
-    "amm_exact_rows",
+    "amm_with_exact_rows",
     "build_index",
-    "checked_max",
     "encode",
     "evaluate",
     "fit",
     "fit_budget",
-    "fold_features",
-    "keep_memory",
+    "fit_outlier_rows",
+    "fold_feature_order",
     "load",
     "load_index",
+    "max_over_positions",
     "remove_vectors",
-    "row_rule",
+    "retain_freed_memory",
     "save",
     "save_index",
     "search",
     "shard_index",
     "supported_tiers",
     "top_k",
-    "with_few_rows_layout",
+    "with_small_batch_tables",
 ]
 
 _WITH_FLAX = (
-    *("Captured", "Plan", "Rule", "capture", "finetune", "load_model", "plan", "prune_unused", "replace"),
+    *("Captured", "Plan", "Rule", "capture", "finetune", "load_model", "plan", "prune_unused_outputs", "replace"),
     "save_model",
 )
 """What `jax_maddness.nn` adds; it is imported when one of these is first asked for."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
-from jax_maddness.core import validate as checks
+from jax_maddness.core import validate
 from jax_maddness.core.stack import Stacked
 from jax_maddness.core.types import LEAVES, LookupTables
 
@@ -34,7 +34,7 @@ def aggregate(codes: UInt8[Array, "... codebooks"], tables: LookupTables) -> Int
       >>> aggregate(jnp.array([[3, 0], [0, 15]], jnp.uint8), tables).tolist()
       [[19], [31]]
     """
-    codes = checks.codes(codes, tables)
+    codes = validate.codes(codes, tables)
     return _aggregate(codes, tables.values)
 
 

@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jax_maddness.core import aggregate, encode, exact
-from jax_maddness.core import validate as checks
+from jax_maddness.core import aggregate, encode, exact, validate
 from jax_maddness.core.stack import Stacked
-from jax_maddness.core.types import FEW_ROWS, LookupTables, MaddnessOp
+from jax_maddness.core.types import SMALL_BATCH, LookupTables, MaddnessOp
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt8
@@ -44,8 +43,8 @@ def amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... ou
       ValueError: `x` does not have the features that `op` was learned from, or its derivative is asked for and
         `op` does not keep `w`.
     """
-    checks.op(op)
-    x = checks.rows(x, op.trees)
+    validate.op(op)
+    x = validate.rows(x, op.trees)
     return _amm(x, op)
 
 
@@ -83,7 +82,7 @@ def amm_of_codes(
       TypeError: `codes` is not uint8.
       ValueError: `codes` and `tables` differ in the number of codebooks.
     """
-    return _amm_of_codes(checks.codes(codes, tables), tables, jnp.dtype(dtype))
+    return _amm_of_codes(validate.codes(codes, tables), tables, jnp.dtype(dtype))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -102,7 +101,7 @@ def _amm_of_codes_jvp(dtype: jnp.dtype, primals: tuple, tangents: tuple) -> tupl
 
 def _has_few_rows(x: Array) -> bool:
     lead = x.shape[:-1]  # symbolic in an export for any number of rows
-    return all(isinstance(n, int) for n in lead) and math.prod(lead) <= FEW_ROWS
+    return all(isinstance(n, int) for n in lead) and math.prod(lead) <= SMALL_BATCH
 
 
 def _jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
@@ -174,7 +173,7 @@ def definition_of_codes(dtype: jax.typing.DTypeLike) -> _Definition:
 
 
 def definition_by_code(kind: encode.Kind) -> _Definition:
-    """The same answer from `by_code [ops, codebooks, 16, outputs]` in place of `values` (`with_few_rows_layout`)."""
+    """The same answer from `by_code [ops, codebooks, 16, outputs]` in place of `values` (`with_small_batch_tables`)."""
 
     def amm_by_code(x: Array, *arrays: Array) -> Float[Array, "ops ... outputs"]:
         *trees, by_code, scale, offset = arrays
@@ -203,5 +202,5 @@ _of_codes = {
     dtype: Stacked(
         definition_of_codes(dtype), "jax_maddness_amm_of_codes", "b {rows} c, b m c k, b m, b m -> b {rows} m"
     )
-    for dtype in checks.ROW_DTYPES
+    for dtype in validate.ROW_DTYPES
 }

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_maddness.core import validate as checks
+from jax_maddness.core import validate
 from jax_maddness.core.stack import Stacked
 from jax_maddness.core.types import LEVELS, ObliqueTrees, SplitTrees
 
@@ -45,7 +45,7 @@ def encode(x: Float[Array, "... features"], trees: SplitTrees | ObliqueTrees) ->
       >>> encode(jnp.array([[-1.0], [1.0]]), trees).tolist()
       [[0], [15]]
     """
-    x = checks.rows(x, trees)
+    x = validate.rows(x, trees)
     return _stacked[type(trees)](*lax.stop_gradient((x, *arrays(trees))))
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int32
 
 
-def fold_features(
+def fold_feature_order(
     op: MaddnessOp, w_before: Float[ArrayLike, "inputs features"], b_before: Float[ArrayLike, " features"]
 ) -> tuple[MaddnessOp, Array, Array]:
     """Moves the order in which `op` reads features into the layer before it, where order is free.
@@ -36,7 +36,7 @@ def fold_features(
       >>> from jax_maddness.core.types import LookupTables
       >>> trees = SplitTrees(jnp.array([[5, 2, 5, 2]]), jnp.zeros((1, 15)), 6)
       >>> op = MaddnessOp(trees, LookupTables(jnp.zeros((3, 1, 16), jnp.uint8), jnp.ones(3), jnp.zeros(3)))
-      >>> folded, w, b = fold_features(op, jnp.ones((7, 6)), jnp.arange(6.0))
+      >>> folded, w, b = fold_feature_order(op, jnp.ones((7, 6)), jnp.arange(6.0))
       >>> folded.trees.indices.tolist(), w.shape, b.tolist()
       ([[0, 1, 0, 1]], (7, 2), [5.0, 2.0])
     """

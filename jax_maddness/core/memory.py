@@ -9,7 +9,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 _NEVER = -1
 
 
-def keep_memory() -> bool:
+def retain_freed_memory() -> bool:
     """Lets the process keep the memory that large arrays give back, so that the next ones need no fresh pages.
 
     XLA allocates every result, and every intermediate, anew. The C library takes large ones (from 128 KB to 32 MB on,

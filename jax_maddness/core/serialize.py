@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_maddness.core import archive
-from jax_maddness.core import validate as checks
+from jax_maddness.core import archive, validate
 from jax_maddness.core.types import ExactTerm, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
 
 FORMAT = "jax_maddness.op"
@@ -39,7 +38,7 @@ def save(path: str | os.PathLike[str], op: MaddnessOp) -> None:
         raise TypeError("`op` is traced: `save` writes values, so it cannot run inside of jax.jit or jax.vmap.")
     if getattr(getattr(getattr(op, "tables", None), "values", None), "ndim", 0) > 3:
         raise ValueError("`op` is stacked; a file holds one. Save its elements: `jax.tree.map(lambda a: a[i], op)`.")
-    checks.op(op)
+    validate.op(op)
     version, of_trees = _TREES[type(op.trees)]
     fields = (*of_trees, *_TABLES, *_OPTIONAL)
     arrays = {name: np.asarray(jax.device_get(a)) for name in fields if (a := _get(op, name)) is not None}
@@ -95,8 +94,8 @@ def _assemble(arrays: dict[str, np.ndarray], kind: type[Any], num_features: int 
         data.get("weights"),
         exact,
     )
-    checks.trees(op.trees)
-    checks.op(op)
+    validate.trees(op.trees)
+    validate.op(op)
     return op
 
 

@@ -28,7 +28,7 @@ NODES = 2**LEVELS - 1
 """Inner nodes of a split tree: one threshold each."""
 LEAVES = 2**LEVELS
 """Codes of a codebook, and entries of a lookup table."""
-FEW_ROWS = 8
+SMALL_BATCH = 8
 """Up to this many rows a call uses `LookupTables.by_code` where there is one."""
 MAX_WIDTH = 100_000
 """Features that a codebook of `ObliqueTrees` may project: 127 * 127 * MAX_WIDTH < 2**31."""
@@ -100,7 +100,7 @@ class LookupTables:
       values: for each output and codebook, the 16 entries that a code chooses from.
       scale: the width of one step of `values`, per output.
       offset: what is added to every row, per output: bias, mean and the tables' minima.
-      by_code: `values` once more, in the order that calls of few rows want (`with_few_rows_layout`); or None.
+      by_code: `values` once more, in the order that calls of few rows want (`with_small_batch_tables`); or None.
     """
 
     values: UInt8[Array, "outputs codebooks 16"]
@@ -189,10 +189,11 @@ class MaddnessOp:
         )
 
 
-def with_few_rows_layout(op: MaddnessOp) -> MaddnessOp:
+def with_small_batch_tables(op: MaddnessOp) -> MaddnessOp:
     """`op` with a second copy of its tables, for calls of a few rows: the same results, much sooner.
 
-    A shuffle reads all 16 entries of every table to use one. A call of at most `FEW_ROWS` rows reads, with this copy,
+    A shuffle reads all 16 entries of every table to use one. A call of at most `SMALL_BATCH` rows reads, with this
+    copy,
     only the entries that its codes select: a sixteenth of the bytes for one row. It costs 16 bytes of memory per
     codebook and output. Calls of more rows are as before. After a change of `tables.values`, call it again.
 
@@ -202,7 +203,7 @@ def with_few_rows_layout(op: MaddnessOp) -> MaddnessOp:
       >>> import jax.numpy as jnp
       >>> tables = LookupTables(jnp.zeros((3, 2, 16), jnp.uint8), jnp.ones(3), jnp.zeros(3))
       >>> trees = SplitTrees(jnp.zeros((2, 4), int), jnp.zeros((2, 15)))
-      >>> with_few_rows_layout(MaddnessOp(trees, tables)).tables.by_code.shape
+      >>> with_small_batch_tables(MaddnessOp(trees, tables)).tables.by_code.shape
       (2, 16, 3)
     """
     by_code = jnp.moveaxis(jnp.asarray(op.tables.values), -3, -1)

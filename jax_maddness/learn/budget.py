@@ -23,7 +23,7 @@ from jax_maddness.core.types import (
     ObliqueTrees,
     SplitTrees,
 )
-from jax_maddness.learn import validate as checks
+from jax_maddness.learn import validate
 from jax_maddness.learn.data.rows import Rows
 from jax_maddness.learn.evaluate import evaluate
 from jax_maddness.learn.fit import FitConfig, learn
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from jax.typing import ArrayLike
     from jaxtyping import Float
 
-ASIDE = 0.2
-"""Share of the rows that NMSE is measured on, at most `MOST_ASIDE`; the op that is returned is learned from all."""
-MOST_ASIDE = 4096
+HELD_OUT_SHARE = 0.2
+"""Share of the rows that NMSE is measured on, at most `MOST_HELD_OUT`; the op that is returned is learned from all."""
+MOST_HELD_OUT = 4096
 CLOSE = 1.125
 """The search ends when the fewest codebooks that reach the error and the most that do not are as close as this."""
 
@@ -47,7 +47,7 @@ class Tried:
     """A number of codebooks: what it costs and brings.
 
     Attributes:
-      nmse: on rows set aside.
+      nmse: on held-out rows.
       num_bytes: of the op.
       seconds: of `jit(amm)` on the rows of `x_train` (at most 16,384 of them), the least of some calls; None where it
         was not asked for.
@@ -60,14 +60,14 @@ class Tried:
 
 
 @dataclasses.dataclass(frozen=True)
-class Budgeted:
+class BudgetReport:
     """The op, and how it was found; `print` it for the table, `picture` draws it."""
 
     op: MaddnessOp
     trace: tuple[Tried, ...]
 
     def __str__(self) -> str:
-        lines = ["| C | NMSE on rows set aside | bytes | seconds |", "|---|---|---|---|"]
+        lines = ["| C | NMSE on held-out rows | bytes | seconds |", "|---|---|---|---|"]
         for t in sorted(self.trace, key=lambda t: t.codebooks):
             chosen = "**" if t.codebooks == self.op.num_codebooks else ""
             seconds = "" if t.seconds is None else f"{t.seconds:.2e}"
@@ -99,7 +99,7 @@ class Budgeted:
             for t, cost in zip(tried, values, strict=True):
                 bold = "bold" if t.codebooks == self.op.num_codebooks else "normal"
                 axes.annotate(f"C = {t.codebooks}", (cost, t.nmse), fontsize=8, weight=bold)
-            axes.set(xscale="log", yscale="log", xlabel=name, ylabel="NMSE on rows set aside")
+            axes.set(xscale="log", yscale="log", xlabel=name, ylabel="NMSE on held-out rows")
             axes.grid(alpha=0.25)
         figure.savefig(path, dpi=110)
 
@@ -114,14 +114,14 @@ def fit_budget(
     max_seconds: float | None = None,
     config: FitConfig = _PAPER,
     progress: bool | None = None,
-) -> Budgeted:
+) -> BudgetReport:
     """`fit` with the number of codebooks that a budget asks for.
 
-    With `max_nmse`: the fewest codebooks that reach it, on rows set aside. Without it: the most codebooks that the
+    With `max_nmse`: the fewest codebooks that reach it, on held-out rows. Without it: the most codebooks that the
     other limits allow, or fewer where more do not help. Sizes and times are known without learning.
 
     Every number of codebooks is learned from nothing, as groups and trees differ. What is shared: rows are checked and
-    set aside once, and what is compiled serves for all sizes that are padded alike.
+    held out once, and what is compiled serves for all sizes that are padded alike.
 
     Args:
       x_train: samples of `x`; leading dimensions are flattened to rows.
@@ -142,16 +142,16 @@ def fit_budget(
       >>> fit_budget(x, np.ones((8, 3)), num_bytes=300).op
       MaddnessOp(8 -> 3, 2 codebooks, 272 bytes)
     """
-    checks.kind(config, FitConfig, "config")
+    validate.kind(config, FitConfig, "config")
     limits = {"max_nmse": max_nmse, "num_bytes": num_bytes, "max_seconds": max_seconds}
     _check(limits)
-    x = checks.samples(x_train)
-    weights, offset = checks.product(x.shape[1], w, bias)
+    x = validate.samples(x_train)
+    weights, offset = validate.product(x.shape[1], w, bias)
     order = np.random.default_rng(0).permutation(len(x))
-    aside = min(max(1, round(ASIDE * len(x))), MOST_ASIDE, len(x) - 1)
-    if aside < 1:
+    held_out = min(max(1, round(HELD_OUT_SHARE * len(x))), MOST_HELD_OUT, len(x) - 1)
+    if held_out < 1:
         raise ValueError("`x_train` has one row; a budget needs rows to judge by. Pass many rows.")
-    part, test = Rows.of(x[order[aside:]]), x[order[:aside]]
+    part, test = Rows.of(x[order[held_out:]]), x[order[:held_out]]
     most = _most(x, weights.shape[1], config, num_bytes, max_seconds)
     trace: dict[int, Tried] = {}
     with Progress(progress) as bar:
@@ -165,7 +165,7 @@ def fit_budget(
 
         chosen = _most_useful(attempt, most) if max_nmse is None else _fewest(attempt, most, max_nmse)
         op = learn(Rows.of(x), weights, offset, chosen, config, bar)
-    return Budgeted(op, tuple(trace.values()))
+    return BudgetReport(op, tuple(trace.values()))
 
 
 def _check(limits: dict[str, float | None]) -> None:

@@ -14,7 +14,7 @@ from jax import lax
 from jax_maddness.core.amm import amm
 from jax_maddness.core.encode import encode
 from jax_maddness.core.types import LEAVES, MaddnessOp
-from jax_maddness.learn import validate as checks
+from jax_maddness.learn import validate
 from jax_maddness.learn.data import sharded
 from jax_maddness.learn.data.modes import modes
 from jax_maddness.learn.data.rows import exponent
@@ -28,7 +28,7 @@ _ENOUGH, _AMPLE = 4, 20  # training rows per code: a rule of thumb for when the 
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class FitReport:
     """What `evaluate` found. `print` it for the words.
 
     Attributes:
@@ -97,7 +97,7 @@ def evaluate(
     w: Float[ArrayLike, "features outputs"],
     bias: Float[ArrayLike, " outputs"] | None = None,
     x_train: Float[ArrayLike, "... features"] | None = None,
-) -> Report:
+) -> FitReport:
     """How well `amm(x, op)` approximates `x @ w + bias`, where the error comes from, and what to do about it.
 
     Args:
@@ -119,9 +119,9 @@ def evaluate(
       >>> jax_maddness.evaluate(op, x[1000:], np.ones((8, 3)), x_train=x[:1000]).nmse < 0.05
       True
     """
-    checks.kind(op, MaddnessOp, "op")
-    rows = _checked(x, "x")
-    weights, offset = checks.product(rows.shape[-1], w, bias, "x")
+    validate.kind(op, MaddnessOp, "op")
+    rows = _validated(x, "x")
+    weights, offset = validate.product(rows.shape[-1], w, bias, "x")
     if weights.shape[1] != op.num_outputs:
         raise ValueError(
             f"`w` has {weights.shape[1]} columns, but `op` has {op.num_outputs} outputs. Pass the `w` that it was "
@@ -134,13 +134,13 @@ def evaluate(
     rounding = min(float(op.num_codebooks * _count(rows) * (step**2).sum() / 12 / total), nmse)
     train_nmse, shift, train_rows = None, 0.0, None
     if x_train is not None:
-        train = _checked(x_train, "x_train")
-        checks.product(train.shape[-1], w, bias)
+        train = _validated(x_train, "x_train")
+        validate.product(train.shape[-1], w, bias)
         train_error, train_spread, _ = _errors(op, train, weights, offset)
         train_nmse = float(train_error.sum() / max(train_spread.sum(), np.finfo(np.float64).tiny))
         shift, train_rows = nmse - train_nmse, _count(train)
         rounding = min(rounding, train_nmse)
-    return Report(
+    return FitReport(
         nmse=nmse,
         nmse_per_output=np.where(spread > 0, error / np.where(spread > 0, spread, 1), np.nan),
         encoder=nmse - shift - rounding,
@@ -154,12 +154,12 @@ def evaluate(
     )
 
 
-def _checked(x: Any, name: str) -> Any:
+def _validated(x: Any, name: str) -> Any:
     """Rows [..., features], of NumPy and flat unless they are sharded: those stay where they are."""
     if not sharded.is_sharded(x):
-        return checks.samples(x, name)
+        return validate.samples(x, name)
     with modes():
-        sharded.check(x, name)
+        sharded.validated_magnitude(x, name)
     return x
 
 
@@ -175,14 +175,14 @@ def _errors(
         with modes():
             return _errors_where_they_are(op, x, w, bias)
     call = jax.jit(amm)
-    centre = x.mean(0, dtype=np.float64) @ w.astype(np.float64) + bias
+    center = x.mean(0, dtype=np.float64) @ w.astype(np.float64) + bias
     error, spread = np.zeros(w.shape[1]), np.zeros(w.shape[1])
     occupancy = np.zeros((op.num_codebooks, LEAVES))
     for start in range(0, len(x), _BLOCK):
         rows = x[start : start + _BLOCK]
         exact = rows @ w + bias
         error += ((np.asarray(call(rows, op), np.float64) - exact) ** 2).sum(0)
-        spread += ((exact - centre) ** 2).sum(0)
+        spread += ((exact - center) ** 2).sum(0)
         codes = np.asarray(encode(jax.numpy.asarray(rows), op.trees))
         occupancy += (codes[:, :, None] == np.arange(LEAVES)).sum(0)
     return error, spread, occupancy / len(x)
@@ -192,12 +192,12 @@ def _errors_where_they_are(
     op: MaddnessOp, x: Array, w: np.ndarray, bias: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, "codebooks 16"]]:
     """`_errors` of sharded rows: in float32, in units in which squares do not overflow."""
-    mean = sharded.mean(x, exponent(sharded.check(x, "x")))
-    centre = (mean @ w.astype(np.float64) + bias).astype(np.float32)
+    mean = sharded.mean(x, exponent(sharded.validated_magnitude(x, "x")))
+    center = (mean @ w.astype(np.float64) + bias).astype(np.float32)
     powers = np.array([exponent(float(step)) for step in np.asarray(op.tables.scale)])
     inverse = np.ldexp(np.float32(1), -powers)
     op = jax.tree.map(np.asarray, op)
-    error, spread, occupancy = sharded.fetch(_sums(x.sharding, x, op, w, bias, centre, inverse))
+    error, spread, occupancy = sharded.fetch(_sums(x.sharding, x, op, w, bias, center, inverse))
     unit = np.ldexp(1.0, 2 * powers)
     return error * unit, spread * unit, occupancy / _count(x)
 
@@ -206,10 +206,10 @@ def _errors_where_they_are(
 def _sums(sharding: Any, x: Array, *others: Any) -> tuple[Array, Array, Array]:
     """What `_errors` sums, before it divides."""
 
-    def local(x: Array, op: MaddnessOp, w: Array, bias: Array, centre: Array, inverse: Array) -> tuple[Array, ...]:
+    def local(x: Array, op: MaddnessOp, w: Array, bias: Array, center: Array, inverse: Array) -> tuple[Array, ...]:
         def add(total: tuple[Array, ...], rows: Array, counted: Array) -> tuple[Array, ...]:
             exact = jnp.matmul(rows, w, precision="highest") + bias
-            error, spread = (jnp.where(counted[:, None], (a - exact) * inverse, 0) for a in (amm(rows, op), centre))
+            error, spread = (jnp.where(counted[:, None], (a - exact) * inverse, 0) for a in (amm(rows, op), center))
             leaves = encode(rows, op.trees)[:, :, None] == jnp.arange(LEAVES)
             found = (error**2).sum(0), (spread**2).sum(0), (leaves & counted[:, None, None]).sum(0)
             return jax.tree.map(jnp.add, total, found)

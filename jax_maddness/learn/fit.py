@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core.types import LookupTables, MaddnessOp
-from jax_maddness.learn import validate as checks
+from jax_maddness.learn import validate
 from jax_maddness.learn.data.modes import modes
 from jax_maddness.learn.data.rows import Rows, exponent, power_of_two
 from jax_maddness.learn.methods import oblique
@@ -44,7 +44,7 @@ class FitConfig:
         cheaper where that is not sure; up to 512 rows by cross-validation.
       ridge: weight of the penalty that keeps prototypes near their bucket's mean, in rows (lambda of section 4.2), for
         `"paper"`; the others choose it.
-      num_candidates: features whose thresholds are searched per level and codebook (section 4.1), on groups.
+      num_split_features: features whose thresholds are searched per level and codebook (section 4.1), on groups.
       width: features that each codebook of an oblique tree projects, from D/C (None: the least) to D: more are more
         accurate, and take `4 * C * width` multiply-adds per row.
       rank: of an exact term for the principal directions of `x @ w`, so that codes have to say only what it leaves;
@@ -73,7 +73,7 @@ class FitConfig:
 
     method: str = "auto"
     ridge: float = 1.0
-    num_candidates: int = 4
+    num_split_features: int = 4
     width: int | None = None
     rank: int = 0
     outliers: int = 0
@@ -82,7 +82,7 @@ class FitConfig:
     loss: Callable[..., Array] | None = None
 
     def __post_init__(self) -> None:
-        checks.config(self, tuple(METHODS))
+        validate.config(self, tuple(METHODS))
 
 
 def fit(
@@ -133,12 +133,12 @@ def fit(
       >>> fit(x, np.ones((8, 3)), num_codebooks=2, config=FitConfig("paper"))
       MaddnessOp(8 -> 3, 2 codebooks, 272 bytes)
     """
-    checks.kind(config, FitConfig, "config")
+    validate.kind(config, FitConfig, "config")
     if extra and config.loss is None:
         raise ValueError("`extra` is given without a `loss`. Pass the loss that wants it: `FitConfig(loss=...)`.")
     rows = Rows.of(x_train, extra)
-    weights, offset = checks.product(rows.num_features, w, bias)
-    codebooks = checks.codebooks(num_codebooks, rows.num_features)
+    weights, offset = validate.product(rows.num_features, w, bias)
+    codebooks = validate.codebooks(num_codebooks, rows.num_features)
     with Progress(progress) as bar:
         op = learn(rows, weights, offset, codebooks, config, bar)
     return dataclasses.replace(op, weights=jnp.asarray(weights)) if keep_weights else op

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_maddness.core import validate as op_checks
+from jax_maddness.core import validate as validate_core
 from jax_maddness.core.amm import amm
 from jax_maddness.core.encode import encode
 from jax_maddness.core.types import LEAVES, MaddnessOp
-from jax_maddness.learn import validate as checks
+from jax_maddness.learn import validate
 from jax_maddness.learn.data import shapes
 from jax_maddness.learn.data.modes import modes
 from jax_maddness.learn.data.rows import exponent, in_blocks, power_of_two
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from jax.typing import ArrayLike
     from jaxtyping import Float
 
-ASIDE = 0.15
-"""Share of the rows on which the penalty is chosen, at most `MOST_ASIDE`."""
-MOST_ASIDE = 4096
+HELD_OUT_SHARE = 0.15
+"""Share of the rows on which the penalty is chosen, at most `MOST_HELD_OUT`."""
+MOST_HELD_OUT = 4096
 
 
 def refit_tables(
@@ -52,9 +52,9 @@ def refit_tables(
     Raises:
       TypeError, ValueError: `op` is not a single op, or the arrays do not match it or each other.
     """
-    op_checks.op(op)
-    rows, wanted = checks.samples(x, "x"), checks.samples(targets, "targets")
-    op_checks.rows(jnp.asarray(rows[:1]), op.trees)
+    validate_core.op(op)
+    rows, wanted = validate.samples(x, "x"), validate.samples(targets, "targets")
+    validate_core.rows(jnp.asarray(rows[:1]), op.trees)
     if wanted.shape != (len(rows), op.num_outputs):
         raise ValueError(
             f"`targets` has {wanted.shape[0]} rows of {wanted.shape[1]} outputs; expected {len(rows)} of "
@@ -68,13 +68,13 @@ def _refitted(op: MaddnessOp, x: np.ndarray, targets: np.ndarray) -> MaddnessOp:
     missing = targets - np.asarray(jax.jit(amm)(x, op))
     codes = np.asarray(jax.jit(encode)(x, op.trees))
     order = np.random.default_rng(0).permutation(len(x))
-    aside, train = np.split(order, [min(max(1, round(ASIDE * len(x))), MOST_ASIDE, len(x) - 1)])
-    best, least = None, float((missing[aside].astype(np.float64) ** 2).sum())
+    held_out, train = np.split(order, [min(max(1, round(HELD_OUT_SHARE * len(x))), MOST_HELD_OUT, len(x) - 1)])
+    best, least = None, float((missing[held_out].astype(np.float64) ** 2).sum())
     trial = _Residual.of(codes[train], missing[train])
     for ridge in RIDGES:
         tables, intercept = trial.solved(ridge)
-        said = tables[np.arange(codes.shape[1]), codes[aside]].sum(1) + intercept
-        error = float(((said - missing[aside]) ** 2).sum())
+        said = tables[np.arange(codes.shape[1]), codes[held_out]].sum(1) + intercept
+        error = float(((said - missing[held_out]) ** 2).sum())
         if error < least:
             best, least = ridge, error
     if best is None:

@@ -25,8 +25,10 @@ def config(value: FitConfig, methods: tuple[str, ...]) -> None:
         raise ValueError(f"`method` is {value.method!r}; expected one of: {known}.")
     if not (isinstance(value.ridge, int | float) and np.isfinite(value.ridge) and value.ridge > 0):
         raise ValueError(f"`ridge` is {value.ridge!r}; expected a positive number. The paper's is 1.")
-    if not isinstance(value.num_candidates, int) or value.num_candidates < 1:
-        raise ValueError(f"`num_candidates` is {value.num_candidates!r}; expected an integer >= 1. The paper's is 4.")
+    if not isinstance(value.num_split_features, int) or value.num_split_features < 1:
+        raise ValueError(
+            f"`num_split_features` is {value.num_split_features!r}; expected an integer >= 1. The paper's is 4."
+        )
     if value.width is not None and not isinstance(value.width, int):
         raise ValueError(f"`width` is {value.width!r}; expected an integer, or None for the least.")
     for name, number in (("rank", value.rank), ("outliers", value.outliers)):

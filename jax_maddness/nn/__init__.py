@@ -7,11 +7,11 @@
 
 from jax_maddness.nn.capture import Captured, capture
 from jax_maddness.nn.diff import Change, Diff
-from jax_maddness.nn.finetune import Tuned, finetune
+from jax_maddness.nn.finetune import FinetuneReport, finetune
 from jax_maddness.nn.models.files import load_model, save_model
 from jax_maddness.nn.plan import plan
 from jax_maddness.nn.planning.report import Plan
-from jax_maddness.nn.prune import Pruned, prune_unused
+from jax_maddness.nn.prune import PruneReport, prune_unused_outputs
 from jax_maddness.nn.replace import replace
 from jax_maddness.nn.rules import Rule
 from jax_maddness.nn.tuning.losses import Term
@@ -20,16 +20,16 @@ __all__ = [
     "Captured",
     "Change",
     "Diff",
+    "FinetuneReport",
     "Plan",
-    "Pruned",
+    "PruneReport",
     "Rule",
     "Term",
-    "Tuned",
     "capture",
     "finetune",
     "load_model",
     "plan",
-    "prune_unused",
+    "prune_unused_outputs",
     "replace",
     "save_model",
 ]

@@ -12,18 +12,18 @@ import numpy as np
 
 from jax_maddness.core.amm import amm
 from jax_maddness.core.types import MaddnessOp, ObliqueTrees
-from jax_maddness.learn import validate as checks
+from jax_maddness.learn import validate
 from jax_maddness.learn.data.rows import Rows
 from jax_maddness.learn.fit import FitConfig, learn
 from jax_maddness.learn.fit_taps import first_tap, fit_taps
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.refit import refit_tables
 from jax_maddness.nn.capture import Captured, record
-from jax_maddness.nn.layers import exact_kernel as checked
+from jax_maddness.nn.layers import exact_kernel
 from jax_maddness.nn.layers.approximate import Spec, to_arrays
 from jax_maddness.nn.layers.contraction import Contraction
 from jax_maddness.nn.layers.convolution import Convolution
-from jax_maddness.nn.layers.exact_kernel import Checked, learn_checks
+from jax_maddness.nn.layers.exact_kernel import ExactKernel, fit_exact_kernel
 from jax_maddness.nn.layers.int8_low_rank import Product, learn_product
 from jax_maddness.nn.models.layer import Layer
 from jax_maddness.nn.models.model import Model
@@ -33,7 +33,7 @@ from jax_maddness.nn.rules import Rule
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-ASIDE = 0.15
+HELD_OUT_SHARE = 0.15
 """Share of the rows on which "shared" and "patches" are compared."""
 CLOSE = 1.05
 """Codes are shared among taps unless patches have an error smaller by more than this factor."""
@@ -99,13 +99,14 @@ def _check(layer: Layer, rule: Rule) -> None:
     assert layer.form is not None
     if rule.product != CODES and layer.form.groups > 1:
         raise ValueError(f"{layer.path!r} has several groups, which only look-ups can replace, not {rule.product}.")
-    if rule.checks and (layer.steps or layer.form.groups > 1):
+    if rule.needs_kernel and (layer.steps or layer.form.groups > 1):
         raise ValueError(
-            f"{layer.path!r} is in a scan or has several groups, where there is neither `exact_rows` nor `maximum`. "
+            f"{layer.path!r} is in a scan or has several groups, where there is neither `exact_rows` nor "
+            f"`num_candidates`. "
             "Give it a rule without these, before the others."
         )
-    if rule.maximum is not None and not isinstance(layer.form, Convolution):
-        raise ValueError(f"{layer.path!r} is no convolution, as `maximum` of {rule.pattern!r} wants it.")
+    if rule.num_candidates is not None and not isinstance(layer.form, Convolution):
+        raise ValueError(f"{layer.path!r} is no convolution, as `num_candidates` of {rule.pattern!r} wants it.")
 
 
 def _reads(layer: Layer) -> Any:
@@ -133,16 +134,16 @@ class Learned(NamedTuple):
     Attributes:
       op: stacked over steps and groups where there are several.
       shared: it shares codes among taps.
-      checked: what exact products need, where the rule wants any.
+      exact_kernel: what exact products need, where the rule wants any.
     """
 
     op: MaddnessOp
     shared: bool
-    checked: Checked | None = None
+    exact_kernel: ExactKernel | None = None
 
     def arrays(self) -> dict[str, jax.Array]:
         """By name, as modules hold them."""
-        return {**to_arrays(self.op), **checked.to_arrays(self.checked)}
+        return {**to_arrays(self.op), **exact_kernel.to_arrays(self.exact_kernel)}
 
 
 StandIn = Learned | Product
@@ -195,9 +196,9 @@ def learn_unit(
     kind, size = unit.choice
     if kind != CODES:
         return learn_product(kind, size, rows, w, bias, unit.layers[0].steps)
-    checks = None
-    if unit.rule.checks:
-        checks, usual = learn_checks(rows[0][:, 0], w[0, 0], bias[0, 0], form, unit.rule.exact_rows)
+    kernel = None
+    if unit.rule.needs_kernel:
+        kernel, usual = fit_exact_kernel(rows[0][:, 0], w[0, 0], bias[0, 0], form, unit.rule.exact_rows)
         rows, exact = [rows[0][usual]], None if exact is None else [exact[0][usual]]
     shared = isinstance(form, Convolution) and form.taps > 1 and _shares(unit, form, rows, bar)
     ops = []
@@ -210,7 +211,7 @@ def learn_unit(
             config = dataclasses.replace(config, method="oblique" if isinstance(op.trees, ObliqueTrees) else "axis")
         op = first_tap(op, form.taps) if shared and isinstance(form, Convolution) else op
         ops.append(dataclasses.replace(op, weights=jnp.asarray(one_w)) if keep_weights else op)
-    return Learned(_stacked(ops, unit.layers[0].steps, form.groups), shared, checks)
+    return Learned(_stacked(ops, unit.layers[0].steps, form.groups), shared, kernel)
 
 
 def with_kernel(unit: Unit, learned: StandIn) -> StandIn:
@@ -242,7 +243,7 @@ def _learn_one(
     config: FitConfig,
     bar: Progress,
 ) -> MaddnessOp:
-    w, bias = checks.product(x.shape[1], w, bias)
+    w, bias = validate.product(x.shape[1], w, bias)
     if not shared or not isinstance(form, Convolution):
         return learn(Rows.of(np.ascontiguousarray(x)), w, bias, num_codebooks, config, bar)
     each = min(max(1, num_codebooks // form.taps), x.shape[1] // form.taps)
@@ -250,16 +251,16 @@ def _learn_one(
 
 
 def _shares(unit: Unit, form: Convolution, rows: Sequence[np.ndarray], bar: Progress) -> bool:
-    """Whether codes of positions serve as well as those of patches, judged on the first op's rows set aside."""
+    """Whether codes of positions serve as well as those of patches, judged on the first op's held-out rows."""
     if unit.rule.conv != "auto":
         return unit.rule.conv == "shared"
     x, w, bias = rows[0][:, 0], unit.w[0, 0], unit.bias[0, 0]
     order = np.random.default_rng(0).permutation(len(x))
-    aside, train = np.split(order, [min(max(1, round(ASIDE * len(x))), len(x) - 1)])
+    held_out, train = np.split(order, [min(max(1, round(HELD_OUT_SHARE * len(x))), len(x) - 1)])
     errors = []
     for shared in (True, False):
         op = _learn_one(x[train], w, bias, unit.num_codebooks, form, shared, unit.rule.config, bar)
-        errors.append(float(np.mean((np.asarray(amm(jnp.asarray(x[aside]), op)) - x[aside] @ w - bias) ** 2)))
+        errors.append(float(np.mean((np.asarray(amm(jnp.asarray(x[held_out]), op)) - x[held_out] @ w - bias) ** 2)))
     return errors[0] <= CLOSE * errors[1]
 
 
@@ -277,5 +278,5 @@ def specs_of(unit: Unit, learned: StandIn) -> dict[str, Spec]:
         )
         spec = Spec(layer.form, layer.dtype, layer.param_dtype, unit.owner, kind, size, shared, layer.steps, part)
         rule = unit.rule
-        found[layer.path] = dataclasses.replace(spec, exact_rows=rule.exact_rows, maximum=rule.maximum)
+        found[layer.path] = dataclasses.replace(spec, exact_rows=rule.exact_rows, num_candidates=rule.num_candidates)
     return found

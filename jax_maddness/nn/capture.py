@@ -24,7 +24,7 @@ from jax_maddness.learn.progress import Progress
 from jax_maddness.nn.layers.approximate import promoted
 from jax_maddness.nn.models.layer import Layer
 from jax_maddness.nn.models.model import Model, adapt, layers_of
-from jax_maddness.nn.rules import Rule, check, decide
+from jax_maddness.nn.rules import Rule, decide, validated_rules
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -128,7 +128,7 @@ def capture(
     """
     adapted = adapt(model, call)
     first, stream = peek(batches)
-    chosen = [layer for layer, _ in decide(layers_of(adapted, first), check(rules))]
+    chosen = [layer for layer, _ in decide(layers_of(adapted, first), validated_rules(rules))]
     if not chosen:
         raise ValueError("No layer that can be replaced matches `rules`. `replace(..., dry_run=True)` lists them all.")
     return record(adapted, chosen, stream, max_rows, max_bytes, resume, progress)

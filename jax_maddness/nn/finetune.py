@@ -41,7 +41,7 @@ ADAM = optax.scale_by_adam()
 
 
 @dataclasses.dataclass(frozen=True)
-class Tuned:
+class FinetuneReport:
     """What `finetune` did: `print` it.
 
     Attributes:
@@ -114,14 +114,14 @@ def finetune(
         are added, of outputs or of hidden states: `[Term("kl"), Term("nmse", 0.5, layers="encoder/.*")]`.
       train: `"tables"`: those of the replaced layers; or `"all"`: the other parameters, too.
       learning_rate: relative to the root mean square of what is trained; 0.001 to 0.01 serve.
-      held_out: batches to judge by, or how many of `batches`, the first ones, are set aside for it; None: one of eight,
+      held_out: batches to judge by, or how many of `batches`, the first ones, are held out for it; None: one of eight,
         or four where `batches` has no length. The model that is returned is the best by these.
       look_every: steps between two looks at them.
       patience: so many looks in a row without a gain end training.
       seed: of the order of the batches.
       checkpoint: a folder. State is written there at every look, by orbax; where there is some, training goes on.
       call: `call(model, batch)` runs the model, if `model(batch)` does not.
-      return_report: return `(model, report)`, with a `Tuned`.
+      return_report: return `(model, report)`, with a `FinetuneReport`.
       progress: show a progress bar; None shows it where this takes longer than two seconds.
 
     Returns:
@@ -141,7 +141,7 @@ def finetune(
     exact = adapt(teacher, call)
     layers = {layer.path: layer for layer in layers_of(exact, first)}
     parts = Parts.of(model, layers, call)
-    judged_by, rows = _set_aside(batches, held_out)
+    judged_by, rows = _hold_out(batches, held_out)
     objective = Objective.of(terms, (exact, parts.model), first)
     run = _Run(parts, exact, objective, steps, learning_rate)
     state = run.start(train == "all", -(-steps // look_every) + 1)
@@ -165,7 +165,7 @@ def _check(steps: int, train: str, learning_rate: float, look_every: int, patien
         raise ValueError(f"`learning_rate` is {learning_rate}; expected a positive number, such as 0.003.")
 
 
-def _set_aside(batches: Batches, held_out: Batches | int | None) -> tuple[list[Any], Callable[[int], Iterator[Any]]]:
+def _hold_out(batches: Batches, held_out: Batches | int | None) -> tuple[list[Any], Callable[[int], Iterator[Any]]]:
     """Batches to judge by, and a function from a seed to an endless stream of the others."""
     if held_out is None:
         held_out = max(1, len(batches) // 8) if isinstance(batches, Sequence) else 4
@@ -259,9 +259,11 @@ class _Run:
         return state._replace(trained=trained, adam=adam)
 
 
-def _report(state: State, parts: Parts, teacher: Model, tuned: Model, batches: Sequence[Any]) -> Tuned:
+def _report(state: State, parts: Parts, teacher: Model, tuned: Model, batches: Sequence[Any]) -> FinetuneReport:
     looks = [(int(step), float(loss)) for step, loss in state.looks if np.isfinite(loss)]
     best_step, after = min(looks, key=lambda look: look[1])
     errors = functools.partial(layer_errors, teacher=teacher, specs=parts.specs, batches=batches)
     first, last = errors(parts.model), errors(tuned)
-    return Tuned(looks[0][1], after, best_step, tuple(looks), {path: (first[path], last[path]) for path in first})
+    return FinetuneReport(
+        looks[0][1], after, best_step, tuple(looks), {path: (first[path], last[path]) for path in first}
+    )

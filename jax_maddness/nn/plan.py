@@ -30,11 +30,11 @@ from jax_maddness.nn.planning.report import Plan, Trial, sized
 from jax_maddness.nn.planning.score import Metric, Score, name_of
 from jax_maddness.nn.planning.verdict import CODES, INT8, LOW_RANK, PRODUCTS, Choice, LayerPlan
 from jax_maddness.nn.replace import Batches, check_captured, complain, put
-from jax_maddness.nn.rules import Rule, check, decide
+from jax_maddness.nn.rules import Rule, decide, validated_rules
 
 RATIOS = (32, 16, 8)
 """Features per codebook that are tried where a rule does not say how many codebooks."""
-ASIDE = 0.2
+HELD_OUT_SHARE = 0.2
 """Share of the batches on which the metric is measured, and of the rows on which errors are."""
 
 
@@ -87,7 +87,7 @@ def plan(
         raise ValueError(f"`max_drop` is {max_drop!r}, `ratios` {ratios!r}; expected a number >= 0, and integers >= 1.")
     if not products or not set(products) <= set(PRODUCTS):
         raise ValueError(f"`products` is {products!r}; expected some of: {', '.join(map(repr, PRODUCTS))}.")
-    rules, adapted = check(rules), adapt(model, call)
+    rules, adapted = validated_rules(rules), adapt(model, call)
     given = list(batches() if callable(batches) else batches)
     if not given:
         raise ValueError("`batches` is empty. Pass inputs of the model: what its layers see is what is measured.")
@@ -128,7 +128,7 @@ def _how(unit: Unit, ratios: Sequence[int]) -> dict[str, Any]:
     if rule.config.loss is not None:
         raise ValueError(f"The rule {rule.pattern!r} has a loss, which no plan can hold. Use `replace` with that rule.")
     counts = [rule.codebooks(d)] if rule.num_codebooks else sorted({max(1, d // ratio) for ratio in ratios})
-    names = ("conv", "share", "exact_rows", "maximum")
+    names = ("conv", "share", "exact_rows", "num_candidates")
     rest = {"config": dataclasses.asdict(rule.config), **{name: getattr(rule, name) for name in names}}
     return {"num_codebooks": counts, **rest}
 
@@ -188,27 +188,27 @@ class _Work:
     bar: Progress
 
     def __post_init__(self) -> None:
-        count = max(1, round(ASIDE * len(self.batches)))
-        self.train, aside = self.batches[:-count], self.batches[-count:]
-        self.score = Score(self.model, aside, self.metric)
+        count = max(1, round(HELD_OUT_SHARE * len(self.batches)))
+        self.train, held_out = self.batches[:-count], self.batches[-count:]
+        self.score = Score(self.model, held_out, self.metric)
         if not self.train:
-            self.train = aside
+            self.train = held_out
             warnings.warn("There is one batch only: the metric is of what ops are learned from.", stacklevel=4)
 
     @functools.cached_property
     def rows(self) -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:
-        """Of each unit: rows to learn from, and rows aside, for each step of a scan."""
+        """Of each unit: rows to learn from, and held-out rows, for each step of a scan."""
         captured = record(self.model, [unit.layers[0] for unit in self.units], self.train, *self.limits, progress=False)
         check_captured(captured, self.units)
         found = {}
         for unit in self.units:
-            train, aside = [], []
+            train, held_out = [], []
             for rows in captured.rows[unit.paths[0]]:
                 order = np.random.default_rng(0).permutation(len(rows))
-                cut = max(1, round(ASIDE * len(rows)))
-                aside.append(rows[order[:cut]])
+                cut = max(1, round(HELD_OUT_SHARE * len(rows)))
+                held_out.append(rows[order[:cut]])
                 train.append(rows[order[cut:]])
-            found[unit.owner] = (train, aside)
+            found[unit.owner] = (train, held_out)
         return found
 
     def learned(self, unit: Unit, kind: str, size: int) -> StandIn:

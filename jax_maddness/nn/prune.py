@@ -55,8 +55,8 @@ class Narrowed:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pruned:
-    """What `prune_unused` did: `print` it.
+class PruneReport:
+    """What `prune_unused_outputs` did: `print` it.
 
     Attributes:
       narrowed: the layers that compute less.
@@ -75,7 +75,7 @@ class Pruned:
         return "\n".join([*lines, *(f"Before {path or 'the model'!r}: {why}." for path, why in self.stays.items())])
 
 
-def prune_unused(
+def prune_unused_outputs(
     model: Any, batch: Any, *, call: Callable[[Any, Any], Any] | None = None, return_report: bool = False
 ) -> Any:
     """A copy of a replaced model in which layers compute but the outputs that are read; it says the same.
@@ -92,7 +92,7 @@ def prune_unused(
       model: what `replace`, `finetune` or `load_model` returned; it stays as it is.
       batch: one input of the model; only its shapes count.
       call: `call(model, batch)` runs the model, if `model(batch)` does not.
-      return_report: return `(model, report)`, with a `Pruned`.
+      return_report: return `(model, report)`, with a `PruneReport`.
 
     Returns:
       A model of the same kind. `save_model` takes it.
@@ -112,7 +112,7 @@ def prune_unused(
 
 
 class _Pruning:
-    """One call of `prune_unused`; `model` and `specs` are what has been made so far."""
+    """One call of `prune_unused_outputs`; `model` and `specs` are what has been made so far."""
 
     def __init__(self, model: Model, batch: Any):
         self.model, self._batch = model, batch
@@ -125,7 +125,7 @@ class _Pruning:
         hooks = {path: marked(path) for path in (*self.specs, *self._exact)}
         self._traced = trace(lambda named, batch: model.outputs(named, batch, hooks), arrays, batch)
 
-    def run(self) -> Pruned:
+    def run(self) -> PruneReport:
         """Goes from replaced layer to replaced layer; those that read the same features are done together."""
         narrowed: list[Narrowed] = []
         stays: dict[str, str] = {}
@@ -140,7 +140,7 @@ class _Pruning:
             else:
                 done.update(span.readers)
                 narrowed += made
-        return Pruned(tuple(narrowed), stays)
+        return PruneReport(tuple(narrowed), stays)
 
     def _before(self, path: str) -> tuple[Span, list[Narrowed]]:
         """Narrows the layers that make what a replaced layer reads."""

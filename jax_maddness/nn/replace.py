@@ -15,7 +15,7 @@ from jax_maddness.nn.diff import Diff, diff
 from jax_maddness.nn.models.layer import Layer
 from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.planning.report import Plan
-from jax_maddness.nn.rules import Rule, check, decide
+from jax_maddness.nn.rules import Rule, decide, validated_rules
 
 Batches = Iterable[Any] | Callable[[], Iterator[Any]]
 CALIBRATIONS = ("independent", "prefix")
@@ -66,7 +66,7 @@ def replace(
     if calibrate not in CALIBRATIONS:
         raise ValueError(f"`calibrate` is {calibrate!r}; expected one of: {', '.join(map(repr, CALIBRATIONS))}.")
     adapted, plan = adapt(model, call), rules if isinstance(rules, Plan) else None
-    rules = rules.rules() if isinstance(rules, Plan) else check(rules)
+    rules = rules.rules() if isinstance(rules, Plan) else validated_rules(rules)
     held = plan is not None and captured is None and calibrate == "independent" and plan.holds_ops
     first, stream = peek(_batches(batches, plan if held else None))
     layers = layers_of(adapted, first)

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from jax_maddness.learn import validate as checks
+from jax_maddness.learn import validate
 from jax_maddness.learn.fit import FitConfig
 from jax_maddness.nn.models.layer import Layer
 from jax_maddness.nn.planning.verdict import CODES, INT8, PRODUCTS
@@ -35,7 +35,8 @@ class Rule:
       exact_rows: the share of the rows that stay exact: in every example those farthest from the mean of what the layer
         sees, in standard deviations of its features. Look-ups are then learned from the others. Costs that share of the
         exact product, and the kernel stays beside the tables.
-      maximum: for a convolution of which only the maximum over all positions is used, through functions that do not
+      num_candidates: for a convolution of which only the maximum over all positions is used, through functions that
+        do not
         decrease, such as ReLU: the layer returns that maximum alone, as a single position. Look-ups propose so many
         positions for each output, and exact products decide between them; 0: look-ups decide. None: all positions.
     """
@@ -47,13 +48,13 @@ class Rule:
     conv: str = "auto"
     share: bool = True
     exact_rows: float = 0.0
-    maximum: int | None = None
+    num_candidates: int | None = None
     product: str = CODES
     rank: int | None = None
 
     def __post_init__(self) -> None:
-        checks.kind(self.pattern, str, "pattern")
-        checks.kind(self.config, FitConfig, "config")
+        validate.kind(self.pattern, str, "pattern")
+        validate.kind(self.config, FitConfig, "config")
         try:
             re.compile(self.pattern)
         except re.error as error:
@@ -68,20 +69,24 @@ class Rule:
             raise ValueError(f"`conv` is {self.conv!r}; expected one of: {', '.join(map(repr, CONVOLUTIONS))}.")
         if not 0 <= self.exact_rows < 1:
             raise ValueError(f"`exact_rows` is {self.exact_rows!r}; expected a share, from 0 to less than 1.")
-        if self.maximum is not None and (not isinstance(self.maximum, int) or self.maximum < 0):
-            raise ValueError(f"`maximum` is {self.maximum!r}; expected a number of positions, 0, or None.")
+        if self.num_candidates is not None and (not isinstance(self.num_candidates, int) or self.num_candidates < 0):
+            raise ValueError(
+                f"`num_candidates` is {self.num_candidates!r}; expected a number of positions, 0, or None."
+            )
 
         if self.product not in PRODUCTS:
             raise ValueError(f"`product` is {self.product!r}; expected one of: {', '.join(map(repr, PRODUCTS))}.")
         if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
             raise ValueError(f"`rank` is {self.rank!r}; expected an integer >= 1, or None.")
-        if self.product != CODES and self.checks:
-            raise ValueError(f"`product` {self.product!r} knows neither `exact_rows` nor `maximum`. Leave them out.")
+        if self.product != CODES and self.needs_kernel:
+            raise ValueError(
+                f"`product` {self.product!r} knows neither `exact_rows` nor `num_candidates`. Leave them out."
+            )
 
     @property
-    def checks(self) -> bool:
+    def needs_kernel(self) -> bool:
         """Whether the layer needs its kernel beside the tables."""
-        return bool(self.exact_rows) or self.maximum is not None
+        return bool(self.exact_rows) or self.num_candidates is not None
 
     def size(self, shape: tuple[int, int]) -> int:
         """C, or the rank, or 0 for int8, for a product [D, M]."""
@@ -94,11 +99,11 @@ class Rule:
         return min(self.num_codebooks or max(1, num_features // 16), num_features)
 
 
-def check(rules: Rule | Sequence[Rule]) -> tuple[Rule, ...]:
+def validated_rules(rules: Rule | Sequence[Rule]) -> tuple[Rule, ...]:
     """`rules` as a tuple; a single rule is a list of one."""
     rules = (rules,) if isinstance(rules, Rule) else tuple(rules)
     for rule in rules:
-        checks.kind(rule, Rule, "rules")
+        validate.kind(rule, Rule, "rules")
     if not rules:
         raise ValueError("`rules` is empty, so no layer would be replaced. Pass `[Rule('.*')]` for all of them.")
     return rules

@@ -1,4 +1,6 @@
-"""vectors -> index: codes, what they stand for, and how many candidates a search should check. Outside of `jax.jit`."""
+"""vectors -> index: codes, what they stand for, and how many candidates a search should rescore. Outside of
+`jax.jit`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many candidates must be checked for which recall: measured when an index is built, on queries held out."""
+"""How many candidates must be rescored for which recall: measured when an index is built, on queries held out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TOPS = (1, 10, 100)
 """Numbers of true neighbours whose recall is measured."""
-CHECKS = tuple(n << s for s in range(10) for n in (8, 12))[1:]
+CANDIDATE_COUNTS = tuple(n << s for s in range(10) for n in (8, 12))[1:]
 """Numbers of candidates at which it is measured: 12, 16, 24, ... 6144."""
 _QUERIES = 16  # whose exact products are in memory at once
 
@@ -43,19 +43,19 @@ def measure(
     there = index.count - left_out
     if not len(queries) or there < 1:
         return ()
-    checks = [c for c in CHECKS if c < there]
-    most, top = max([1, *checks]), min(TOPS[-1], there)
+    counts = [c for c in CANDIDATE_COUNTS if c < there]
+    most, top = max([1, *counts]), min(TOPS[-1], there)
     found = [
         _ranks(index, queries[at : at + _QUERIES], None if own is None else own[at : at + _QUERIES], most, top)
         for at in range(0, len(queries), _QUERIES)
     ]
     ranks = np.concatenate(found)
     rows = []
-    for check in checks:
-        shares = [(ranks[:, : min(top, k)] < check).mean(1) for k in TOPS]
+    for count in counts:
+        shares = [(ranks[:, : min(top, k)] < count).mean(1) for k in TOPS]
         error = [s.std() / np.sqrt(len(s)) for s in shares]
-        rows.append((check, *(round(float(s.mean() - e), 5) for s, e in zip(shares, error, strict=True))))
-    return (*rows, (index.count, *(1.0 for _ in TOPS))) if index.count <= CHECKS[-1] else tuple(rows)
+        rows.append((count, *(round(float(s.mean() - e), 5) for s, e in zip(shares, error, strict=True))))
+    return (*rows, (index.count, *(1.0 for _ in TOPS))) if index.count <= CANDIDATE_COUNTS[-1] else tuple(rows)
 
 
 def _ranks(
@@ -88,7 +88,7 @@ def candidates(measured: tuple[tuple[float, ...], ...], recall: float, k: int) -
       64
     """
     if not measured:
-        raise ValueError("`index` has no measured recall. Build it with more vectors, or pass `check`.")
+        raise ValueError("`index` has no measured recall. Build it with more vectors, or pass `num_candidates`.")
     if not 0 < recall <= 1 or k > TOPS[-1]:
         raise ValueError(f"`recall` is {recall} for `k` = {k}; it is measured for 0 < recall <= 1 and k <= {TOPS[-1]}.")
     column = 1 + next(i for i, top in enumerate(TOPS) if k <= top)
@@ -96,7 +96,8 @@ def candidates(measured: tuple[tuple[float, ...], ...], recall: float, k: int) -
     if not enough:
         raise ValueError(
             f"`recall` is {recall}, but the most that was measured for {TOPS[column - 1]} neighbours is "
-            f"{measured[-1][column]} with {int(measured[-1][0])} candidates. Ask for less, pass a larger `check`, or "
+            f"{measured[-1][column]} with {int(measured[-1][0])} candidates. Ask for less, pass a larger "
+            f"`num_candidates`, or "
             "build the index with more codebooks."
         )
     return min(enough)

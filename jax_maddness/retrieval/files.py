@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_maddness.core import archive
-from jax_maddness.core import validate as checks
+from jax_maddness.core import archive, validate
 from jax_maddness.core.types import LEAVES, ObliqueTrees
 from jax_maddness.retrieval import scan
 from jax_maddness.retrieval.calibrate import TOPS
@@ -75,7 +74,7 @@ def _assemble(header: dict[str, Any], read: archive.Reader) -> VectorIndex:
         trees = ObliqueTrees(
             **{name: data[f"trees.{name}"] for name in _TREES}, num_features=len(arrays["trees.center"])
         )
-        checks.trees(trees)
+        validate.trees(trees)
     return VectorIndex(
         data["codes"],
         Quantizer(*(data[f"quantizer.{name}"] for name in Quantizer._fields)),

@@ -30,13 +30,13 @@ def search(
     index: VectorIndex,
     k: int = 10,
     *,
-    check: int = 64,
+    num_candidates: int = 64,
     recall: float | None = None,
     metric: str | None = None,
 ) -> tuple[Float[Array, "... k"], Int32[Array, "... k"]]:
     """The `k` best vectors of `index` for each query: their scores, best first, and their ids.
 
-    Codes propose `check` candidates, and their exact products decide. Scores are, in float32, the inner product for
+    Codes propose `num_candidates`, and their exact products decide. Scores are, in float32, the inner product for
     "ip", the cosine for "cosine", and minus the squared distance for "l2": greater is better. Of equal scores the
     lower id comes first. Where the index has fewer than `k` vectors, the rest are -inf with the id -1.
 
@@ -44,37 +44,42 @@ def search(
 
     Args:
       queries: float32, bfloat16 or float16; any leading dimensions.
-      index: what `build_index` made; it may be sharded (`shard_index`), then every shard proposes `check` candidates.
+      index: what `build_index` made; it may be sharded (`shard_index`), then every shard proposes as many.
       k: how many.
-      check: how many candidates are looked at, at least `k`. At least as many as there are vectors: the answer is
+      num_candidates: how many candidates are looked at, at least `k`. At least as many as there are vectors: the
+        answer is
         exact. 0: none, and the scores are approximate.
-      recall: instead of `check`: the share of the true `k` that is to be found. Takes the fewest candidates that had
+      recall: instead of `num_candidates`: the share of the true `k` that is to be found. Takes the fewest candidates
+        that had
         it when `index` was built, on queries like those that `build_index` was given.
       metric: that of the index, for the reader; another one is an error.
 
     Raises:
       TypeError: `queries` are of another dtype.
-      ValueError: they do not have the features of the index, `check` is less than `k`, the index was built for another
-        metric or keeps no vectors to check with, or no number of candidates that was measured has this `recall`.
+      ValueError: they do not have the features of the index, `num_candidates` is less than `k`, the index was built
+        for another
+        metric or keeps no vectors to rescore with, or no number of candidates that was measured has this `recall`.
     """
-    queries = _checked(queries, index, metric)
-    check = calibrate.candidates(index.recall, recall, k) if recall is not None else check
-    check_sizes(k, check)
-    if check and index.vectors is None:
-        raise ValueError("`index` keeps no vectors to check with. Build it with `keep_vectors=True`, or use `check=0`.")
-    return _search(queries, index, k, check)
+    queries = _validated(queries, index, metric)
+    num_candidates = calibrate.candidates(index.recall, recall, k) if recall is not None else num_candidates
+    validate_counts(k, num_candidates)
+    if num_candidates and index.vectors is None:
+        raise ValueError(
+            "`index` keeps no vectors to rescore with. Build it with `keep_vectors=True`, or use `num_candidates=0`."
+        )
+    return _search(queries, index, k, num_candidates)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "check"), inline=True)
+@functools.partial(jax.jit, static_argnames=("k", "num_candidates"), inline=True)
 def _search(
-    queries: Float[Array, "... features"], index: VectorIndex, k: int, check: int
+    queries: Float[Array, "... features"], index: VectorIndex, k: int, num_candidates: int
 ) -> tuple[Float[Array, "... k"], Int32[Array, "... k"]]:
     rows = queries.reshape(-1, index.num_features).astype(jnp.float32)
     finite = jnp.isfinite(rows).all(-1)
     rows = jnp.where(finite[:, None], rows, 0.0)
     if index.metric == "cosine":
         rows = rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-    scores, ids = (_local if index.mesh is None else _sharded)(rows, index, k, check)
+    scores, ids = (_local if index.mesh is None else _sharded)(rows, index, k, num_candidates)
     if index.metric == "l2":
         scores = jnp.minimum(2 * scores - (rows**2).sum(-1, keepdims=True), 0.0)
     scores = jnp.where(finite[:, None], scores, jnp.nan)
@@ -82,37 +87,49 @@ def _search(
     return scores.reshape(*queries.shape[:-1], k), ids.reshape(*queries.shape[:-1], k)
 
 
-def check_sizes(k: int, check: int) -> None:
-    """Raises unless `k` best of `check` candidates make sense."""
-    if not isinstance(k, int) or not isinstance(check, int):
-        raise TypeError(f"`k` is {k!r} and `check` {check!r}; expected integers, which are static under `jax.jit`.")
-    if k < 1 or check < 0:
-        raise ValueError(f"`k` is {k} and `check` {check}; expected `k >= 1` and `check >= 0`.")
-    if 0 < check < k:
-        raise ValueError(f"`check` is {check}, less than `k`, which is {k}. Check more candidates, or none: `check=0`.")
+def validate_counts(k: int, num_candidates: int) -> None:
+    """Raises unless `k` best of `num_candidates` make sense."""
+    if not isinstance(k, int) or not isinstance(num_candidates, int):
+        raise TypeError(
+            f"`k` is {k!r} and `num_candidates` {num_candidates!r}; expected integers, which are static under "
+            f"`jax.jit`."
+        )
+    if k < 1 or num_candidates < 0:
+        raise ValueError(
+            f"`k` is {k} and `num_candidates` {num_candidates}; expected `k >= 1` and `num_candidates >= 0`."
+        )
+    if 0 < num_candidates < k:
+        raise ValueError(
+            f"`num_candidates` is {num_candidates}, less than `k`, which is {k}. Take more candidates, or none: "
+            f"`num_candidates=0`."
+        )
 
 
 def _local(
-    queries: Float[Array, "queries features"], index: VectorIndex, k: int, check: int, count: int | Array | None = None
+    queries: Float[Array, "queries features"],
+    index: VectorIndex,
+    k: int,
+    num_candidates: int,
+    count: int | Array | None = None,
 ) -> tuple[Float[Array, "queries k"], Int32[Array, "queries k"]]:
     """Scores, without the query's part of a distance, and ids, among the vectors of one device."""
     count = index.count if count is None else count
     places = len(index.ids)
     if not places:
         return best(jnp.zeros((len(queries), 0)), jnp.zeros((len(queries), 0), jnp.int32), k)
-    if not check:
+    if not num_candidates:
         tables = tables_of(queries, index)
         sums, positions = scan.scan(index.codes, tables.entries, jnp.asarray(count, jnp.int32), k)
         scores = jnp.where(
             sums < 0, -jnp.inf, tables.scale[:, None] * sums.astype(jnp.float32) + tables.offset[:, None]
         )
     else:
-        if check >= places:
+        if num_candidates >= places:
             positions = exact(queries, index, count, k + _SPARE)[1]
         else:
-            positions = scan.scan(index.codes, tables_of(queries, index).entries, jnp.asarray(count, jnp.int32), check)[
-                1
-            ]
+            positions = scan.scan(
+                index.codes, tables_of(queries, index).entries, jnp.asarray(count, jnp.int32), num_candidates
+            )[1]
         positions = jnp.sort(positions, -1)  # so that of equal scores the first is best; and memory is read in order
         assert index.vectors is not None
         scores = rescore(queries, index.vectors, positions)
@@ -123,7 +140,7 @@ def _local(
 
 
 def _sharded(
-    queries: Float[Array, "queries features"], index: VectorIndex, k: int, check: int
+    queries: Float[Array, "queries features"], index: VectorIndex, k: int, num_candidates: int
 ) -> tuple[Float[Array, "queries k"], Int32[Array, "queries k"]]:
     """`_local` on every shard, and the best of what they found: ids ascend with shards, so the first is the lower."""
     axis, mesh = index.axis, index.mesh
@@ -133,7 +150,7 @@ def _sharded(
 
     def on_shard(queries: Array, shard: VectorIndex) -> tuple[Array, Array]:
         count = jnp.clip(index.count - lax.axis_index(axis) * places, 0, places)
-        found = _local(queries, shard, k, check, count)
+        found = _local(queries, shard, k, num_candidates, count)
         scores, ids = (lax.all_gather(a, axis, axis=1, tiled=True) for a in found)
         return best(scores, ids, k)
 
@@ -154,7 +171,7 @@ def _sharded(
     )(queries, index)
 
 
-def _checked(queries: Array, index: VectorIndex, metric: str | None) -> Array:
+def _validated(queries: Array, index: VectorIndex, metric: str | None) -> Array:
     if not isinstance(index, VectorIndex):
         raise TypeError(f"`index` is {type(index).__name__}; expected a VectorIndex. `build_index` makes one.")
     queries = jnp.asarray(queries)

@@ -16,7 +16,7 @@ from jax_maddness.retrieval.index import VectorIndex, whole
 def shard_index(index: VectorIndex, mesh: jax.sharding.Mesh, axis: str) -> VectorIndex:
     """`index` with its vectors spread over the devices of `mesh` along `axis`, in blocks of 64; the rest is copied.
 
-    In `search` every shard proposes, and checks, as many candidates as a whole index would: what that finds is found,
+    In `search` every shard proposes, and rescores, as many candidates as a whole index would: what that finds is found,
     and mostly more. Only each shard's best `k` travel.
 
     Raises:

@@ -13,9 +13,9 @@ from jax import lax
 
 from jax_maddness.core.amm import amm
 from jax_maddness.core.types import MaddnessOp
-from jax_maddness.learn import validate as checks
+from jax_maddness.learn import validate
 from jax_maddness.retrieval.index import VectorIndex
-from jax_maddness.retrieval.search import check_sizes, search
+from jax_maddness.retrieval.search import search, validate_counts
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -31,9 +31,9 @@ def top_k(
     k: int = 5,
     *,
     bias: Float[Array, " outputs"] | None = None,
-    check: int = 32,
+    num_candidates: int = 32,
 ) -> tuple[Float[Array, "... k"], Int32[Array, "... k"]]:
-    """The `k` greatest outputs of `x @ w + bias`, exact if they are among the `check` that look-ups propose.
+    """The `k` greatest outputs of `x @ w + bias`, exact if they are among the `num_candidates` that look-ups propose.
 
     Args:
       x: rows.
@@ -42,7 +42,7 @@ def top_k(
       w: the weights, for an op that does not keep them. With `fit(..., keep_weights=True)` they are in the op.
       k: how many; fewer outputs than that are an error.
       bias: what is added to the products; an op has it in its tables only, so that it is needed here again.
-      check: how many candidates are multiplied exactly, at least `k`. 0: none.
+      num_candidates: how many candidates are multiplied exactly, at least `k`. 0: none.
 
     Returns:
       Values in float32, greatest first, and which outputs they are. Of equal values the lower output comes first.
@@ -59,16 +59,16 @@ def top_k(
             )
         if k > op_or_index.count:
             raise ValueError(f"`k` is {k}, but `index` has {op_or_index.count} outputs. Ask for fewer.")
-        return search(x, op_or_index, k, check=check)
+        return search(x, op_or_index, k, num_candidates=num_candidates)
     if not isinstance(op_or_index, MaddnessOp):
         raise TypeError(f"`op_or_index` is {type(op_or_index).__name__}; expected a MaddnessOp or a VectorIndex.")
-    check_sizes(k, check)
+    validate_counts(k, num_candidates)
     y = amm(x, op_or_index).astype(jnp.float32)
     if k > y.shape[-1]:
         raise ValueError(f"`k` is {k}, but `op` has {y.shape[-1]} outputs. Ask for fewer.")
-    if not check:
+    if not num_candidates:
         return lax.top_k(y, k)
-    candidates = jnp.sort(lax.top_k(y, min(check, y.shape[-1]))[1], -1)
+    candidates = jnp.sort(lax.top_k(y, min(num_candidates, y.shape[-1]))[1], -1)
     columns = jnp.take(_weights(op_or_index, w), candidates, axis=1)
     values = _einsum("...d,d...k->...k", x, columns)
     if bias is not None:
@@ -77,39 +77,42 @@ def top_k(
     return values, jnp.take_along_axis(candidates, at, -1)
 
 
-def checked_max(
+def max_over_positions(
     x: Float[Array, "... positions features"],
     op: MaddnessOp,
     w: Float[Array, "features outputs"] | None = None,
     bias: Float[Array, " outputs"] | None = None,
     *,
-    check: int = 1,
+    num_candidates: int = 1,
 ) -> Float[Array, "... outputs"]:
-    """The maximum over positions of `x @ w + bias`: look-ups choose `check` positions for each output, exact products
+    """The maximum over positions of `x @ w + bias`: look-ups choose `num_candidates` positions for each output, exact
+    products
     decide among them. What a convolution with global max pooling after it needs.
 
-    Never above the true maximum, up to rounding, as every candidate is exact. Costs `check` products of D per output.
+    Never above the true maximum, up to rounding, as every candidate is exact. Costs `num_candidates` products of D
+    per output.
 
     Raises:
-      ValueError: there is no position, `check` is not positive, or there are no weights.
+      ValueError: there is no position, `num_candidates` is not positive, or there are no weights.
     """
-    if x.ndim < 2 or not x.shape[-2] or check < 1:
+    if x.ndim < 2 or not x.shape[-2] or num_candidates < 1:
         raise ValueError(
-            f"`x` has shape {x.shape} and `check` is {check}; expected [..., positions, features], at least one "
-            "position, and `check >= 1`."
+            f"`x` has shape {x.shape} and `num_candidates` is {num_candidates}; expected [..., positions, "
+            f"features], at least one "
+            "position, and `num_candidates >= 1`."
         )
     weights = _weights(op, w)
     y = jnp.moveaxis(amm(x, op), -2, -1)  # [..., outputs, positions]
-    chosen = y.argmax(-1)[..., None] if check == 1 else lax.top_k(y, min(check, y.shape[-1]))[1]
-    rows = jnp.take_along_axis(x[..., None, :, :], chosen[..., None], -2)  # [..., outputs, check, features]
+    chosen = y.argmax(-1)[..., None] if num_candidates == 1 else lax.top_k(y, min(num_candidates, y.shape[-1]))[1]
+    rows = jnp.take_along_axis(x[..., None, :, :], chosen[..., None], -2)  # [..., outputs, candidates, features]
     greatest = _einsum("...mkd,dm->...mk", rows, weights).max(-1)
     return (greatest + (0.0 if bias is None else bias)).astype(x.dtype)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class RowRule:
-    """Says which rows are abnormal: those far from the rows that `row_rule` saw.
+class OutlierRows:
+    """Says which rows are abnormal: those far from the rows that `fit_outlier_rows` saw.
 
     Attributes:
       center, scale: mean and standard deviation of each feature.
@@ -134,7 +137,7 @@ class RowRule:
         return self(x).mean(dtype=jnp.float32)
 
 
-def row_rule(x_train: Float[ArrayLike, "... features"], share: float = 0.01) -> RowRule:
+def fit_outlier_rows(x_train: Float[ArrayLike, "... features"], share: float = 0.01) -> OutlierRows:
     """A rule by which the given share of the rows of `x_train` is abnormal.
 
     Raises:
@@ -142,17 +145,17 @@ def row_rule(x_train: Float[ArrayLike, "... features"], share: float = 0.01) -> 
     """
     if not 0 < share < 1:
         raise ValueError(f"`share` is {share}; expected a number between 0 and 1.")
-    rows = checks.samples(x_train)
+    rows = validate.samples(x_train)
     deviation = rows.std(0, dtype=np.float64).astype(np.float32)
     scale = np.where(deviation > 0, deviation, max(float(deviation.max()), 1.0)).astype(np.float32)
-    rule = RowRule(jnp.asarray(rows.mean(0, dtype=np.float64), jnp.float32), jnp.asarray(scale), jnp.float32(0))
+    rule = OutlierRows(jnp.asarray(rows.mean(0, dtype=np.float64), jnp.float32), jnp.asarray(scale), jnp.float32(0))
     return dataclasses.replace(rule, threshold=jnp.quantile(rule.distance(jnp.asarray(rows)), 1 - share))
 
 
-def amm_exact_rows(
+def amm_with_exact_rows(
     x: Float[Array, "... features"],
     op: MaddnessOp,
-    rows: RowRule | Bool[Array, "..."],
+    rows: OutlierRows | Bool[Array, "..."],
     max_exact: int,
     w: Float[Array, "features outputs"] | None = None,
     bias: Float[Array, " outputs"] | None = None,
@@ -165,7 +168,7 @@ def amm_exact_rows(
     Args:
       x: rows.
       op: what `fit` learned.
-      rows: what `row_rule` learned, or a mask of the shape of `x` without its last dimension.
+      rows: what `fit_outlier_rows` learned, or a mask of the shape of `x` without its last dimension.
       max_exact: how many rows, over all leading dimensions, are multiplied exactly: always that many, as shapes are
         static under `jax.jit`. `rule.share(x)` tells how many it takes.
       w: the weights, for an op that does not keep them.
@@ -177,7 +180,7 @@ def amm_exact_rows(
     if max_exact < 0:
         raise ValueError(f"`max_exact` is {max_exact}; expected a number of rows.")
     y, weights = amm(x, op), _weights(op, w)
-    if isinstance(rows, RowRule):
+    if isinstance(rows, OutlierRows):
         distance = rows.distance(x)
         urgency = jnp.where(distance > rows.threshold, distance, -1.0)
     else:
@@ -194,7 +197,7 @@ def amm_exact_rows(
 def _weights(op: MaddnessOp, w: Array | None) -> Array:
     weights = op.weights if w is None else w
     if weights is None:
-        raise ValueError("`op` does not keep `w`, with which to check. Pass `w`, or `fit(..., keep_weights=True)`.")
+        raise ValueError("`op` does not keep `w`, which rescoring needs. Pass `w`, or `fit(..., keep_weights=True)`.")
     if weights.ndim != 2 or weights.shape[1] != op.num_outputs:
         raise ValueError(f"`w` has shape {weights.shape}; expected [features, {op.num_outputs}], as `op` has.")
     return weights

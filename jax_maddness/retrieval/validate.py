@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core.validate import ROW_DTYPES
-from jax_maddness.learn import validate as checks
+from jax_maddness.learn import validate
 from jax_maddness.retrieval import scan
 from jax_maddness.retrieval.index import METRICS
 
@@ -31,8 +31,8 @@ def options(metric: str, method: str, bias: Any) -> None:
 def rows(
     vectors: Any, metric: str, bias: Any, features: int | None = None, name: str = "database"
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Checked float32 rows, for "cosine" of length 1, and what is added to their products."""
-    rows = checks.samples(vectors, name)
+    """Validated float32 rows, for "cosine" of length 1, and what is added to their products."""
+    rows = validate.samples(vectors, name)
     if features is not None and rows.shape[1] != features:
         raise ValueError(f"`{name}` has {rows.shape[1]} features; expected {features}, as the index has.")
     squares = np.einsum("vd,vd->v", rows, rows)
@@ -45,7 +45,7 @@ def rows(
         return rows, -squares / 2
     if bias is None:
         return rows, None
-    return rows, checks.product(rows.shape[1], rows.T, bias, name)[1]
+    return rows, validate.product(rows.shape[1], rows.T, bias, name)[1]
 
 
 def codebooks(num_codebooks: int, features: int) -> int:

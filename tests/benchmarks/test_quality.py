@@ -125,8 +125,8 @@ def test_a_code_is_that_of_the_nearest_prototype(rng):
     codes = np.asarray(quantizers.nearest(jnp.asarray(x), quantizers._squares(prototypes)))
     assert prototypes.shape == (3, 16, 4)
     for row, found in zip(x, codes, strict=True):
-        for part, centres, code in zip((row[:4], row[4:7], row[7:]), prototypes, found, strict=True):
-            distances = ((part - centres[:, : len(part)]) ** 2).sum(-1)
+        for part, centers, code in zip((row[:4], row[4:7], row[7:]), prototypes, found, strict=True):
+            distances = ((part - centers[:, : len(part)]) ** 2).sum(-1)
             assert distances[code] <= distances.min() + 1e-5
 
 

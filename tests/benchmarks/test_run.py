@@ -69,7 +69,7 @@ def test_contests_take_the_better_layout_and_no_other_variant():
     measured = [
         made_up(records.F32, ms=9.0),
         amm(3.0),
-        amm(2.0, variant=records.FEW_ROWS),
+        amm(2.0, variant=records.SMALL_BATCH),
         amm(1.0, variant="bfloat16 rows"),
         amm(4.0, codebooks=32),
     ]
@@ -111,7 +111,7 @@ def test_headline_says_when_it_was_not_quiet():
 
 
 def test_moved_bytes_are_those_of_x_tables_and_y():
-    plain, few = amm(1.0, shape=(2, 32, 8), codebooks=4), amm(1.0, shape=(2, 32, 8), codebooks=4, variant="few rows")
+    plain, few = amm(1.0, shape=(2, 32, 8), codebooks=4), amm(1.0, shape=(2, 32, 8), codebooks=4, variant="small batch")
     assert plain.moved_bytes == 4 * 2 * 32 + 16 * 4 * 8 + 4 * 2 * 8
     assert few.moved_bytes == 4 * 2 * 32 + 2 * 4 * 8 + 4 * 2 * 8
 

@@ -10,8 +10,8 @@ from benchmarks import search_contenders, search_measure, search_report
 from benchmarks.search_report import EXACT, FAISS, LOOK_UPS, Result, Target
 
 
-def made_up(what, check, share, ms, batch=1):
-    return Result("neighbours", what, batch, 1, check, share, {"others": share}, (0.9 * ms, ms, 1.1 * ms))
+def made_up(what, num_candidates, share, ms, batch=1):
+    return Result("neighbours", what, batch, 1, num_candidates, share, {"others": share}, (0.9 * ms, ms, 1.1 * ms))
 
 
 RESULTS = [
@@ -63,7 +63,7 @@ def test_searchers_agree_where_every_candidate_is_checked():
     indices = {LOOK_UPS: jax_maddness.build_index(database, 8), **{
         what: build() for what, build in search_contenders.faiss_indices(database, 8).items()
     }}  # fmt: skip
-    args = types.SimpleNamespace(threads=1, checks=[300], seconds=0.0, rounds=(1, 1))
+    args = types.SimpleNamespace(threads=1, candidates=[300], seconds=0.0, rounds=(1, 1))
     for batch in (1, 4):
         results = search_measure.neighbours(args, {"neighbours": problem, "indices": indices}, batch)
         assert [r.what for r in results] == [EXACT, *indices]

@@ -14,7 +14,7 @@ from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_maddness import ExactTerm, FitConfig, amm, evaluate, fit, fit_budget, testing, with_few_rows_layout
+from jax_maddness import ExactTerm, FitConfig, amm, evaluate, fit, fit_budget, testing, with_small_batch_tables
 from jax_maddness.learn import budget
 from jax_maddness.learn.tables import exact_term as terms
 
@@ -50,7 +50,7 @@ def test_it_is_added(tier, exact_op, x):
     for rows in (x, x[:0], x[0], x.reshape(2, 3, 2, 8)):
         for f in (amm, jax.jit(amm)):
             assert_close(f(rows, exact_op), plain(rows, exact_op))
-    assert_close(amm(x[:2], with_few_rows_layout(exact_op)), plain(x[:2], exact_op))
+    assert_close(amm(x[:2], with_small_batch_tables(exact_op)), plain(x[:2], exact_op))
 
 
 @settings(deadline=None, max_examples=12)  # nearly each compiles anew

@@ -1,4 +1,4 @@
-"""keep_memory: freed memory comes back. In processes of their own: it is for the life of a process."""
+"""retain_freed_memory: freed memory comes back. In processes of their own: it is for the life of a process."""
 
 import platform
 import subprocess
@@ -17,7 +17,7 @@ def faults_of_the_second():
         np.empty(1 << 25, np.uint8).fill(1)  # more than glibc ever keeps by itself
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-print(faults_of_the_second(), jax_maddness.keep_memory(), faults_of_the_second())
+print(faults_of_the_second(), jax_maddness.retain_freed_memory(), faults_of_the_second())
 """
 
 

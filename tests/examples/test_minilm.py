@@ -21,8 +21,8 @@ def by_hand(model, tokens):
     """One sentence without padding, head by head and token by token."""
 
     def norm(layer, x):
-        centred = x - x.mean(-1, keepdims=True)
-        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-12)
+        centered = x - x.mean(-1, keepdims=True)
+        scaled = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-12)
         return scaled * np.asarray(layer.scale[...]) + np.asarray(layer.bias[...])
 
     def dense(layer, x):

@@ -48,7 +48,7 @@ def squared_error(x, codes):
     return sum(((x[codes == k] - x[codes == k].mean(0)) ** 2).sum() for k in np.unique(codes))
 
 
-def grow_tree(x, num_candidates):
+def grow_tree(x, num_split_features):
     """Section 4.1, Algorithm 3, on the rows x [N, d] in float64: (features [4], codes [N]), trying every threshold."""
     x = np.asarray(x, np.float64)
     buckets, features = np.zeros(len(x), int), []
@@ -56,7 +56,7 @@ def grow_tree(x, num_candidates):
         errors = sum(
             ((x[buckets == b] - x[buckets == b].mean(0)) ** 2).sum(0) for b in np.unique(buckets)
         )  # per feature
-        candidates = np.argsort(-errors, kind="stable")[:num_candidates]
+        candidates = np.argsort(-errors, kind="stable")[:num_split_features]
         tried = [_split_buckets(x, buckets, feature) for feature in candidates]
         best = int(np.argmin([squared_error(x, split) for split in tried]))
         features.append(candidates[best])
@@ -84,9 +84,9 @@ def prototypes(x, codes, own, ridge):
     """
     x, count = np.asarray(x, np.float64), codes.shape[1]
     one_hot = (codes[:, :, None] == np.arange(16)).reshape(len(x), -1).astype(np.float64)
-    centre = x.mean(0)
-    means = one_hot.T @ (x - centre) / np.maximum(one_hot.sum(0), 1)[:, None] * np.repeat(own, 16, axis=0)
+    center = x.mean(0)
+    means = one_hot.T @ (x - center) / np.maximum(one_hot.sum(0), 1)[:, None] * np.repeat(own, 16, axis=0)
     design = np.hstack([one_hot, np.ones((len(x), 1))])
     penalty = ridge * np.diag([1.0] * (16 * count) + [0.0])
-    solution = np.linalg.solve(design.T @ design + penalty, design.T @ (x - centre - one_hot @ means))
-    return means + solution[:-1], centre + solution[-1]
+    solution = np.linalg.solve(design.T @ design + penalty, design.T @ (x - center - one_hot @ means))
+    return means + solution[:-1], center + solution[-1]

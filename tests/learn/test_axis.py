@@ -42,7 +42,7 @@ def test_it_learns_more_than_the_paper_from_an_output_that_few_features_make(rng
 def test_never_worse_than_the_papers_trees_on_the_rows_set_aside(data):
     x, w = data
     rows = Rows.of(x)
-    trial = axis.Trial.of(rows, w, axis.ASIDE)
+    trial = axis.Trial.of(rows, w, axis.HELD_OUT_SHARE)
     learned = axis.learn(rows, w, 3, AXIS, Progress(False))
     dealt = groups.contiguous(FEATURES, 3)
     if learned.own is not None:  # the paper's trees, grown on all rows

@@ -83,14 +83,16 @@ def test_the_trace_is_drawn(data, tmp_path):
     pytest.importorskip("matplotlib")
     tried = (budget.Tried(1, 0.5, 172, 1e-3), budget.Tried(2, 0.3, 272, None))
     for trace in (tried, tried[:1]):
-        budget.Budgeted(fit(*data, num_codebooks=1, config=FitConfig("paper")), trace).picture(tmp_path / "trace.png")
+        budget.BudgetReport(fit(*data, num_codebooks=1, config=FitConfig("paper")), trace).picture(
+            tmp_path / "trace.png"
+        )
         assert (tmp_path / "trace.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_picture_needs_matplotlib(data, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="A picture needs matplotlib: `pip install matplotlib`"):
-        budget.Budgeted(None, ()).picture(tmp_path / "trace.png")
+        budget.BudgetReport(None, ()).picture(tmp_path / "trace.png")
 
 
 def test_errors_say_what_to_do(data):

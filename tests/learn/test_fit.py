@@ -236,10 +236,10 @@ def test_config_errors_say_what_to_do():
         FitConfig(method="papr")
     with pytest.raises(ValueError, match="`ridge` is 0; expected a positive number"):
         FitConfig(ridge=0)
-    with pytest.raises(ValueError, match="`num_candidates` is 0; expected an integer >= 1"):
-        FitConfig(num_candidates=0)
-    with pytest.raises(ValueError, match=r"`num_candidates` is 2.0; expected an integer"):
-        FitConfig(num_candidates=2.0)
+    with pytest.raises(ValueError, match="`num_split_features` is 0; expected an integer >= 1"):
+        FitConfig(num_split_features=0)
+    with pytest.raises(ValueError, match=r"`num_split_features` is 2.0; expected an integer"):
+        FitConfig(num_split_features=2.0)
     with pytest.raises(ValueError, match="`ridge` is None; expected a positive number"):
         FitConfig(ridge=None)
 

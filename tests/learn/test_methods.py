@@ -51,7 +51,7 @@ def test_every_method_learns_what_it_says(ops, problem):
 def test_auto_compares_on_the_same_rows_held_out(problem, monkeypatch):
     x, _, w = problem
     rows, config = Rows.of(x), FitConfig("auto")
-    held_out = axis.Trial.of(rows, w, axis.ASIDE).aside[: round(axis.ASIDE * ROWS), :FEATURES]
+    held_out = axis.Trial.of(rows, w, axis.HELD_OUT_SHARE).held_out[: round(axis.HELD_OUT_SHARE * ROWS), :FEATURES]
     seen = {}
 
     def prepare(x, *args, principal):
@@ -61,7 +61,7 @@ def test_auto_compares_on_the_same_rows_held_out(problem, monkeypatch):
     monkeypatch.setattr(methods.oblique, "prepare", prepare)
     with pytest.raises(StopIteration), Progress(False) as bar:
         methods.learn_oblique(rows, w, CODEBOOKS, config, bar)
-    np.testing.assert_array_equal(seen["x"][: round(methods.oblique.HELD_OUT * ROWS)], held_out)
+    np.testing.assert_array_equal(seen["x"][: round(methods.oblique.HELD_OUT_SHARE * ROWS)], held_out)
 
 
 def learned_blindly(rows, *args):

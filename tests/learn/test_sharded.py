@@ -123,12 +123,12 @@ def test_only_sums_are_sent(rng):
     rows = 4096
     x, trees = on_mesh(np.ones((rows, 8), np.float32), P(("r", "m"))), random_trees(rng, 8, 2)
     op = jax.tree.map(np.asarray, random_op(rng, 8, 2, 3))
-    one, centre, places = np.float32(1), np.zeros(8, np.float32), np.zeros((5, 1), np.int32)
+    one, center, places = np.float32(1), np.zeros(8, np.float32), np.zeros((5, 1), np.int32)
     compiled = [
         sharded._largest.lower(x.sharding, x),
         sharded._not_finite.lower(x.sharding, x),
-        sharded._sums.lower(x.sharding, x, one, centre),
-        sharded.statistics.lower(x.sharding, 64, x, trees, one, centre),
+        sharded._sums.lower(x.sharding, x, one, center),
+        sharded.statistics.lower(x.sharding, 64, x, trees, one, center),
         sharded._bits_at.lower(x.sharding, x, places),
         evaluate_file._sums.lower(x.sharding, x, op, np.ones((8, 3), np.float32), *np.ones((3, 3), np.float32)),
     ]

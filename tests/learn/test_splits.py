@@ -15,13 +15,13 @@ from jax_maddness.learn.methods import splits
 FACTOR = np.float32(1)
 
 
-def grow(x, groups, num_candidates=4, factor=FACTOR, filling=0):
+def grow(x, groups, num_split_features=4, factor=FACTOR, filling=0):
     """Trees for `groups`, and the codes that `encode` gives the training rows."""
     groups = np.asarray(groups)
     columns = x[:, np.maximum(groups, 0)].transpose(1, 0, 2)
     columns = np.pad(columns, ((0, 0), (0, filling), (0, 0)))
     counted = np.arange(columns.shape[1]) < len(x)
-    positions, thresholds = splits.grow_trees(columns, groups >= 0, counted, factor, num_candidates)
+    positions, thresholds = splits.grow_trees(columns, groups >= 0, counted, factor, num_split_features)
     trees = SplitTrees(jnp.asarray(np.take_along_axis(groups, np.asarray(positions), 1)), thresholds, x.shape[1])
     return trees, np.asarray(encode(x, trees))
 
@@ -54,9 +54,9 @@ def test_trees_leave_the_same_error_as_the_exhaustive_search(rng, values):
 
 def test_few_candidates_are_tried_where_asked(rng):
     x = rng.standard_normal((60, 7)).astype(np.float32)
-    for num_candidates in (1, 7):
-        _, codes = grow(x, [np.arange(7)], num_candidates)
-        np.testing.assert_array_equal(codes[:, 0], references.grow_tree(x, num_candidates)[1])
+    for num_split_features in (1, 7):
+        _, codes = grow(x, [np.arange(7)], num_split_features)
+        np.testing.assert_array_equal(codes[:, 0], references.grow_tree(x, num_split_features)[1])
 
 
 def test_neighbouring_floats_are_told_apart():

@@ -73,16 +73,16 @@ def test_the_penalty_is_the_best_on_rows_set_aside(rng):
     x = (rng.standard_normal((160, 8)) + 0.1 * codes[:, :1]).astype(np.float32)
     own = np.repeat(np.eye(4, dtype=bool), 2, axis=1)
     w = rng.standard_normal((8, 3)).astype(np.float32)
-    (train, codes_train), (aside, codes_aside) = (x[:100], codes[:100]), (x[100:], codes[100:])
+    (train, codes_train), (held_out, codes_held_out) = (x[:100], codes[:100]), (x[100:], codes[100:])
     mean = train.mean(0)
     statistics = Statistics.zeros(4, 8).add(train - mean, codes_train, np.ones(100, bool))
-    ridge, errors = solve.validated_ridge(statistics, own, w, 100, codes_aside, (aside - mean) @ w)
+    ridge, errors = solve.validated_ridge(statistics, own, w, 100, codes_held_out, (held_out - mean) @ w)
 
-    one_hot = (codes_aside[:, :, None] == np.arange(16)).reshape(60, -1)
+    one_hot = (codes_held_out[:, :, None] == np.arange(16)).reshape(60, -1)
     expected = {}
     for tried in solve.RIDGES:
         prototypes, intercept = references.prototypes(train, codes_train, own, tried)
-        expected[tried] = (((one_hot @ prototypes + intercept - aside) @ w) ** 2).sum()
+        expected[tried] = (((one_hot @ prototypes + intercept - held_out) @ w) ** 2).sum()
     assert ridge == min(expected, key=expected.get)
     np.testing.assert_allclose(errors.sum(), expected[ridge], rtol=1e-4)
 

@@ -99,30 +99,32 @@ def test_the_farthest_rows_are_exact_and_the_others_are_not(model, x, conv):
 
 @pytest.mark.parametrize("conv", ["shared", "patches"])
 def test_every_position_checked_is_the_exact_maximum(model, x, conv):
-    fast = replaced(model, x, conv=conv, maximum=30)
+    fast = replaced(model, x, conv=conv, num_candidates=30)
     assert jax.eval_shape(fast.conv, x).shape == (5, 1, 1, 9)
     np.testing.assert_allclose(jax.jit(lambda x: fast(x))(x), model(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2])
-@pytest.mark.parametrize("check", [0, 1, 3])
-def test_look_ups_choose_and_exact_products_decide(backend, model, x, check, share):
-    spec, arrays = spec_and_arrays(replaced(model, x, conv="shared", maximum=check, exact_rows=share).conv)
+@pytest.mark.parametrize("num_candidates", [0, 1, 3])
+def test_look_ups_choose_and_exact_products_decide(backend, model, x, num_candidates, share):
+    spec, arrays = spec_and_arrays(
+        replaced(model, x, conv="shared", num_candidates=num_candidates, exact_rows=share).conv
+    )
     others, checked = of_arrays(arrays)
-    codes = split(approximate(x, dataclasses.replace(spec, maximum=None, exact_rows=0.0), to_op(spec, others)))
+    codes = split(approximate(x, dataclasses.replace(spec, num_candidates=None, exact_rows=0.0), to_op(spec, others)))
     exact = split(model.conv(x))
-    far = split(approximate(x, dataclasses.replace(spec, maximum=None), to_op(spec, others), checked))
+    far = split(approximate(x, dataclasses.replace(spec, num_candidates=None), to_op(spec, others), checked))
     stays = np.isclose(far, exact, rtol=1e-5, atol=1e-5).all(-1) if share else np.zeros(exact.shape[:2], bool)
     codes = np.where(stays[..., None], -np.inf, codes)
-    best = np.argsort(-codes, 1, kind="stable")[:, : max(check, 1)]
-    found = np.take_along_axis(exact if check else codes, best, 1).max(1)
+    best = np.argsort(-codes, 1, kind="stable")[:, : max(num_candidates, 1)]
+    found = np.take_along_axis(exact if num_candidates else codes, best, 1).max(1)
     expected = np.maximum(found, np.where(stays[..., None], exact, -np.inf).max(1))
     y = approximate(x, spec, to_op(spec, others), checked)[:, 0, 0]
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_are_those_of_the_tables_and_of_the_exact_products(model, x):
-    spec, arrays = spec_and_arrays(replaced(model, x, conv="shared", maximum=30).conv)
+    spec, arrays = spec_and_arrays(replaced(model, x, conv="shared", num_candidates=30).conv)
     others, checked = of_arrays(arrays)
     floats = to_floats(others)
 
@@ -131,7 +133,7 @@ def test_gradients_are_those_of_the_tables_and_of_the_exact_products(model, x):
 
     values = floats["tables_values"]
     d_values = jax.grad(output)(values, x, spec)
-    by_codes = jax.grad(output)(values, x, dataclasses.replace(spec, maximum=0))
+    by_codes = jax.grad(output)(values, x, dataclasses.replace(spec, num_candidates=0))
     np.testing.assert_allclose(d_values, by_codes)
     assert np.isclose(d_values.sum(), 5 * 9 * 12)  # one entry for each codebook of each maximum
     exact = jax.grad(lambda x: model.conv(x).max((1, 2)).sum())(x)
@@ -140,17 +142,19 @@ def test_gradients_are_those_of_the_tables_and_of_the_exact_products(model, x):
 
 def test_linen_is_the_same(model, x):
     params = {"conv": {"kernel": model.conv.kernel[...], "bias": model.conv.bias[...]}}
-    module, variables = replaced((LinenPooled(), {"params": params}), x, conv="shared", maximum=1, exact_rows=0.1)
-    fast = replaced(model, x, conv="shared", maximum=1, exact_rows=0.1)
+    module, variables = replaced(
+        (LinenPooled(), {"params": params}), x, conv="shared", num_candidates=1, exact_rows=0.1
+    )
+    fast = replaced(model, x, conv="shared", num_candidates=1, exact_rows=0.1)
     np.testing.assert_allclose(module.apply(variables, x), fast(x), rtol=1e-6)
 
 
 def test_saved_and_loaded_and_tuned(tmp_path, model, x):
-    fast = replaced(model, x, conv="shared", maximum=1, exact_rows=0.1)
+    fast = replaced(model, x, conv="shared", num_candidates=1, exact_rows=0.1)
     save_model(tmp_path / "model", fast)
     again = load_model(tmp_path / "model", nnx.eval_shape(lambda: Pooled(rngs=nnx.Rngs(0))))
     np.testing.assert_array_equal(again(x), fast(x))
-    assert again.conv.spec.maximum == 1
+    assert again.conv.spec.num_candidates == 1
     _, report = finetune(fast, teacher=model, batches=[x, x + 0.1], steps=2, look_every=1, return_report=True)
     assert np.isfinite(report.layers["conv"]).all()  # of the maxima: the shapes are not the teacher's
 
@@ -168,10 +172,10 @@ def test_rows_of_dense_layers_stay_exact(rng, shape):
 def test_what_cannot_be_checked_is_refused(x):
     dense, grouped = nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.Conv(4, 6, 3, feature_group_count=2, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="no convolution"):
-        replace(dense, Rule(".*", maximum=1), [x])
-    for options in ({"maximum": 1}, {"exact_rows": 0.1}):
+        replace(dense, Rule(".*", num_candidates=1), [x])
+    for options in ({"num_candidates": 1}, {"exact_rows": 0.1}):
         with pytest.raises(ValueError, match="several groups"):
             replace(grouped, Rule(".*", **options), [x[:, 0]])
-    for options, said in (({"maximum": -1}, "positions"), ({"exact_rows": 1.0}, "share")):
+    for options, said in (({"num_candidates": -1}, "positions"), ({"exact_rows": 1.0}, "share")):
         with pytest.raises(ValueError, match=said):
             Rule(".*", **options)

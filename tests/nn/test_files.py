@@ -1,5 +1,7 @@
 """Replaced models in files: the same answers without the original's weights, and errors for the rest."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,8 @@ from helpers.ops import random_op
 
 from jax_maddness import Rule, load_model, replace, save_model
 from jax_maddness.nn import calibrate
+
+DATA = pathlib.Path(__file__).parents[1] / "data"
 
 
 class Model(nnx.Module):
@@ -112,3 +116,23 @@ def test_orbax_keeps_the_arrays_of_a_linen_model(x, tmp_path):
     back = restored(tmp_path / "m", variables)
     np.testing.assert_array_equal(run((module, back), x), run((module, variables), x))
     assert jax.tree.structure(back) == jax.tree.structure(variables)
+
+
+class Pooled(nnx.Module):
+    """The model of `golden_v2.model`."""
+
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(4, 6, (3,), padding="SAME", rngs=rngs)
+        self.head = nnx.Linear(6, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.conv(x).max(1)))
+
+
+def test_reads_a_file_of_version_2():
+    """Written by the commit before version 3, which renamed a field and some arrays."""
+    loaded = load_model(DATA / "golden_v2.model", nnx.eval_shape(lambda: Pooled(nnx.Rngs(0))))
+    x = np.random.default_rng(0).standard_normal((20, 9, 4)).astype(np.float32)[:4]
+    assert loaded.conv.spec.num_candidates == 2
+    expected = np.load(DATA / "golden_v2_model_outputs.npy")
+    np.testing.assert_allclose(loaded(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-6)

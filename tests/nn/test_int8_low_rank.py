@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax import nnx
 from helpers.ops import random_op
 
-from jax_maddness import Rule, finetune, load_model, prune_unused, replace, save_model
+from jax_maddness import Rule, finetune, load_model, prune_unused_outputs, replace, save_model
 from jax_maddness.nn import calibrate
 from jax_maddness.nn.layers.int8_low_rank import int8_dynamic, low_rank, to_int8
 
@@ -91,14 +91,14 @@ def test_beside_look_ups_they_are_saved_and_tuned(monkeypatch, rng, tmp_path, mo
     _, report = finetune(fast, teacher=models[kind], batches=[x, x + 1], steps=2, look_every=1, return_report=True)
     assert list(report.layers) == ["head"]
     with pytest.raises(ValueError, match="it is a product, in int8"):
-        prune_unused(fast, x)
+        prune_unused_outputs(fast, x)
 
 
 def test_what_is_not_known_is_refused(x):
     grouped = nnx.Conv(4, 6, 3, feature_group_count=2, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="several groups"):
         replace(grouped, Rule(".*", product="int8"), [jnp.ones((2, 5, 4))])
-    for options in ({"product": "int4"}, {"rank": 0}, {"product": "int8", "maximum": 1}):
+    for options in ({"product": "int4"}, {"rank": 0}, {"product": "int8", "num_candidates": 1}):
         with pytest.raises(ValueError, match=r"product|rank"):
             Rule(".*", **options)
     model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""prune_unused: the same outputs, in nnx and linen, from layers that compute only what trees compare."""
+"""prune_unused_outputs: the same outputs, in nnx and linen, from layers that compute only what trees compare."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from flax import nnx
 from helpers.ops import random_oblique_trees, random_op
 
 from benchmarks import prune
-from jax_maddness import Rule, finetune, load_model, prune_unused, replace, save_model
+from jax_maddness import Rule, finetune, load_model, prune_unused_outputs, replace, save_model
 from jax_maddness.learn.fit_taps import repeated
 from jax_maddness.nn import calibrate
 
@@ -120,7 +120,7 @@ def test_outputs_are_the_same(learned, rng, tmp_path, kind, name, conv):
     model, x = made(name, kind, rng)
     fast = replace(model, Rule("second|third|head", num_codebooks=2 if name == "perceptron" else 6, conv=conv), [x])
     before, size = run(fast, x), num_bytes(fast)
-    pruned, report = prune_unused(fast, x, return_report=True)
+    pruned, report = prune_unused_outputs(fast, x, return_report=True)
     np.testing.assert_array_equal(run(pruned, x), before)
     np.testing.assert_array_equal(run(fast, x), before)  # what was given is what it was
     paths = {one.path for one in report.narrowed}
@@ -188,7 +188,7 @@ MIXED = {
 
 def pruned(model, x):
     fast = replace(model, Rule("second", num_codebooks=5), [x])
-    return fast, *prune_unused(fast, x, return_report=True)
+    return fast, *prune_unused_outputs(fast, x, return_report=True)
 
 
 @pytest.mark.parametrize("between", APART)
@@ -212,7 +212,7 @@ def test_layers_that_read_the_same_lose_what_none_of_them_reads(learned, rng, sh
     x = integers(rng, (5, 6))
     model = Between(lambda model, y: (model.second(y), model.third(y)), nnx.Rngs(0))
     fast = replace(model, Rule("second|third", num_codebooks=2, share=share), [x])
-    small, report = prune_unused(fast, x, return_report=True)
+    small, report = prune_unused_outputs(fast, x, return_report=True)
     jax.tree.map(np.testing.assert_allclose, run(small, x), run(fast, x))
     (one,) = report.narrowed
     assert set(one.readers) == {"second", "third"}
@@ -235,7 +235,7 @@ class Residual(nnx.Module):
 def test_a_layer_that_adds_to_what_it_reads_loses_both(learned, rng):
     model, x = Residual(nnx.Rngs(0)), integers(rng, (5, 6))
     fast = replace(model, Rule("second|third", num_codebooks=2), [x], keep_weights=True)
-    small, report = prune_unused(fast, x, return_report=True)
+    small, report = prune_unused_outputs(fast, x, return_report=True)
     np.testing.assert_allclose(run(small, x), run(fast, x), rtol=1e-6)
     assert {one.path for one in report.narrowed} == {"first", "second"}
     outputs = report.narrowed[0].outputs[1]
@@ -248,7 +248,7 @@ def test_gradients_are_those_of_what_is_read(learned, rng):
     fast = replace(model, Rule("second", num_codebooks=5), [x], keep_weights=True)
     read = np.unique(fast.second.tables.arrays["trees_indices"][...])
     exact = model.first.kernel[:, read] @ model.second.kernel[read]
-    small = prune_unused(fast, x)
+    small = prune_unused_outputs(fast, x)
     dx = jax.grad(lambda x: small(x).sum())(x)
     np.testing.assert_allclose(dx, jnp.broadcast_to(exact.sum(1), x.shape), rtol=1e-4, atol=1e-5)
 
@@ -269,19 +269,19 @@ class Grouped(nnx.Module):
 def test_reasons_are_given_layer_by_layer(learned, rng, monkeypatch):
     model, x = Grouped(nnx.Rngs(0)), integers(rng, (5, 6))
     fast = replace(model, Rule(".*", num_codebooks=1, conv="patches"), [x])
-    small, report = prune_unused(fast, x, return_report=True)
+    small, report = prune_unused_outputs(fast, x, return_report=True)
     np.testing.assert_allclose(run(small, x), run(fast, x))
     assert [one.path for one in report.narrowed] == ["first"]
     for path, reason in {"first": "model's input", "split": "several ops", "last": "'split', which makes"}.items():
         assert reason in report.stays[path]
         assert f"Before {path!r}" in str(report)
     with pytest.raises(ValueError, match="No layer of `model` is replaced"):
-        prune_unused(model, x)
+        prune_unused_outputs(model, x)
     monkeypatch.setattr(
         calibrate, "learn", lambda rows, w, b, c, *_: random_op(rng, len(w), c, len(b), make_trees=random_oblique_trees)
     )
     with pytest.raises(ValueError, match="project groups of features"):
-        prune_unused(replace(model, Rule("last"), [x]), x)
+        prune_unused_outputs(replace(model, Rule("last"), [x]), x)
 
 
 def test_what_it_brings_is_measured(learned, monkeypatch, capsys):

@@ -12,7 +12,7 @@ from jax_maddness.retrieval import scan
 from jax_maddness.retrieval.index import METRICS, whole
 
 FEATURES, CODEBOOKS, COUNT = 16, 4, 600
-jitted = jax.jit(search, static_argnames=("k", "check", "recall", "metric"))
+jitted = jax.jit(search, static_argnames=("k", "num_candidates", "recall", "metric"))
 
 
 def clustered(seed, rows):
@@ -64,16 +64,16 @@ def assert_same(one, other):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("check", [COUNT, COUNT + 100])
-def test_checking_everything_is_exact(indexes, vectors, queries, metric, check):
-    scores, ids = jitted(queries, indexes[metric], 10, check=check)
+@pytest.mark.parametrize("num_candidates", [COUNT, COUNT + 100])
+def test_checking_everything_is_exact(indexes, vectors, queries, metric, num_candidates):
+    scores, ids = jitted(queries, indexes[metric], 10, num_candidates=num_candidates)
     all_scores, want = by_hand(queries, vectors, metric, 10)
     np.testing.assert_array_equal(ids, want)
     np.testing.assert_allclose(scores, np.take_along_axis(all_scores, want, 1), rtol=1e-4, atol=1e-4)
 
 
 def test_scores_of_candidates_are_exact_and_few_are_enough(indexes, vectors, queries, metric):
-    scores, ids = jitted(queries, indexes[metric], 10, check=100)
+    scores, ids = jitted(queries, indexes[metric], 10, num_candidates=100)
     all_scores, want = by_hand(queries, vectors, metric, 10)
     np.testing.assert_allclose(scores, np.take_along_axis(all_scores, np.asarray(ids), 1), rtol=1e-4, atol=1e-4)
     assert found(ids, want) > 0.97
@@ -81,7 +81,7 @@ def test_scores_of_candidates_are_exact_and_few_are_enough(indexes, vectors, que
 
 
 def test_approximate_scores_are_near_the_exact_ones(indexes, vectors, queries, metric):
-    scores, ids = jitted(queries, indexes[metric], 10, check=0)
+    scores, ids = jitted(queries, indexes[metric], 10, num_candidates=0)
     all_scores, want = by_hand(queries, vectors, metric, 10)
     error = np.asarray(scores) - np.take_along_axis(all_scores, np.asarray(ids), 1)
     assert np.abs(error).mean() < 0.3 * all_scores.std()
@@ -92,17 +92,17 @@ def test_a_bias_is_added(vectors, queries):
     bias = np.linspace(-30, 30, COUNT, dtype=np.float32)
     index = build_index(vectors, CODEBOOKS, bias=bias, queries=queries)
     want = by_hand(queries, vectors, "ip", 5, bias)[1]
-    np.testing.assert_array_equal(search(queries, index, 5, check=COUNT)[1], want)
-    assert found(search(queries, index, 5, check=64)[1], want) > 0.9
-    assert found(search(queries, index, 5, check=0)[1], want) > 0.3
+    np.testing.assert_array_equal(search(queries, index, 5, num_candidates=COUNT)[1], want)
+    assert found(search(queries, index, 5, num_candidates=64)[1], want) > 0.9
+    assert found(search(queries, index, 5, num_candidates=0)[1], want) > 0.3
 
 
 def test_of_equal_scores_the_lower_id_comes_first(metric):
     rows = np.float32(np.random.default_rng(0).integers(-3, 4, (20, 8)))
     rows = np.tile(rows, (10, 1))  # every vector ten times
     index = build_index(rows, 4, metric=metric)
-    for check in (10, 200):
-        _, ids = search(rows[:5], index, 10, check=check)
+    for num_candidates in (10, 200):
+        _, ids = search(rows[:5], index, 10, num_candidates=num_candidates)
         if metric == "ip":
             ids = np.sort(np.asarray(ids) % 20, axis=1)  # another vector may be longer
             assert (ids == ids[:, :1]).all()
@@ -113,8 +113,8 @@ def test_of_equal_scores_the_lower_id_comes_first(metric):
 def test_where_there_are_fewer_the_rest_says_so(metric):
     rows = clustered(3, 5)
     index = build_index(rows, 2, metric=metric)
-    for check in (0, 8):
-        scores, ids = search(rows, index, 8, check=check)
+    for num_candidates in (0, 8):
+        scores, ids = search(rows, index, 8, num_candidates=num_candidates)
         assert (np.asarray(ids)[:, 5:] == -1).all()
         assert np.isneginf(np.asarray(scores)[:, 5:]).all()
         np.testing.assert_array_equal(np.sort(np.asarray(ids)[:, :5]), np.tile(np.arange(5), (5, 1)))
@@ -123,8 +123,8 @@ def test_where_there_are_fewer_the_rest_says_so(metric):
 def test_an_empty_index_finds_nothing(indexes, queries, metric):
     index = remove_vectors(indexes[metric], np.arange(COUNT))
     assert index.count == 0
-    for check in (0, 64):
-        scores, ids = jitted(queries, index, 3, check=check)
+    for num_candidates in (0, 64):
+        scores, ids = jitted(queries, index, 3, num_candidates=num_candidates)
         assert (np.asarray(ids) == -1).all()
         assert np.isneginf(np.asarray(scores)).all()
     again = add_vectors(index, clustered(1, 10))
@@ -136,9 +136,9 @@ def test_an_empty_index_finds_nothing(indexes, queries, metric):
 def test_queries_that_are_not_finite_find_nothing_and_disturb_no_other(indexes, queries, metric):
     bad = queries.copy()
     bad[3, 2], bad[5, 0] = np.nan, np.inf
-    for check in (0, 64, COUNT):
-        scores, ids = jitted(bad, indexes[metric], 4, check=check)
-        want_scores, want_ids = jitted(queries, indexes[metric], 4, check=check)
+    for num_candidates in (0, 64, COUNT):
+        scores, ids = jitted(bad, indexes[metric], 4, num_candidates=num_candidates)
+        want_scores, want_ids = jitted(queries, indexes[metric], 4, num_candidates=num_candidates)
         assert np.isnan(np.asarray(scores)[[3, 5]]).all()
         assert (np.asarray(ids)[[3, 5]] == -1).all()
         rest = np.delete(np.arange(len(queries)), [3, 5])
@@ -149,7 +149,7 @@ def test_queries_that_are_not_finite_find_nothing_and_disturb_no_other(indexes, 
 def test_vectors_and_queries_of_length_zero(metric):
     rows = np.concatenate([np.zeros((2, FEATURES), np.float32), clustered(4, COUNT - 2)])
     index = build_index(rows, CODEBOOKS, metric=metric)
-    scores, ids = search(np.zeros(FEATURES, np.float32), index, 2, check=COUNT)
+    scores, ids = search(np.zeros(FEATURES, np.float32), index, 2, num_candidates=COUNT)
     np.testing.assert_array_equal(ids, [0, 1])
     np.testing.assert_array_equal(scores, [0, 0])
 
@@ -197,7 +197,7 @@ def test_half_precision(vectors, queries, dtype):
     assert index.vectors.dtype == dtype
     assert build_index(vectors, CODEBOOKS, keep_vectors=dtype).vectors.dtype == dtype
     rounded = np.asarray(jnp.asarray(vectors, dtype).astype(jnp.float32))
-    scores, ids = search(jnp.asarray(queries, dtype), index, 3, check=COUNT)
+    scores, ids = search(jnp.asarray(queries, dtype), index, 3, num_candidates=COUNT)
     assert scores.dtype == jnp.float32
     want = by_hand(np.asarray(jnp.asarray(queries, dtype).astype(jnp.float32)), rounded, "l2", 3)[1]
     np.testing.assert_array_equal(ids, want)
@@ -210,8 +210,10 @@ def test_recall_is_honest_on_fresh_queries(vectors):
     measured = {int(row[0]): row[2] for row in index.recall}
     assert measured[COUNT] == 1.0
     assert list(measured.values()) == sorted(measured.values())
-    for check in (16, 32, 64, 128):
-        assert found(search(fresh, index, 10, check=check)[1], want) == pytest.approx(measured[check], abs=0.06)
+    for num_candidates in (16, 32, 64, 128):
+        assert found(search(fresh, index, 10, num_candidates=num_candidates)[1], want) == pytest.approx(
+            measured[num_candidates], abs=0.06
+        )
     for recall in (0.8, 0.95):
         assert found(search(fresh, index, 10, recall=recall)[1], want) > recall - 0.04
 
@@ -219,13 +221,13 @@ def test_recall_is_honest_on_fresh_queries(vectors):
 def test_vectors_that_stand_in_for_queries_do_not_find_themselves(indexes, queries, vectors):
     measured = {int(row[0]): row[2] for row in indexes["l2"].recall}
     want = by_hand(queries, vectors, "l2", 10)[1]
-    assert found(search(queries, indexes["l2"], 10, check=32)[1], want) == pytest.approx(measured[32], abs=0.1)
+    assert found(search(queries, indexes["l2"], 10, num_candidates=32)[1], want) == pytest.approx(measured[32], abs=0.1)
 
 
 def test_split_trees_encode_too(vectors, queries):
     index = build_index(vectors, CODEBOOKS, metric="l2", method="trees", keep_vectors=np.float32)
     want = by_hand(queries, vectors, "l2", 10)[1]
-    assert found(search(queries, index, 10, check=128)[1], want) > 0.9
+    assert found(search(queries, index, 10, num_candidates=128)[1], want) > 0.9
     changed = add_vectors(remove_vectors(index, [3, 500]), vectors[[3, 500]], [3, 500])
     assert_same(changed, index)
 
@@ -247,7 +249,7 @@ def test_ids_name_vectors(vectors, queries):
     names = np.random.default_rng(0).permutation(10 * COUNT)[:COUNT]
     index = build_index(vectors, CODEBOOKS, metric="l2", ids=names)
     want = names[by_hand(queries, vectors, "l2", 5)[1]]
-    np.testing.assert_array_equal(search(queries, index, 5, check=COUNT)[1], want)
+    np.testing.assert_array_equal(search(queries, index, 5, num_candidates=COUNT)[1], want)
     more = add_vectors(index, queries[:2])
     np.testing.assert_array_equal(search(queries[:2], more, 1)[1][:, 0], names.max() + 1 + np.arange(2))
 
@@ -258,8 +260,8 @@ def test_an_index_without_vectors(vectors, queries):
     assert index.recall
     with pytest.raises(ValueError, match="keeps no vectors"):
         search(queries, index)
-    scores, ids = search(queries, index, 3, check=0)
-    want = search(queries, build_index(vectors, CODEBOOKS), 3, check=0)
+    scores, ids = search(queries, index, 3, num_candidates=0)
+    want = search(queries, build_index(vectors, CODEBOOKS), 3, num_candidates=0)
     np.testing.assert_array_equal(ids, want[1])
     np.testing.assert_array_equal(scores, want[0])
     assert add_vectors(index, queries).count == COUNT + 30
@@ -278,11 +280,11 @@ def test_sharded_equals_whole(mesh, indexes, queries):
     index = indexes["l2"]
     sharded = shard_index(index, mesh, "v")
     assert len(sharded.codes.sharding.device_set) == 4
-    for check in (0, 300):  # the same sums everywhere; enough for all true neighbours
-        want, got = (jitted(queries, i, 10, check=check) for i in (index, sharded))
+    for num_candidates in (0, 300):  # the same sums everywhere; enough for all true neighbours
+        want, got = (jitted(queries, i, 10, num_candidates=num_candidates) for i in (index, sharded))
         np.testing.assert_array_equal(got[1], want[1])
         np.testing.assert_allclose(got[0], want[0], rtol=1e-5, atol=1e-5)
-    few = [np.asarray(jitted(queries, i, 10, check=10)[0]) for i in (index, sharded)]
+    few = [np.asarray(jitted(queries, i, 10, num_candidates=10)[0]) for i in (index, sharded)]
     assert (few[1] >= few[0] - 1e-4).all()  # every shard checks as many
     assert_same(whole(sharded), index)
 
@@ -292,9 +294,9 @@ def test_sharded_ties_and_shards_without_vectors():
     rows = np.float32(np.tile(np.random.default_rng(0).integers(-3, 4, (20, 8)), (10, 1)))
     for count in (200, 30):
         index = shard_index(build_index(rows[:count], 4, metric="l2"), mesh, "v")
-        got = np.asarray(jitted(rows[:5], index, 12, check=100)[1])
+        got = np.asarray(jitted(rows[:5], index, 12, num_candidates=100)[1])
         np.testing.assert_array_equal(got[:, : count // 20], np.arange(5)[:, None] + 20 * np.arange(count // 20))
-    assert (np.asarray(jitted(rows[:5], index, 40, check=100)[1])[:, 30:] == -1).all()
+    assert (np.asarray(jitted(rows[:5], index, 40, num_candidates=100)[1])[:, 30:] == -1).all()
 
 
 def test_a_sharded_index_changes_by_way_of_a_whole_one(indexes, vectors):
@@ -321,7 +323,7 @@ def test_any_sizes_are_exact_where_everything_is_checked(count, k, metric, seed)
     rng = np.random.default_rng(seed)
     rows, asked = np.float32(rng.integers(-2, 3, (count, 3))), np.float32(rng.integers(-2, 3, (4, 3)))
     index = build_index(rows, 2, metric=metric)
-    scores, ids = search(asked, index, k, check=max(count, k))
+    scores, ids = search(asked, index, k, num_candidates=max(count, k))
     all_scores, want = by_hand(asked, rows, metric, k)
     n = min(k, count)
     if metric == "cosine":  # not of integers: ties may be decided by rounding
@@ -374,8 +376,8 @@ def test_build_index_refuses_vectors_that_are_none():
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"check": 5}, ValueError, "less than `k`"),
-        ({"check": -1}, ValueError, "check >= 0"),
+        ({"num_candidates": 5}, ValueError, "less than `k`"),
+        ({"num_candidates": -1}, ValueError, "num_candidates >= 0"),
         ({"k": 0}, ValueError, "k >= 1"),
         ({"k": 2.0}, TypeError, "integers"),
         ({"metric": "l2"}, ValueError, "built for 'ip'"),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core.types import LEAVES, ObliqueTrees, SplitTrees
-from jax_maddness.learn import validate as checks
+from jax_maddness.learn import validate
 from jax_maddness.learn.data import shapes, sharded
 from jax_maddness.learn.data.modes import modes
 from jax_maddness.learn.tables.ridge import Statistics
@@ -94,8 +94,8 @@ class BatchedRows(Rows):
     @classmethod
     def of_array(cls, x_train: Any, extra: Sequence[Any] = ()) -> BatchedRows:
         """The sample is all of them."""
-        x, others = checks.samples(x_train), checks.extras(extra, np.shape(x_train)[:-1])
-        mean, power = x.mean(0, dtype=np.float64), exponent(checks.magnitude(x))
+        x, others = validate.samples(x_train), validate.extras(extra, np.shape(x_train)[:-1])
+        mean, power = x.mean(0, dtype=np.float64), exponent(validate.magnitude(x))
         return cls(len(x), x, mean, power, lambda: iter([x]), extra=others)
 
     @classmethod
@@ -110,7 +110,7 @@ class BatchedRows(Rows):
             reservoir = _add_to(reservoir, x, count, rng)
             count += len(x)
             total = total + x.sum(0, dtype=np.float64)
-            largest = max(largest, checks.magnitude(x))
+            largest = max(largest, validate.magnitude(x))
         if count == 0:
             raise ValueError("`x_train()` yields no rows. It must return a new iterator over batches at every call.")
         return cls(count, reservoir, total / count, exponent(largest), batches)
@@ -150,7 +150,7 @@ class ShardedRows(Rows):
         """Every process finds the same, sample included."""
         count = int(np.prod(x.shape[:-1]))
         with modes():
-            power = exponent(sharded.check(x, "x_train"))
+            power = exponent(sharded.validated_magnitude(x, "x_train"))
             numbers = np.random.default_rng(0).choice(count, min(count, RESERVOIR), replace=False)
             return cls(count, sharded.rows_at(x, np.sort(numbers)), sharded.mean(x, power), power, x)
 
@@ -159,10 +159,10 @@ class ShardedRows(Rows):
         return 1
 
     def statistics(self, trees: SplitTrees | ObliqueTrees, step: Callable[[], None]) -> Statistics:
-        centre = (self.mean * self.factor).astype(np.float32)
+        center = (self.mean * self.factor).astype(np.float32)
         size = _block_rows(self.count, self.num_features)
         trees = jax.tree.map(np.asarray, trees)
-        found = sharded.fetch(sharded.statistics(self.x.sharding, size, self.x, trees, self.factor, centre))
+        found = sharded.fetch(sharded.statistics(self.x.sharding, size, self.x, trees, self.factor, center))
         codes = LEAVES * shapes.rounded(trees.num_codebooks, shapes.CODEBOOKS)
         width = shapes.rounded(self.num_features, shapes.FEATURES)
         step()
@@ -191,10 +191,10 @@ def _block_rows(count: int, num_features: int) -> int:
 
 
 def _read(x_train: Callable[[], Any]) -> Iterator[np.ndarray]:
-    """Checked batches; all of as many features."""
+    """Validated batches; all of as many features."""
     features = None
     for batch in x_train():
-        x = checks.samples(batch)
+        x = validate.samples(batch)
         features = features or x.shape[1]
         if x.shape[1] != features:
             raise ValueError(f"`x_train` yields batches of {features} and of {x.shape[1]} features; expected the same.")

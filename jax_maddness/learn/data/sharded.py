@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from jax_maddness.core.encode import encode
 from jax_maddness.core.types import ObliqueTrees, SplitTrees
-from jax_maddness.learn import validate as checks
+from jax_maddness.learn import validate
 from jax_maddness.learn.data import shapes
 from jax_maddness.learn.tables.ridge import Statistics
 
@@ -36,9 +36,9 @@ def is_sharded(x: Any) -> bool:
     return isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and not x.sharding.is_fully_replicated
 
 
-def check(x: Array, name: str) -> float:
+def validated_magnitude(x: Array, name: str) -> float:
     """The largest magnitude in `x`, called `name`; raises unless it is finite and sharded over rows only."""
-    checks.rows(x, name)
+    validate.rows(x, name)
     hint = f"Shard its rows only: `jax.device_put({name}, NamedSharding(mesh, PartitionSpec('rows')))`."
     if not isinstance(x.sharding, NamedSharding):
         raise ValueError(f"`{name}` has a {type(x.sharding).__name__}; expected rows on a `jax.sharding.Mesh`. {hint}")
@@ -46,7 +46,7 @@ def check(x: Array, name: str) -> float:
         raise ValueError(f"`{name}` is sharded over features, but every tree may look at any of them. {hint}")
     found = float(fetch(_largest(x.sharding, x)))
     if not np.isfinite(found):
-        raise checks.not_finite(name, int(fetch(_not_finite(x.sharding, x))))
+        raise validate.not_finite(name, int(fetch(_not_finite(x.sharding, x))))
     return found
 
 
@@ -97,13 +97,13 @@ def _not_finite(sharding: NamedSharding, x: Array) -> Int[Array, ""]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _sums(sharding: NamedSharding, x: Array, factor: Array, centre: Array) -> Float[Array, " features"]:
-    """The sum of `x * factor - centre` over all rows."""
+def _sums(sharding: NamedSharding, x: Array, factor: Array, center: Array) -> Float[Array, " features"]:
+    """The sum of `x * factor - center` over all rows."""
 
-    def local(x: Array, factor: Array, centre: Array) -> Array:
-        return (_flat(x).astype(jnp.float32) * factor - centre).sum(0)
+    def local(x: Array, factor: Array, center: Array) -> Array:
+        return (_flat(x).astype(jnp.float32) * factor - center).sum(0)
 
-    return over_shards(local, lax.psum, sharding, x, factor, centre)
+    return over_shards(local, lax.psum, sharding, x, factor, center)
 
 
 def mean(x: Array, exponent: int) -> Float[np.ndarray, " features"]:
@@ -116,17 +116,17 @@ def mean(x: Array, exponent: int) -> Float[np.ndarray, " features"]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def statistics(
-    sharding: NamedSharding, size: int, x: Array, trees: SplitTrees | ObliqueTrees, factor: Array, centre: Array
+    sharding: NamedSharding, size: int, x: Array, trees: SplitTrees | ObliqueTrees, factor: Array, center: Array
 ) -> Statistics:
-    """`Statistics` of `x * factor - centre`, in blocks of `size` rows."""
+    """`Statistics` of `x * factor - center`, in blocks of `size` rows."""
 
-    def local(x: Array, trees: SplitTrees | ObliqueTrees, factor: Array, centre: Array) -> Statistics:
+    def local(x: Array, trees: SplitTrees | ObliqueTrees, factor: Array, center: Array) -> Statistics:
         def add(found: Statistics, rows: Array, counted: Array) -> Statistics:
-            return found.add(rows * factor - centre, encode(rows, trees), counted)
+            return found.add(rows * factor - center, encode(rows, trees), counted)
 
         return over_blocks(x, size, add, Statistics.zeros(trees.num_codebooks, x.shape[-1]))
 
-    return over_shards(local, lax.psum, sharding, x, trees, factor, centre)
+    return over_shards(local, lax.psum, sharding, x, trees, factor, center)
 
 
 def over_blocks(x: Array, size: int, add: Callable[..., T], start: T) -> T:

@@ -77,7 +77,7 @@ def learn_best(
         return CANDIDATES[cross_validated(rows, w, num_codebooks, config, bar)](rows, w, num_codebooks, config, bar)
     on_axes = axis.learn(rows, w, num_codebooks, config, bar)
     projected = learn_oblique(rows, w, num_codebooks, config, bar)
-    errors = axis.Trial.of(rows, w, axis.ASIDE, config.seed).judge(projected.trees, projected.own).errors
+    errors = axis.Trial.of(rows, w, axis.HELD_OUT_SHARE, config.seed).judge(projected.trees, projected.own).errors
     return projected if on_axes.errors is None or compare.surely_less(errors, on_axes.errors) else on_axes
 
 

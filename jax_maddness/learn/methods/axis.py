@@ -1,9 +1,9 @@
 """Method "axis": trees over all features, each grown on what the others leave of `x @ w`; all choices by validation.
 
-A share of the rows is set aside. From each start (no trees; the paper's) trees are regrown, and those that serve better
-on the rows set aside are regrown again for as long as that helps; they win where they surely serve better than the
+A share of the rows is held out. From each start (no trees; the paper's) trees are regrown, and those that serve better
+on held-out rows are regrown again for as long as that helps; they win where they surely serve better than the
 paper's own. Each trial solves for its tables by ridge regression, and takes the penalty that serves best. Trees that
-won are regrown once more with the rows that had been set aside, where these are missed.
+won are regrown once more with the held-out rows, where these are missed.
 
 The target is compressed: `x @ w` in its `DIMS` leading principal directions, which hold most of its energy. The tables
 at the end are solved for all outputs, from all rows.
@@ -36,10 +36,11 @@ GROWTH_ROWS = 4096
 """Rows that splits are searched on."""
 TRIAL_ROWS = 16384
 """Rows that the tables of a trial are learned from; those of the op use all."""
-ASIDE = 0.15
-"""Share of the rows set aside, at most `GROWTH_ROWS`."""
+HELD_OUT_SHARE = 0.15
+"""Share of the held-out rows, at most `GROWTH_ROWS`."""
 FEW_ROWS = 512
-"""From fewer rows trees are not regrown with those set aside, which no row is left to judge, and the paper's trees keep
+"""From fewer rows trees are not regrown with the held-out rows, which no row is left to judge, and the paper's trees
+keep
 the paper's penalty: measured on sets of 67 and 100 rows, both choices do harm there."""
 PASSES = 3
 """Most passes of backfitting of the trees that are returned."""
@@ -49,12 +50,12 @@ _MOST_PASSES = PASSES + 3
 def learn(
     rows: Rows, w: Float[np.ndarray, "features outputs"], num_codebooks: int, config: FitConfig, bar: Progress
 ) -> Learned:
-    """The trees with the least error on rows set aside, from several starts."""
+    """The trees with the least error on held-out rows, from several starts."""
     bar.expect(_MOST_PASSES)
-    trial = Trial.of(rows, w, ASIDE, config.seed)
+    trial = Trial.of(rows, w, HELD_OUT_SHARE, config.seed)
     dealt = groups.contiguous(rows.num_features, num_codebooks)
     bar.stage("the paper's trees")
-    on_groups = paper.grow_on_groups(trial.train, dealt, rows.factor, config.num_candidates, bar)
+    on_groups = paper.grow_on_groups(trial.train, dealt, rows.factor, config.num_split_features, bar)
     judged = [trial.judge(on_groups, groups.owned(dealt, rows.num_features))]
 
     def one_pass(forest: regrow.Forest, name: str) -> tuple[Judged, regrow.Forest]:
@@ -92,9 +93,9 @@ def learn(
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """Trees and penalty, with the squared error of each row set aside."""
+    """Trees and penalty, with the squared error of each held-out row."""
 
-    errors: Float[np.ndarray, " aside"]
+    errors: Float[np.ndarray, " held_out"]
     learned: Learned
 
     @property
@@ -117,7 +118,7 @@ class Trial:
       w: the weights of the compressed target.
       growth: the rows of `sample`, padded.
       sample: what splits are searched on.
-      aside: rows set aside, padded.
+      held_out: held-out rows, padded.
       y: their compressed target.
     """
 
@@ -127,15 +128,15 @@ class Trial:
     w: Float[np.ndarray, "features dims"]
     growth: Float[np.ndarray, "growth padded"]
     sample: regrow.Sample
-    aside: Float[np.ndarray, "aside padded"]
-    y: Float[np.ndarray, "aside dims"]
+    held_out: Float[np.ndarray, "held_out padded"]
+    y: Float[np.ndarray, "held_out dims"]
 
     @classmethod
     def of(cls, rows: Rows, w: Float[np.ndarray, "features outputs"], share: float, seed: int = 0) -> Trial:
-        """Sets a share of the rows aside, at least one of two."""
+        """Sets a share of the held-out rows, at least one of two."""
         order = np.random.default_rng(seed).permutation(len(rows.sample))
         size = min(max(round(share * len(order)), share > 0), GROWTH_ROWS, len(order) - 1)
-        aside, train = rows.sample[order[:size]], rows.sample[order[size : size + TRIAL_ROWS]]
+        held_out, train = rows.sample[order[:size]], rows.sample[order[size : size + TRIAL_ROWS]]
         mean = train.mean(0, dtype=np.float64)
 
         def scaled(x: np.ndarray) -> np.ndarray:
@@ -150,9 +151,16 @@ class Trial:
         if energy > 0:
             w, y = w / energy, y / energy
         sample = regrow.sample_of(growth, y, padded)
-        own_rows = shapes.rounded(len(aside), shapes.ROWS)
+        own_rows = shapes.rounded(len(held_out), shapes.ROWS)
         return cls(
-            train, mean, rows.factor, w, _filled(growth, padded), sample, _filled(aside, own_rows), scaled(aside) @ w
+            train,
+            mean,
+            rows.factor,
+            w,
+            _filled(growth, padded),
+            sample,
+            _filled(held_out, own_rows),
+            scaled(held_out) @ w,
         )
 
     def forest(self, start: SplitTrees | None, num_codebooks: int) -> regrow.Forest:
@@ -166,11 +174,11 @@ class Trial:
         return regrow.start_from(self.sample, padded.indices, padded.thresholds, codes, real)
 
     def judge(self, trees: SplitTrees | ObliqueTrees, own: Bool[np.ndarray, "codebooks features"] | None) -> Judged:
-        """The trees with the penalty that leaves the least error on the rows set aside."""
+        """The trees with the penalty that leaves the least error on held-out rows."""
         encoded = encoder(trees)
         statistics = gather(in_blocks([self.train], *self.train.shape), encoded, self.mean, self.factor)
         shrink = padded_own(own, statistics)
-        ridge, errors = validated_ridge(statistics, shrink, self.w, len(self.train), encoded(self.aside), self.y)
+        ridge, errors = validated_ridge(statistics, shrink, self.w, len(self.train), encoded(self.held_out), self.y)
         return Judged(errors, Learned(trees, own, ridge, errors=errors))
 
 

@@ -33,7 +33,7 @@ STEPS = 600
 """Steps of training at most."""
 ROWS = 2**15
 """Rows that trees are learned from, at most: a random sample. Tables, which the caller solves, may see all."""
-HELD_OUT = 0.15
+HELD_OUT_SHARE = 0.15
 """Share of the rows that decides."""
 RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """Weights of the penalty that are tried, in rows."""
@@ -164,7 +164,7 @@ def prepare(
     x: np.ndarray, w: np.ndarray, center: np.ndarray, scale: np.ndarray, extra: tuple[np.ndarray, ...], principal: bool
 ) -> Data:
     """Rounds rows, holds the first ones out, and finds their exact outputs: all, or the principal ones, then padded."""
-    held = round(HELD_OUT * len(x)) or 1
+    held = round(HELD_OUT_SHARE * len(x)) or 1
     learned, held_out = (slice(held, None), slice(held)) if len(x) > 1 else (slice(None), slice(None))
     q = projections.rounded(x, center, scale)
     z = q[learned] * STEP
@@ -187,9 +187,9 @@ def prepare(
         exact = jnp.asarray(shapes.pad(targets[rows] - mean, size, outputs))
         return train.Samples(rounded, exact, count, tuple(jnp.asarray(e[rows]) for e in extra))
 
-    centre = center.astype(np.float64) @ w @ basis + mean * unit
+    mean_output = center.astype(np.float64) @ w @ basis + mean * unit
     seen = jnp.asarray(shapes.pad((v @ basis / unit).astype(np.float32), features, outputs))
-    return Data(samples(learned), samples(held_out), covariance, v / unit, seen, unit, centre)
+    return Data(samples(learned), samples(held_out), covariance, v / unit, seen, unit, mean_output)
 
 
 def begin(data: Data, num_codebooks: int, width: int | None, grouping: str) -> Start:

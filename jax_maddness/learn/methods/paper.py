@@ -29,7 +29,7 @@ def learn(rows: Rows, w: np.ndarray, num_codebooks: int, config: FitConfig, bar:
     """Trees on contiguous groups, each grown to explain its own features; the tables shrink toward their means."""
     del w  # plays no part
     dealt = groups.contiguous(rows.num_features, num_codebooks)
-    trees = grow_on_groups(rows.sample, dealt, rows.factor, config.num_candidates, bar)
+    trees = grow_on_groups(rows.sample, dealt, rows.factor, config.num_split_features, bar)
     return Learned(trees, groups.owned(dealt, rows.num_features), config.ridge)
 
 
@@ -37,7 +37,7 @@ def grow_on_groups(
     x: Float[np.ndarray, "rows features"],
     dealt: Int32[np.ndarray, "codebooks width"],
     factor: np.float32,
-    num_candidates: int,
+    num_split_features: int,
     bar: Progress,
 ) -> SplitTrees:
     """One tree per group, grown chunk by chunk so that they fit into memory together."""
@@ -46,7 +46,7 @@ def grow_on_groups(
     chunks = -(-len(dealt) // most)
     size = shapes.rounded(-(-len(dealt) // chunks), 1)
     counted = np.arange(rows) < len(x)
-    grow = functools.partial(grow_trees, counted=counted, factor=factor, num_candidates=num_candidates)
+    grow = functools.partial(grow_trees, counted=counted, factor=factor, num_split_features=num_split_features)
     bar.expect(-(-len(dealt) // size))
     positions, thresholds = [], []
     for start in range(0, len(dealt), size):

@@ -19,7 +19,7 @@ from jax_maddness.learn.data import shapes
 from jax_maddness.learn.methods.splits import (
     BUCKETS,
     NO_KEY,
-    centre,
+    center,
     first_buckets,
     heap_order,
     sort_keys,
@@ -183,7 +183,7 @@ def grow_tree(
     sketch = jnp.linalg.qr(target.T @ (target @ first))[0]
 
     def level(state: tuple[Array, Array], nothing: None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        residual = centre(state[0][None], state[1][None])
+        residual = center(state[0][None], state[1][None])
         _, tried = lax.top_k(_promise(sample, residual[0] @ sketch, state[1]), min(CANDIDATES, len(sample.ranks)))
         ranks = jnp.take(sample.ranks, tried, axis=0)[None]
         allowed = jnp.ones((1, len(tried)), bool)
@@ -199,7 +199,7 @@ def grow_tree(
 def _promise(
     sample: Sample, target: Float[Array, "rows sketch"], buckets: Int32[Array, " rows"]
 ) -> Float[Array, " features"]:
-    """How much of `target`, centred by bucket, a linear function of each feature's ranks would explain, per bucket.
+    """How much of `target`, centered by bucket, a linear function of each feature's ranks would explain, per bucket.
 
     A feature that is constant everywhere promises nothing.
     """

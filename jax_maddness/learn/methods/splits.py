@@ -9,7 +9,7 @@ Then the squared error falls by
 
     gain = |S_L|^2 * n / (n_L * n_R)
 
-which is the paper's difference of sums of squares, in a form that subtracts nothing large: rows are centred by
+which is the paper's difference of sums of squares, in a form that subtracts nothing large: rows are centered by
 their bucket before they are summed.
 """
 
@@ -37,17 +37,17 @@ NO_KEY = np.uint32(2**32 - 1)  # greater than the sort key of any finite float
 _NEVER = np.float32(np.finfo(np.float32).max)  # the threshold that no finite value exceeds
 
 
-@functools.partial(jax.jit, static_argnames="num_candidates")
+@functools.partial(jax.jit, static_argnames="num_split_features")
 def grow_trees(
     columns: Float[Array, "codebooks rows width"],
     own: Bool[Array, "codebooks width"],
     counted: Bool[Array, " rows"],
     factor: Float[Array, ""],
-    num_candidates: int,
+    num_split_features: int,
 ) -> tuple[Int32[Array, "codebooks 4"], Float[Array, "codebooks 15"]]:
     """Grows one tree per group of features (section 4.1, Algorithm 3).
 
-    At each level the `num_candidates` features with the largest squared error about the bucket means, summed over
+    At each level the `num_split_features` features with the largest squared error about the bucket means, summed over
     the buckets, are tried: each bucket takes its own best threshold, and the feature whose thresholds together
     leave the least squared error over all features of the group is chosen.
 
@@ -56,7 +56,7 @@ def grow_trees(
       own: False where a group is narrower than the widest one.
       counted: False for rows that are only there to fill the array.
       factor: a power of two that brings the largest magnitude near 1, so that no square overflows.
-      num_candidates: features tried per level.
+      num_split_features: features tried per level.
 
     Returns:
       The position of the feature in its group and the thresholds, as in `SplitTrees`. `x > threshold` in IEEE f32
@@ -70,9 +70,9 @@ def grow_trees(
     buckets = jnp.broadcast_to(first_buckets(counted), residuals.shape[:2])
 
     def grow(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        residuals = centre(state[0], state[1])
+        residuals = center(state[0], state[1])
         errors = jnp.where(own, (residuals * residuals).sum(1), -1.0)
-        errors, tried = lax.top_k(errors, min(num_candidates, own.shape[1]))
+        errors, tried = lax.top_k(errors, min(num_split_features, own.shape[1]))
         tried_keys = jnp.take_along_axis(keys, tried[..., None], axis=1)
         best, (left, right), buckets = split_level(residuals, state[1], tried_keys, errors >= 0)
         return (residuals, buckets), (_pick(best, tried), threshold_between(left, right))
@@ -101,7 +101,7 @@ def split_level(
     """Splits every bucket at its best threshold of that candidate feature which saves most over all buckets.
 
     Args:
-      residuals: what the tree should explain, centred by bucket.
+      residuals: what the tree should explain, centered by bucket.
       buckets: the bucket of every row.
       keys: integers in the order of the rows' values in each candidate feature.
       allowed: which candidates may be chosen.
@@ -132,7 +132,7 @@ def _by_bucket(gains: Float[Array, "... rows"], buckets: Int32[Array, "... rows"
     return jnp.where(buckets[..., None, :] == jnp.arange(BUCKETS)[:, None], gains[..., None, :], -jnp.inf)
 
 
-def centre(residuals: Float[Array, "codebooks rows width"], buckets: Int32[Array, "codebooks rows"]) -> Array:
+def center(residuals: Float[Array, "codebooks rows width"], buckets: Int32[Array, "codebooks rows"]) -> Array:
     """Subtracts from every row the mean of its bucket."""
     members = jax.nn.one_hot(buckets, BUCKETS, dtype=jnp.float32)
     counts = members.sum(1)[..., None]

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core.types import ExactTerm
-from jax_maddness.learn import validate as checks
+from jax_maddness.learn import validate
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -41,7 +41,7 @@ def split(
     Raises:
       ValueError: more is asked for than `w` has.
     """
-    checks.terms(config, *w.shape)
+    validate.terms(config, *w.shape)
     if not (config.rank or config.outliers):
         return None, w
     covariance, rest = _covariance(rows), w.astype(np.float64)
@@ -53,11 +53,11 @@ def split(
     down = rest @ v
     rest -= down @ v.T
     up = np.concatenate([kept, v.T])
-    centre = np.concatenate([rows.mean[indices], rows.mean @ down])
+    center = np.concatenate([rows.mean[indices], rows.mean @ down])
     term = ExactTerm(
-        checks.in_range(up, centre @ up)[0],
+        validate.in_range(up, center @ up)[0],
         jnp.asarray(indices) if config.outliers else None,
-        checks.in_range(down, centre)[0] if config.rank else None,
+        validate.in_range(down, center)[0] if config.rank else None,
     )
     return term, rest.astype(np.float32)
 

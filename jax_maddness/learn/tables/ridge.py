@@ -111,7 +111,7 @@ def ridge_regression(
 ) -> Solution:
     """Minimises `|r - G W - 1 i|^2 + ridge |W|^2` over `W` and `i`, given `G^T G` and `G^T r` of `r` with mean 0.
 
-    Eliminating the intercept centres the system: `(G^T G - g g^T / rows + ridge) W = G^T r`, `i = -(g / rows) W` with
+    Eliminating the intercept centers the system: `(G^T G - g g^T / rows + ridge) W = G^T r`, `i = -(g / rows) W` with
     `g` the counts. Two steps make f32 enough:
     - Each codebook's all-ones vector is an eigenvector with eigenvalue `ridge`, to which `G^T r` is orthogonal. Raising
       that eigenvalue by `rows / 16` changes nothing in `W`, and removes the smallest eigenvalues.
@@ -162,7 +162,7 @@ def fit_prototypes(
     outputs than features the product comes first, and the system is solved for fewer right-hand sides.
 
     Args:
-      statistics: of the training rows, centred by column: only differences from the mean should be left to f32.
+      statistics: of the training rows, centered by column: only differences from the mean should be left to f32.
       own: the features in which a codebook's bucket means are what the penalty shrinks toward.
       w: the weights.
       rows: how many rows `statistics` counted.

@@ -17,7 +17,7 @@ import numpy as np
 
 from jax_maddness.core.encode import encode
 from jax_maddness.core.types import LEAVES, LookupTables, ObliqueTrees, SplitTrees
-from jax_maddness.learn import validate as checks
+from jax_maddness.learn import validate
 from jax_maddness.learn.data import shapes
 from jax_maddness.learn.tables.quantize import quantize_tables
 from jax_maddness.learn.tables.ridge import Solution, Statistics, explained, fit_prototypes
@@ -41,14 +41,14 @@ class Learned:
       own: the features in which the tables shrink toward each codebook's bucket means; None: those it explains best.
       ridge: weight of the penalty, in rows.
       tables: what to look up, as `solve` finds it, where training has found it already; None: solve for it.
-      errors: squared, of each row that `axis.Trial` sets aside, before anything was learned from it; None: not known.
+      errors: squared, of each row that `axis.Trial` holds out, before anything was learned from it; None: not known.
     """
 
     trees: Any
     own: Bool[np.ndarray, "codebooks features"] | None
     ridge: float
     tables: Solution | None = None
-    errors: Float[np.ndarray, " aside"] | None = None
+    errors: Float[np.ndarray, " held_out"] | None = None
 
 
 def encoder(trees: SplitTrees | ObliqueTrees) -> Callable[[np.ndarray], UInt8[np.ndarray, "rows codebooks"]]:
@@ -85,10 +85,10 @@ def gather(
         if statistics is None:
             codebooks = shapes.rounded(codes.shape[1], shapes.CODEBOOKS)
             statistics = Statistics.zeros(codebooks, x.shape[1])
-            centre = shapes.pad((mean * factor).astype(np.float32), x.shape[1])
+            center = shapes.pad((mean * factor).astype(np.float32), x.shape[1])
         real = np.arange(codebooks) < codes.shape[1]
         codes = shapes.pad(codes, len(x), codebooks)
-        statistics = jax.block_until_ready(_add(statistics, x, codes, counted, real, factor, centre))
+        statistics = jax.block_until_ready(_add(statistics, x, codes, counted, real, factor, center))
         step()
     assert statistics is not None
     return statistics
@@ -96,9 +96,9 @@ def gather(
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _add(
-    statistics: Statistics, x: Array, codes: Array, counted: Array, real: Array, factor: Array, centre: Array
+    statistics: Statistics, x: Array, codes: Array, counted: Array, real: Array, factor: Array, center: Array
 ) -> Statistics:
-    return statistics.add(x * factor - centre, codes, counted, real)
+    return statistics.add(x * factor - center, codes, counted, real)
 
 
 def padded_own(own: Bool[np.ndarray, "codebooks features"] | None, statistics: Statistics) -> Array:
@@ -116,7 +116,7 @@ def solve(
     w = shapes.pad(w, statistics.sums.shape[1], shapes.rounded(w.shape[1], shapes.OUTPUTS))
     while True:
         found = fit_prototypes(statistics, own, w, rows, ridge)
-        if np.isfinite(checks.largest(found.weights)) or ridge > rows:
+        if np.isfinite(validate.largest(found.weights)) or ridge > rows:
             _log.info("ridge %g, condition %.1e", ridge, found.condition)
             return found
         ridge *= 10
@@ -127,17 +127,17 @@ def validated_ridge(
     own: Array,
     w: Float[np.ndarray, "features outputs"],
     rows: int,
-    codes: UInt8[np.ndarray, "aside codebooks"],
-    y: Float[np.ndarray, "aside outputs"],
-) -> tuple[float, Float[np.ndarray, " aside"]]:
-    """Which of `RIDGES` leaves the least squared error on rows set aside, and that error, row by row.
+    codes: UInt8[np.ndarray, "held_out codebooks"],
+    y: Float[np.ndarray, "held_out outputs"],
+) -> tuple[float, Float[np.ndarray, " held_out"]]:
+    """Which of `RIDGES` leaves the least squared error on held-out rows, and that error, row by row.
 
     Args:
       statistics: of the rows to learn from, about their mean.
       own: as `fit_prototypes` takes it.
       w: the weights.
       rows: how many rows `statistics` counted.
-      codes: of the rows set aside; more of them than `y` has are there to fill the array.
+      codes: of the held-out rows; more of them than `y` has are there to fill the array.
       y: their exact outputs, less those of the mean row.
     """
     codes = shapes.pad(codes, len(codes), len(own))
@@ -193,4 +193,4 @@ def look_up(
     scale, offset, intercept = (np.asarray(a, np.float64)[:outputs] for a in (scale, offset, found.intercept))
     scale, offset = (np.ldexp(a, exponent) for a in (scale, offset + intercept + constant))
     values = jax.device_put(np.ascontiguousarray(np.asarray(values)[:outputs, :codebooks]))  # asarray would compile
-    return LookupTables(values, *checks.in_range(scale, offset + np.asarray(bias, np.float64)))
+    return LookupTables(values, *validate.in_range(scale, offset + np.asarray(bias, np.float64)))

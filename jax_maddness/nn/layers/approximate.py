@@ -19,7 +19,7 @@ from jax_maddness.core.types import ExactTerm, LookupTables, MaddnessOp, Oblique
 from jax_maddness.core.validate import ROW_DTYPES
 from jax_maddness.nn.layers.contraction import Contraction
 from jax_maddness.nn.layers.convolution import Convolution
-from jax_maddness.nn.layers.exact_kernel import Checked, maximum, of_arrays, with_exact_rows
+from jax_maddness.nn.layers.exact_kernel import ExactKernel, maximum, of_arrays, with_exact_rows
 from jax_maddness.nn.layers.float_tables import amm_floating, is_floating
 from jax_maddness.nn.layers.int8_low_rank import multiply
 
@@ -45,8 +45,8 @@ class Spec:
       shared: positions are encoded, and their codes shared among a convolution's taps.
       steps: over so many steps of a scan the arrays are stacked; 0: they are not.
       part: which of the op's outputs are this layer's, `[start, stop)`; None: all.
-      exact_rows, maximum: as in `Rule`.
-      pruned: it has fewer features, or fewer outputs, than the layer that it stands for (`prune_unused`).
+      exact_rows, num_candidates: as in `Rule`.
+      pruned: it has fewer features, or fewer outputs, than the layer that it stands for (`prune_unused_outputs`).
     """
 
     form: Contraction | Convolution
@@ -59,7 +59,7 @@ class Spec:
     steps: int = 0
     part: tuple[int, int] | None = None
     exact_rows: float = 0.0
-    maximum: int | None = None
+    num_candidates: int | None = None
     pruned: bool = False
 
     def promoted(self, x: Array) -> Array:
@@ -102,19 +102,19 @@ def apply(x: Array, spec: Spec, arrays: Mapping[str, Any]) -> Array:
         y = multiply(spec.promoted(x), spec.form, arrays)
         y = y if spec.part is None else y[..., spec.part[0] : spec.part[1]]
         return spec.form.output(y, x).astype(_result(x, spec))
-    arrays, checked = of_arrays(arrays)
-    return approximate(x, spec, to_op(spec, arrays), checked)
+    arrays, exact_kernel = of_arrays(arrays)
+    return approximate(x, spec, to_op(spec, arrays), exact_kernel)
 
 
-def approximate(x: Array, spec: Spec, op: MaddnessOp, checked: Checked | None = None) -> Array:
+def approximate(x: Array, spec: Spec, op: MaddnessOp, exact_kernel: ExactKernel | None = None) -> Array:
     """What the layer returns for `x`, by look-ups.
 
     Ops of convolutions with several groups are stacked, an op for each. An op whose codes are shared among taps has
     trees for one position, and tables for the codes of all taps, tap by tap. Tables may be floats (`to_floats`).
     """
     form, rows, result = spec.form, spec.promoted(x), _result(x, spec)
-    if isinstance(form, Convolution) and spec.maximum is not None:
-        return _maximum(rows, x, spec, op, checked).astype(result)
+    if isinstance(form, Convolution) and spec.num_candidates is not None:
+        return _maximum(rows, x, spec, op, exact_kernel).astype(result)
     if isinstance(form, Contraction):
         rows = form.rows(rows)
         y = _product(rows, op)
@@ -122,9 +122,9 @@ def approximate(x: Array, spec: Spec, op: MaddnessOp, checked: Checked | None = 
         y = _by_position(rows, form, op)
     else:
         y = form.map_patches(functools.partial(_by_group, op=op), rows)
-    if spec.exact_rows and checked is not None:
+    if spec.exact_rows and exact_kernel is not None:
         padded = form.padded(rows) if isinstance(form, Convolution) else rows
-        y = with_exact_rows(padded, y, form, checked, spec.exact_rows)
+        y = with_exact_rows(padded, y, form, exact_kernel, spec.exact_rows)
     if spec.part is not None:
         y = y[..., spec.part[0] : spec.part[1]]
     return form.output(y, x).astype(result)
@@ -153,12 +153,12 @@ def _by_group(patches: Array, op: MaddnessOp) -> Array:
     return y.reshape(*y.shape[:-2], -1)
 
 
-def _maximum(rows: Array, x: Array, spec: Spec, op: MaddnessOp, checked: Checked | None) -> Array:
+def _maximum(rows: Array, x: Array, spec: Spec, op: MaddnessOp, exact_kernel: ExactKernel | None) -> Array:
     """The greatest outputs over positions as a single position, in float32."""
     form = spec.form
     assert isinstance(form, Convolution)
-    assert checked is not None
-    assert spec.maximum is not None
+    assert exact_kernel is not None
+    assert spec.num_candidates is not None
     padded, out = form.padded(rows), form.out_positions(rows)
 
     def greatest(skipped: Array, k: int) -> tuple[Array, Array]:
@@ -176,7 +176,7 @@ def _maximum(rows: Array, x: Array, spec: Spec, op: MaddnessOp, checked: Checked
         scores = scores.astype(jnp.float32)
         return op.tables.scale * scores + op.tables.offset if spec.shared else scores
 
-    y = maximum(padded, (len(padded), *out), greatest, value, form, checked, spec.exact_rows, spec.maximum)
+    y = maximum(padded, (len(padded), *out), greatest, value, form, exact_kernel, spec.exact_rows, spec.num_candidates)
     return form.output(y.reshape(len(y), *[1] * len(form.size), -1), x)
 
 

@@ -21,13 +21,16 @@ from jax_maddness.core import archive
 from jax_maddness.nn.layers.approximate import Spec
 from jax_maddness.nn.layers.contraction import Contraction
 from jax_maddness.nn.layers.convolution import Convolution
+from jax_maddness.nn.layers.exact_kernel import PREFIX
 from jax_maddness.nn.models.linen_model import Replaced, flat
 from jax_maddness.nn.models.nnx_model import Approximate, Tables, stand_ins, with_modules, with_widths
 
 FORMAT = "jax_maddness.model"
-VERSION = 2
+VERSION = 3
+"""Version 3 renamed a field of `Spec` and the arrays of an `ExactKernel`; older files are read with the new names."""
 _FORMS = {form.__name__: form for form in (Contraction, Convolution)}
 _SIGNED, _UNSIGNED = (tuple(f"{kind}{bits}" for bits in (8, 16, 32, 64)) for kind in ("int", "uint"))
+_OLD_FIELD, _OLD_PREFIX = "maximum", "checked_"
 _DTYPES = ("bool", *_SIGNED, *_UNSIGNED, "float16", "bfloat16", "float32", "float64")
 Place = tuple[Any, ...]
 
@@ -127,8 +130,23 @@ def _fits_pruned(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
 
 def _read(header: dict[str, Any], read: archive.Reader) -> tuple[dict[str, Any], dict[str, Spec], list[np.ndarray]]:
     arrays = read()
+    if header["version"] < 3:
+        header = _with_new_names(header)
     specs = {where: _from_json(spec) for where, spec in header["specs"].items()}
     return header, specs, [arrays[str(i)] for i in range(len(header["places"]))]
+
+
+def _with_new_names(header: dict[str, Any]) -> dict[str, Any]:
+    """The header of a file of version 1 or 2 with the names of version 3."""
+    new = {_OLD_FIELD: "num_candidates"}
+    specs = {
+        path: {new.get(field, field): value for field, value in spec.items()} for path, spec in header["specs"].items()
+    }
+    places = [
+        [PREFIX + key[len(_OLD_PREFIX) :] if str(key).startswith(_OLD_PREFIX) else key for key in place]
+        for place in header["places"]
+    ]
+    return {**header, "specs": specs, "places": places}
 
 
 def _to_json(spec: Spec) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def ranks(shape: tuple[int, int]) -> list[int]:
 
 def measured(
     unit: Unit,
-    aside: Sequence[np.ndarray],
+    held_out: Sequence[np.ndarray],
     learned: Mapping[tuple[str, int], StandIn],
     seconds: float = SECONDS,
 ) -> tuple[Option, ...]:
@@ -73,7 +73,7 @@ def measured(
 
     Args:
       unit: the layers.
-      aside: rows that nothing was learned from, `[rows, groups, D]` for each step of a scan.
+      held_out: rows that nothing was learned from, `[rows, groups, D]` for each step of a scan.
       learned: by kind and size.
       seconds: for the times.
     """
@@ -81,7 +81,7 @@ def measured(
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal(first.calls[0].x.shape, np.float32))
     x = promoted(x.astype(first.calls[0].x.dtype), first.dtype, first.param_dtype)
-    errors = [0.0, *(error_of(unit, one, aside) for one in learned.values())]
+    errors = [0.0, *(error_of(unit, one, held_out) for one in learned.values())]
     times = interleaved([_exact(unit, x), *(_stand_in(unit, one, x) for one in learned.values())], seconds)
     of_model = calls_of(unit)
     return tuple(
@@ -129,10 +129,10 @@ def _of_step(unit: Unit, learned: StandIn, step: int) -> dict[str, Array]:
     return {name: a[step] if unit.layers[0].steps else a for name, a in learned.arrays().items()}
 
 
-def error_of(unit: Unit, learned: StandIn, aside: Sequence[np.ndarray]) -> float:
+def error_of(unit: Unit, learned: StandIn, held_out: Sequence[np.ndarray]) -> float:
     """NMSE on rows, the mean over the steps of a scan; of look-ups alone, where the rule has them checked."""
     errors = []
-    for step, rows in enumerate(aside):
+    for step, rows in enumerate(held_out):
         y = _outputs(unit, learned, _of_step(unit, learned, step), rows)
         exact = np.einsum("ngd,gdm->ngm", rows, unit.w[step]) + unit.bias[step]
         errors.append(nmse(y, exact.reshape(len(rows), -1)))
@@ -145,7 +145,7 @@ def _outputs(
     """[rows, outputs]; a patch is an input with one output position."""
     form: Form | None = unit.layers[0].form
     spec = next(iter(specs_of(unit, learned).values()))
-    spec = dataclasses.replace(spec, dtype="float32", steps=0, part=None, exact_rows=0.0, maximum=None)
+    spec = dataclasses.replace(spec, dtype="float32", steps=0, part=None, exact_rows=0.0, num_candidates=None)
     if isinstance(form, Convolution):
         one = len(form.size) * (1,)
         alone: Form = dataclasses.replace(form, strides=one, dilation=one, padding="VALID")

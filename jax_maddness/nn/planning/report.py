@@ -167,7 +167,7 @@ def sized(kind: str, size: int) -> dict[str, Any]:
     """The fields of a `Rule` that say so."""
     if kind == CODES:
         return {"product": kind, "num_codebooks": size}
-    return {"product": kind, "rank": size or None, "exact_rows": 0.0, "maximum": None}
+    return {"product": kind, "rank": size or None, "exact_rows": 0.0, "num_candidates": None}
 
 
 def cells(layer: LayerPlan, exact_ms: float) -> list[str]:

@@ -29,8 +29,8 @@ _OUTPUT_AXES = {
     "tables_by_code": -1,
     "exact_up": -1,
     "weights": -1,
-    "checked_kernel": -2,
-    "checked_bias": -1,
+    "rescore_kernel": -2,
+    "rescore_bias": -1,
 }
 
 
@@ -44,7 +44,7 @@ def why_all_are_read(spec: Spec, op: Op) -> str:
         return "it has several ops: it is in a scan, or a convolution with groups"
     if isinstance(spec.form, Contraction) and not spec.form.reads_last_axis:
         return "its features are not one axis, the last, of its input"
-    if "checked_kernel" in op:
+    if "rescore_kernel" in op:
         return "it multiplies some of its rows exactly, with all features"
     if "exact_down" in op or ("exact_indices" in op and spec.shared):
         return "its exact term reads all features"

@@ -25,7 +25,7 @@ def layer_errors(model: Model, teacher: Model, specs: Mapping[str, Spec], batche
     """NMSE of each layer's outputs over `batches`, all calls and steps of scans together.
 
     What comes from the layers before it counts, too: it is the error of the hidden state. Of a layer that returns the
-    maximum over positions alone (`Rule.maximum`), it is the error of that.
+    maximum over positions alone (`Rule.num_candidates`), it is the error of that.
     """
     wanted, said = (_outputs(one, specs, batches) for one in (teacher, model))
     found = {}
@@ -65,6 +65,6 @@ def _outputs(model: Model, specs: Mapping[str, Spec], batches: Sequence[Any]) ->
 
 def _seen(y: Array, spec: Spec) -> Array:
     """What counts of a layer's output."""
-    if not isinstance(spec.form, Convolution) or spec.maximum is None:
+    if not isinstance(spec.form, Convolution) or spec.num_candidates is None:
         return y
     return y.max(tuple(range(y.ndim - 1 - len(spec.form.size), y.ndim - 1)))

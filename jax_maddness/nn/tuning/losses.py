@@ -30,7 +30,7 @@ def _check_shapes(outputs: Any, wanted: Any) -> None:
     if shapes != others:
         raise ValueError(
             f"A loss compares outputs of shapes {shapes} with the teacher's {others}. Pass a function that makes them "
-            "alike: of a layer with `Rule(maximum=...)`, it is the teacher's maximum over positions."
+            "alike: of a layer with `Rule(num_candidates=...)`, it is the teacher's maximum over positions."
         )
 
 
