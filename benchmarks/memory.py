@@ -15,7 +15,7 @@ import sys
 import numpy as np
 
 import jax_maddness
-from jax_maddness.learn.fit import METHODS
+from jax_maddness.learn.config import METHOD_NAMES
 
 
 def peak() -> int:
@@ -41,7 +41,7 @@ def main() -> None:
     sizes = {"rows": 200_000, "features": 1024, "outputs": 256, "codebooks": 16}
     for name, size in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=size)
-    parser.add_argument("--methods", type=lambda s: s.split(","), default=list(METHODS))
+    parser.add_argument("--methods", type=lambda s: s.split(","), default=list(METHOD_NAMES))
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.alone is not None:

@@ -27,7 +27,7 @@ import jax_maddness
 from benchmarks import baselines, machine, quality_report, quality_time, quantizers
 from benchmarks.approximation import Approximation, Method, in_codebooks
 from benchmarks.packaged import Matrices, packaged
-from jax_maddness.learn.fit import METHODS as OURS
+from jax_maddness.learn.config import METHOD_NAMES as OURS
 
 
 def fitted(method: str, x_train: np.ndarray, w: np.ndarray, b: np.ndarray, size: int) -> Approximation:

@@ -11,6 +11,7 @@ Then `y` approximates `x @ w + b`, by look-ups. With Flax, layers of a trained m
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from jax_maddness.core.aggregate import aggregate
@@ -29,16 +30,20 @@ from jax_maddness.core.types import (
     with_small_batch_tables,
 )
 from jax_maddness.learn.budget import BudgetReport, fit_budget
+from jax_maddness.learn.config import FitConfig
 from jax_maddness.learn.evaluate import FitReport, evaluate
-from jax_maddness.learn.fit import FitConfig, fit
+from jax_maddness.learn.fit import fit
 from jax_maddness.retrieval.build import add_vectors, build_index, remove_vectors
 from jax_maddness.retrieval.files import load_index, save_index
 from jax_maddness.retrieval.index import VectorIndex
+from jax_maddness.retrieval.outlier_rows import OutlierRows, amm_with_exact_rows, fit_outlier_rows
 from jax_maddness.retrieval.search import search
 from jax_maddness.retrieval.sharding import shard_index
-from jax_maddness.retrieval.top_k import OutlierRows, amm_with_exact_rows, fit_outlier_rows, max_over_positions, top_k
+from jax_maddness.retrieval.top_k import max_over_positions, top_k
 
 if TYPE_CHECKING:
+    from jax_maddness import nn as nn
+    from jax_maddness import testing as testing
     from jax_maddness.nn import Captured as Captured
     from jax_maddness.nn import Plan as Plan
     from jax_maddness.nn import Rule as Rule
@@ -90,16 +95,33 @@ __all__ = [
 ]
 
 _WITH_FLAX = (
-    *("Captured", "Plan", "Rule", "capture", "finetune", "load_model", "plan", "prune_unused_outputs", "replace"),
+    "Captured",
+    "Plan",
+    "Rule",
+    "capture",
+    "finetune",
+    "load_model",
+    "plan",
+    "prune_unused_outputs",
+    "replace",
     "save_model",
 )
-"""What `jax_maddness.nn` adds; it is imported when one of these is first asked for."""
+"""Names of `jax_maddness.nn`, which needs Flax and is imported when one of them is first used."""
+_SUBMODULES = ("nn", "testing")
+if importlib.util.find_spec("flax") is not None:  # without Flax, `from jax_maddness import *` must not fail
+    __all__ += _WITH_FLAX
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_SUBMODULES, "__version__"})
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WITH_FLAX:
+    if name not in _WITH_FLAX and name not in _SUBMODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
+        if name in _SUBMODULES:
+            return importlib.import_module(f"jax_maddness.{name}")
         return getattr(importlib.import_module("jax_maddness.nn"), name)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "flax":

@@ -53,6 +53,19 @@ def test_on_cpu_the_kernels_are_called(op, x):
 
 
 @needs_kernels
+def test_every_registered_kernel_has_the_prefix_by_which_custom_calls_are_recognised():
+    assert len(ffi.targets()) == len(set(ffi.targets())) > 10
+    assert all(name.startswith(ffi.TARGET_PREFIX) for name in ffi.targets())
+
+
+@needs_kernels
+def test_a_kernel_that_is_missing_among_the_targets_is_not_portable(op, x, monkeypatch):
+    monkeypatch.setattr(ffi, "targets", lambda: ())
+    with pytest.raises((AssertionError, ValueError), match="jax_maddness_amm"):
+        testing.assert_portable(amm, x, op, platforms=["cpu"])
+
+
+@needs_kernels
 def test_an_export_for_several_platforms_is_serialised_and_runs(any_op, x):
     op = any_op
     suffix = "_oblique" if isinstance(op.trees, ObliqueTrees) else ""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax.numpy as jnp
+from jaxtyping import Array, Int32, UInt8
 
 from jax_maddness.core import validate
 from jax_maddness.core.stack import Stacked
 from jax_maddness.core.types import LEAVES, LookupTables
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Int32, UInt8
 
 
 def aggregate(codes: UInt8[Array, "... codebooks"], tables: LookupTables) -> Int32[Array, "... outputs"]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float, UInt8
 
 from jax_maddness.core import aggregate, encode, exact, validate
 from jax_maddness.core.stack import Stacked
-from jax_maddness.core.types import SMALL_BATCH, LookupTables, MaddnessOp
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, UInt8
+from jax_maddness.core.types import KINDS, SMALL_BATCH, LookupTables, MaddnessOp, Trees
 
 
 def amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... outputs"]:
@@ -56,7 +54,7 @@ def _amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... o
     call, entries = (stacked.by_output, tables.values) if by_code is None else (stacked.by_code, by_code)
     y = call(
         x,
-        *encode.arrays(op.trees),
+        *op.trees.arrays(),
         entries,
         tables.scale.astype(jnp.float32),
         tables.offset.astype(jnp.float32),
@@ -147,7 +145,7 @@ def _along_rows(per_output: Array, y: Array) -> Array:
 _Definition = Callable[..., Any]
 
 
-def definition(kind: encode.Kind) -> _Definition:
+def definition(kind: type[Trees]) -> _Definition:
     """`amm` for a batch of ops, in pure JAX: the answer that every tier must give, up to the last f32 rounding.
 
     Its arguments are `x [ops, ..., features]`, the arrays of the trees of that kind, each for all ops, then those of
@@ -172,7 +170,7 @@ def definition_of_codes(dtype: jax.typing.DTypeLike) -> _Definition:
     return amm_of_codes
 
 
-def definition_by_code(kind: encode.Kind) -> _Definition:
+def definition_by_code(kind: type[Trees]) -> _Definition:
     """The same answer from `by_code [ops, codebooks, 16, outputs]` in place of `values` (`with_small_batch_tables`)."""
 
     def amm_by_code(x: Array, *arrays: Array) -> Float[Array, "ops ... outputs"]:
@@ -187,17 +185,16 @@ class _Calls(NamedTuple):
     by_code: Stacked
 
 
-def _calls(kind: encode.Kind) -> _Calls:
-    name = f"jax_maddness_amm{kind.suffix}"
+def _calls(kind: type[Trees]) -> _Calls:
+    name = f"jax_maddness_amm{kind.target_suffix}"
+    rows_and_trees = f"b {{rows}} d, {kind.dimensions}"
     return _Calls(
-        Stacked(definition(kind), name, f"b {{rows}} d, {kind.rule}, b m c k, b m, b m -> b {{rows}} m"),
-        Stacked(
-            definition_by_code(kind), f"{name}_by_code", f"b {{rows}} d, {kind.rule}, b c k m, b m, b m -> b {{rows}} m"
-        ),
+        Stacked(definition(kind), name, f"{rows_and_trees}, b m c k, b m, b m -> b {{rows}} m"),
+        Stacked(definition_by_code(kind), f"{name}_by_code", f"{rows_and_trees}, b c k m, b m, b m -> b {{rows}} m"),
     )
 
 
-_stacked = {trees: _calls(kind) for trees, kind in encode.KINDS.items()}
+_stacked = {kind: _calls(kind) for kind in KINDS}
 _of_codes = {
     dtype: Stacked(
         definition_of_codes(dtype), "jax_maddness_amm_of_codes", "b {rows} c, b m c k, b m, b m -> b {rows} m"

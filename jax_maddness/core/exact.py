@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
-    from jax_maddness.core.types import ExactTerm
+from jax_maddness.core.types import ExactTerm
 
 _UNROLLED = 8
 """Up to this rank the last product is a sum of outer products, which XLA:CPU fuses with what it is added to: one pass

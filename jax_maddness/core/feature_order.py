@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int32
 
-from jax_maddness.core.types import MaddnessOp, ObliqueTrees, SplitTrees
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Array, Float, Int32
+from jax_maddness.core.types import MaddnessOp
 
 
 def fold_feature_order(
@@ -33,7 +30,7 @@ def fold_feature_order(
       ValueError: `op` holds a stack of ops, or the shapes of `w_before` and `b_before` do not match it.
 
     Example:
-      >>> from jax_maddness.core.types import LookupTables
+      >>> from jax_maddness import LookupTables, SplitTrees
       >>> trees = SplitTrees(jnp.array([[5, 2, 5, 2]]), jnp.zeros((1, 15)), 6)
       >>> op = MaddnessOp(trees, LookupTables(jnp.zeros((3, 1, 16), jnp.uint8), jnp.ones(3), jnp.zeros(3)))
       >>> folded, w, b = fold_feature_order(op, jnp.ones((7, 6)), jnp.arange(6.0))
@@ -51,28 +48,9 @@ def fold_feature_order(
             f"`w_before` has shape {w.shape}, `b_before` {b.shape}; expected [inputs, {features}] and ({features},). "
             "Pass those of the layer whose outputs `op` reads."
         )
-    trees, read = _contiguous(op.trees)
+    trees, read = op.trees.in_reading_order()
     weights = None if op.weights is None else _kept(op.weights, read)
     return dataclasses.replace(op, trees=trees, weights=weights), w[:, read], b[read]
-
-
-def _contiguous(trees: SplitTrees | ObliqueTrees) -> tuple[SplitTrees | ObliqueTrees, Int32[np.ndarray, " read"]]:
-    """Trees that read features in order, and which of the former ones these are."""
-    if isinstance(trees, ObliqueTrees):
-        read = np.asarray(trees.features).reshape(-1)
-        places = jnp.arange(len(read), dtype=jnp.int32).reshape(trees.features.shape)
-        center, scale = trees.center[read], trees.scale[read]
-        moved = dataclasses.replace(trees, features=places, center=center, scale=scale, num_features=len(read))
-        return moved, read
-    kept: list[int] = []
-    indices = np.zeros(trees.indices.shape, np.int32)
-    for c, wanted in enumerate(np.asarray(trees.indices)):
-        own, first, place = np.unique(wanted, return_index=True, return_inverse=True)
-        order = np.argsort(first)
-        indices[c] = len(kept) + np.argsort(order)[place]
-        kept.extend(own[order])
-    read = np.array(kept, np.int32)
-    return dataclasses.replace(trees, indices=jnp.asarray(indices), num_features=len(read)), read
 
 
 def _kept(weights: Float[Array, "features outputs"], read: Int32[np.ndarray, " read"]) -> Float[Array, "read outputs"]:

@@ -16,30 +16,14 @@ import pathlib
 import re
 import warnings
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
+from jaxtyping import Array
 
 BACKENDS = ("auto", "ffi", "jax")
-TARGETS = (
-    "jax_maddness_encode",
-    "jax_maddness_aggregate",
-    "jax_maddness_amm",
-    "jax_maddness_amm_of_codes",
-    "jax_maddness_amm_by_code",
-    "jax_maddness_encode_oblique",
-    "jax_maddness_amm_oblique",
-    "jax_maddness_amm_oblique_by_code",
-    "jax_maddness_scan",
-    "jax_maddness_rescore",
-    "jax_maddness_greatest",
-    "jax_maddness_look_up",
-    "jax_maddness_look_up_gradient",
-)
-"""The custom calls' names, as StableHLO shows them."""
+TARGET_PREFIX = "jax_maddness_"
+"""The names of all custom calls of this package, as StableHLO shows them, begin with this."""
 
 _context = jax.make_user_context(default_value=None)
 """What `force_backend` chose. Part of the key of JAX's caches: another backend means another trace."""
@@ -82,6 +66,12 @@ def force_backend(choice: str) -> contextlib.AbstractContextManager:
 def call(target: str, result: Any, *args: Array) -> Any:
     """Calls the kernel `target` on the CPU; `result` is the `ShapeDtypeStruct` of its result, or a tuple of several."""
     return jax.ffi.ffi_call(target, result)(*args)
+
+
+def targets() -> tuple[str, ...]:
+    """The names of all custom calls of this build; none where the extension is missing."""
+    module, _ = _import()
+    return tuple(module.registrations()) if module else ()
 
 
 def why_unavailable() -> str | None:

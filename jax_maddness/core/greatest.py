@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Bool, Int32, Shaped, UInt8
 
 from jax_maddness.core import aggregate, ffi
 from jax_maddness.core.stack import on_platform
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Int32, Shaped, UInt8
 
 MOST = 16
 """Sums of each output; more are found by the definition."""

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, UInt8
 
 from jax_maddness.core import ffi
 from jax_maddness.core.stack import Stacked
 from jax_maddness.core.types import LEAVES
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, UInt8
 
 
 def look_up(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,9 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from jax_maddness.core import ffi
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
 
 
 def on_platform(definition: Callable[..., Any], target: str, *args: Array) -> Any:

@@ -14,81 +14,35 @@ equal only when they are the same object, and they can be hashed: compare arrays
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32, UInt8
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int8, Int32, UInt8
+from jax_maddness.core.trees.base import LEAVES, LEVELS, NODES, Trees
+from jax_maddness.core.trees.kinds import KINDS, TREE_KINDS
+from jax_maddness.core.trees.oblique_trees import MAX_WIDTH, ObliqueTrees
+from jax_maddness.core.trees.split_trees import SplitTrees
 
-LEVELS = 4
-"""Depth of a split tree."""
-NODES = 2**LEVELS - 1
-"""Inner nodes of a split tree: one threshold each."""
-LEAVES = 2**LEVELS
-"""Codes of a codebook, and entries of a lookup table."""
+__all__ = [
+    "KINDS",
+    "LEAVES",
+    "LEVELS",
+    "MAX_WIDTH",
+    "NODES",
+    "SMALL_BATCH",
+    "TREE_KINDS",
+    "ExactTerm",
+    "LookupTables",
+    "MaddnessOp",
+    "ObliqueTrees",
+    "SplitTrees",
+    "Trees",
+    "with_small_batch_tables",
+]
+
 SMALL_BATCH = 8
-"""Up to this many rows a call uses `LookupTables.by_code` where there is one."""
-MAX_WIDTH = 100_000
-"""Features that a codebook of `ObliqueTrees` may project: 127 * 127 * MAX_WIDTH < 2**31."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class SplitTrees:
-    """One balanced tree of depth 4 per codebook (Blalock & Guttag 2021, section 4.1).
-
-    Attributes:
-      indices: the feature compared at each level, in `[0, num_features)`. One that is not is an error when a kernel
-        meets it; pure JAX, which cannot raise at run time, clips it.
-      thresholds: one per inner node, in heap order: node `j` of level `l` stands at `2**l - 1 + j`.
-      num_features: D of the rows that the trees were learned from; None: not checked.
-    """
-
-    indices: Int32[Array, "codebooks 4"]
-    thresholds: Float[Array, "codebooks 15"]
-    num_features: int | None = dataclasses.field(default=None, metadata={"static": True})
-
-    @property
-    def num_codebooks(self) -> int:
-        return self.indices.shape[-2]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class ObliqueTrees:
-    """One balanced tree of depth 4 per codebook, whose levels compare projections of features: the other kind.
-
-    Everything after the first rounding is exact in integers, so codes are the same everywhere:
-
-        q[d]    = int8(clip(rint((x[d] - center[d]) * scale[d]), -127, 127))        in float32, half to even
-        s[c, l] = sum_w projections[c, l, w] * q[features[c, w]]                    in int32
-
-    At level `l` a row goes right when `s[c, l]` is greater than the threshold of the node it stands on. NaN counts as
-    -127, the least.
-
-    Attributes:
-      features: those that each codebook projects, in `[0, num_features)`, in any order. Codebooks may share features.
-        One that is out of range is an error when a kernel meets it; pure JAX clips it.
-      projections: one per level, in `[-127, 127]`. A codebook of fewer features than `width` has zeros, and any
-        feature, in the places that are left. `width` is at most `MAX_WIDTH`, so that no sum overflows.
-      thresholds: one per inner node, in heap order, as those of `SplitTrees`.
-      center: finite.
-      scale: 0 or in `[2**-100, 2**100]`, so that denormals, which some processors flush to zero, never matter.
-      num_features: D of the rows that the trees were learned from; None: that of `center`.
-    """
-
-    features: Int32[Array, "codebooks width"]
-    projections: Int8[Array, "codebooks 4 width"]
-    thresholds: Int32[Array, "codebooks 15"]
-    center: Float[Array, " features"]
-    scale: Float[Array, " features"]
-    num_features: int | None = dataclasses.field(default=None, metadata={"static": True})
-
-    @property
-    def num_codebooks(self) -> int:
-        return self.features.shape[-2]
+"""A call of at most this many rows uses `LookupTables.by_code`, if an op has it."""
 
 
 @jax.tree_util.register_dataclass
@@ -155,7 +109,7 @@ class MaddnessOp:
       exact: the part of the product that is not left to codes; None: there is none.
     """
 
-    trees: SplitTrees | ObliqueTrees
+    trees: Trees
     tables: LookupTables
     weights: Float[Array, "features outputs"] | None = None
     exact: ExactTerm | None = None

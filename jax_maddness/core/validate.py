@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax.numpy as jnp
+from jaxtyping import Array
 
-from jax_maddness.core.types import (
-    LEAVES,
-    LEVELS,
-    MAX_WIDTH,
-    NODES,
-    ExactTerm,
-    LookupTables,
-    MaddnessOp,
-    ObliqueTrees,
-    SplitTrees,
-)
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
+from jax_maddness.core.trees.base import LEAVES, Trees, validate_array
+from jax_maddness.core.types import ExactTerm, LookupTables, MaddnessOp
 
 ROW_DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
 
 
-def rows(x: Array, split_trees: SplitTrees | ObliqueTrees) -> Array:
+def rows(x: Array, split_trees: Trees) -> Array:
     """`x` as an array whose last dimension is the features of `split_trees`."""
     x = _as_array(x, "x")
     if x.dtype not in ROW_DTYPES:
@@ -32,9 +19,7 @@ def rows(x: Array, split_trees: SplitTrees | ObliqueTrees) -> Array:
     trees(split_trees)
     if x.ndim < 1 or x.shape[-1] < 1:
         raise ValueError(f"`x` has shape {x.shape}; expected [..., features] with at least one feature.")
-    features = split_trees.num_features
-    if isinstance(split_trees, ObliqueTrees):
-        features = split_trees.center.shape[0]
+    features = split_trees.row_features
     if features is not None and x.shape[-1] != features:
         raise ValueError(
             f"`x` has {x.shape[-1]} features, but `op` was learned from data with {features}. "
@@ -57,34 +42,12 @@ def codes(array: Array, tables: LookupTables) -> Array:
     return array
 
 
-def trees(split_trees: SplitTrees | ObliqueTrees) -> None:
+def trees(split_trees: Trees) -> None:
     """Raises unless the arrays of `split_trees` agree with each other."""
-    codebooks = _oblique_trees(split_trees) if isinstance(split_trees, ObliqueTrees) else _split_trees(split_trees)
-    if codebooks < 1:
+    _kind(split_trees, Trees, "trees")
+    split_trees.validate()
+    if split_trees.num_codebooks < 1:
         raise ValueError("`trees` has no codebook; expected at least one.")
-
-
-def _split_trees(split_trees: SplitTrees) -> int:
-    _kind(split_trees, SplitTrees, "trees")
-    codebooks = split_trees.indices.shape[0] if getattr(split_trees.indices, "ndim", 0) else 0
-    _shape("trees.indices", split_trees.indices, (codebooks, LEVELS), jnp.integer)
-    _shape("trees.thresholds", split_trees.thresholds, (codebooks, NODES), jnp.floating)
-    return codebooks
-
-
-def _oblique_trees(oblique: ObliqueTrees) -> int:
-    codebooks, width = oblique.features.shape if getattr(oblique.features, "ndim", 0) == 2 else (0, 0)
-    _shape("trees.features", oblique.features, (codebooks, width), jnp.integer)
-    _shape("trees.projections", oblique.projections, (codebooks, LEVELS, width), jnp.int8)
-    _shape("trees.thresholds", oblique.thresholds, (codebooks, NODES), jnp.int32)
-    features = oblique.num_features
-    if features is None:
-        features = oblique.center.shape[0] if getattr(oblique.center, "ndim", 0) else 0
-    _shape("trees.center", oblique.center, (features,), jnp.floating)
-    _shape("trees.scale", oblique.scale, (features,), jnp.floating)
-    if codebooks and not 1 <= width <= MAX_WIDTH:
-        raise ValueError(f"`trees` projects {width} features per codebook; expected 1 to {MAX_WIDTH}. Use fewer.")
-    return codebooks
 
 
 def op(maddness_op: MaddnessOp) -> None:
@@ -101,7 +64,7 @@ def op(maddness_op: MaddnessOp) -> None:
     weights = maddness_op.weights
     if weights is not None:
         features = maddness_op.num_features or weights.shape[-2]
-        _shape("op.weights", weights, (features, maddness_op.num_outputs), jnp.floating)
+        validate_array("op.weights", weights, (features, maddness_op.num_outputs), jnp.floating)
     if maddness_op.exact is not None:
         _exact(maddness_op.exact, maddness_op.num_features, maddness_op.num_outputs)
 
@@ -114,12 +77,12 @@ def _exact(term: ExactTerm, num_features: int | None, outputs: int) -> None:
     rank = 0
     if term.indices is not None:
         rank += term.indices.shape[0] if getattr(term.indices, "ndim", 0) else 0
-        _shape("op.exact.indices", term.indices, (rank,), jnp.integer)
+        validate_array("op.exact.indices", term.indices, (rank,), jnp.integer)
     if term.down is not None:
         features, directions = term.down.shape if getattr(term.down, "ndim", 0) == 2 else (0, 0)
-        _shape("op.exact.down", term.down, (num_features or features, directions), jnp.floating)
+        validate_array("op.exact.down", term.down, (num_features or features, directions), jnp.floating)
         rank += directions
-    _shape("op.exact.up", term.up, (rank, outputs), jnp.floating)
+    validate_array("op.exact.up", term.up, (rank, outputs), jnp.floating)
     if rank < 1:
         raise ValueError("`op.exact` has rank 0; expected at least 1. Pass None for no exact term.")
 
@@ -127,11 +90,11 @@ def _exact(term: ExactTerm, num_features: int | None, outputs: int) -> None:
 def _tables(tables: LookupTables) -> None:
     _kind(tables, LookupTables, "tables")
     outputs, codebooks = tables.values.shape[-3:-1] if getattr(tables.values, "ndim", 0) >= 3 else (0, 0)
-    _shape("tables.values", tables.values, (outputs, codebooks, LEAVES), jnp.uint8)
-    _shape("tables.scale", tables.scale, (outputs,), jnp.floating)
-    _shape("tables.offset", tables.offset, (outputs,), jnp.floating)
+    validate_array("tables.values", tables.values, (outputs, codebooks, LEAVES), jnp.uint8)
+    validate_array("tables.scale", tables.scale, (outputs,), jnp.floating)
+    validate_array("tables.offset", tables.offset, (outputs,), jnp.floating)
     if tables.by_code is not None:
-        _shape("tables.by_code", tables.by_code, (codebooks, LEAVES, outputs), jnp.uint8)
+        validate_array("tables.by_code", tables.by_code, (codebooks, LEAVES, outputs), jnp.uint8)
 
 
 def _as_array(x: Array, name: str) -> Array:
@@ -149,13 +112,3 @@ def _kind(value: object, expected: type, name: str) -> None:
         else:
             hint = "It is what `fit` returns, or a part of it."
         raise TypeError(f"`{name}` is {type(value).__name__}; expected {expected.__name__}. {hint}")
-
-
-def _shape(name: str, array: Array, shape: tuple[int, ...], kind: type) -> None:
-    if not hasattr(array, "shape") or not hasattr(array, "dtype"):
-        raise TypeError(f"`{name}` is {type(array).__name__}; expected an array.")
-    if array.shape != shape or not jnp.issubdtype(array.dtype, kind):
-        raise ValueError(
-            f"`{name}` is {array.dtype}{list(array.shape)}; expected {kind.__name__}{list(shape)}. "
-            "If the op is stacked, use `jax.vmap` over it."
-        )

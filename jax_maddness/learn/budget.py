@@ -6,17 +6,16 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from jax_maddness.core.amm import amm
 from jax_maddness.core.types import (
     LEAVES,
-    LEVELS,
-    NODES,
     ExactTerm,
     LookupTables,
     MaddnessOp,
@@ -24,17 +23,13 @@ from jax_maddness.core.types import (
     SplitTrees,
 )
 from jax_maddness.learn import validate
+from jax_maddness.learn.config import REPORTED_SHARE, FitConfig
+from jax_maddness.learn.data.held_out import split
 from jax_maddness.learn.data.rows import Rows
 from jax_maddness.learn.evaluate import evaluate
-from jax_maddness.learn.fit import FitConfig, learn
+from jax_maddness.learn.fit import learn
 from jax_maddness.learn.progress import Progress
 
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Float
-
-HELD_OUT_SHARE = 0.2
-"""Share of the rows that NMSE is measured on, at most `MOST_HELD_OUT`; the op that is returned is learned from all."""
 MOST_HELD_OUT = 4096
 CLOSE = 1.125
 """The search ends when the fewest codebooks that reach the error and the most that do not are as close as this."""
@@ -144,14 +139,13 @@ def fit_budget(
     """
     validate.kind(config, FitConfig, "config")
     limits = {"max_nmse": max_nmse, "num_bytes": num_bytes, "max_seconds": max_seconds}
-    _check(limits)
+    _validate(limits)
     x = validate.samples(x_train)
     weights, offset = validate.product(x.shape[1], w, bias)
-    order = np.random.default_rng(0).permutation(len(x))
-    held_out = min(max(1, round(HELD_OUT_SHARE * len(x))), MOST_HELD_OUT, len(x) - 1)
-    if held_out < 1:
+    held_out, others = split(len(x), REPORTED_SHARE, MOST_HELD_OUT)
+    if not len(held_out):
         raise ValueError("`x_train` has one row; a budget needs rows to judge by. Pass many rows.")
-    part, test = Rows.of(x[order[held_out:]]), x[order[:held_out]]
+    part, test = Rows.of(x[others]), x[held_out]
     most = _most(x, weights.shape[1], config, num_bytes, max_seconds)
     trace: dict[int, Tried] = {}
     with Progress(progress) as bar:
@@ -168,7 +162,7 @@ def fit_budget(
     return BudgetReport(op, tuple(trace.values()))
 
 
-def _check(limits: dict[str, float | None]) -> None:
+def _validate(limits: dict[str, float | None]) -> None:
     given = {name: limit for name, limit in limits.items() if limit is not None}
     if not given:
         raise ValueError("No budget is given. Pass `max_nmse`, `num_bytes` or `max_seconds`, or several of them.")
@@ -239,16 +233,8 @@ def _blank(features: int, codebooks: int, outputs: int, config: FitConfig) -> Ma
     """An op of a given size that has learned nothing: it takes as long as any other, or as the longest if there may be
     either kind of trees.
     """
-    trees: SplitTrees | ObliqueTrees
-    if config.method in ("oblique", "auto"):
-        width = max(-(-features // codebooks), config.width or 0)
-        seen = np.arange(codebooks * width).reshape(codebooks, width) % features
-        projections = jnp.zeros((codebooks, LEVELS, width), jnp.int8)
-        nodes, rounding = jnp.zeros((codebooks, NODES), jnp.int32), jnp.ones(features)
-        trees = ObliqueTrees(jnp.asarray(seen, jnp.int32), projections, nodes, rounding, rounding, features)
-    else:
-        indices = np.arange(codebooks * LEVELS).reshape(codebooks, LEVELS) % features
-        trees = SplitTrees(jnp.asarray(indices, jnp.int32), jnp.zeros((codebooks, NODES)), features)
+    kind = ObliqueTrees if config.method in ("oblique", "auto") else SplitTrees
+    trees = kind.placeholder(features, codebooks, max(-(-features // codebooks), config.width or 0))
     tables = LookupTables(jnp.zeros((outputs, codebooks, LEAVES), jnp.uint8), jnp.zeros(outputs), jnp.zeros(outputs))
     return MaddnessOp(trees, tables, exact=_blank_term(features, outputs, config))
 

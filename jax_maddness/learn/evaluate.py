@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from jax_maddness.core.amm import amm
 from jax_maddness.core.encode import encode
@@ -18,10 +20,6 @@ from jax_maddness.learn import validate
 from jax_maddness.learn.data import sharded
 from jax_maddness.learn.data.modes import modes
 from jax_maddness.learn.data.rows import exponent
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Array, Float
 
 _BLOCK = 8192  # rows whose products are in memory at once
 _ENOUGH, _AMPLE = 4, 20  # training rows per code: a rule of thumb for when the tables hold, and when more bring little

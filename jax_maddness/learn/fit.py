@@ -10,79 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from jax_maddness.core.types import LookupTables, MaddnessOp
 from jax_maddness.learn import validate
+from jax_maddness.learn.config import FitConfig
 from jax_maddness.learn.data.modes import modes
 from jax_maddness.learn.data.rows import Rows, exponent, power_of_two
-from jax_maddness.learn.methods import oblique
 from jax_maddness.learn.methods.auto import METHODS
+from jax_maddness.learn.methods.learned import Learned
 from jax_maddness.learn.methods.objective import Objective
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.tables import exact_term as terms
-from jax_maddness.learn.tables.solve import Learned, look_up, padded_own, solve
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Array, Float
-
-
-@dataclasses.dataclass(frozen=True)
-class FitConfig:
-    """How `fit` learns.
-
-    Attributes:
-      method: `"paper"`: Blalock & Guttag 2021, with exact sums, and a scale and an offset per output. `"axis"`: trees
-        of the same kind, grown on what the other trees leave of `x @ w`, over all features, by validation: more
-        accurate at the same cost of inference, and slower to learn. `"oblique"`: trees on projections of each
-        codebook's features (`ObliqueTrees`), trained: about half the error; encoding takes 4 int8 multiply-adds per
-        feature and row, and learning a minute. `"auto"`: the one of these three that serves best on rows held out, the
-        cheaper where that is not sure; up to 512 rows by cross-validation.
-      ridge: weight of the penalty that keeps prototypes near their bucket's mean, in rows (lambda of section 4.2), for
-        `"paper"`; the others choose it.
-      num_split_features: features whose thresholds are searched per level and codebook (section 4.1), on groups.
-      width: features that each codebook of an oblique tree projects, from D/C (None: the least) to D: more are more
-        accurate, and take `4 * C * width` multiply-adds per row.
-      rank: of an exact term for the principal directions of `x @ w`, so that codes have to say only what it leaves;
-        `rank * (D + M)` multiply-adds per row. 0: none. `docs/terms.md` says where it pays.
-      outliers: how many features, those with most power in `x @ w`, keep an exact product; `outliers * M`
-        multiply-adds per row. 0: none.
-      steps: of training oblique trees, at most: a multiple of 50. It ends sooner where rows held out gain nothing.
-      seed: of what is random: which rows are held out, and what training draws.
-      loss: what training makes small instead of the squared error, on oblique trees (`"auto"` takes these then): a
-        JAX function of outputs `[rows, M]`, the exact ones `x @ w + bias`, and the same rows of `fit`'s `extra` arrays;
-        it returns a scalar. Trees and tables are trained by it, and kept as they do best on rows held out. Define it
-        once: every new function is compiled anew.
-
-    Example:
-      >>> def weighted_rows(y, exact, weight):  # with fit(..., extra=(weights,))
-      ...     return (weight * jnp.square(y - exact).sum(-1)).mean()
-      >>> def weighted_outputs(y, exact):
-      ...     return (jnp.square(y - exact) @ jnp.array([1.0, 1.0, 100.0])).mean()
-      >>> def cross_entropy(y, exact, label):  # of logits, with extra=(labels,); for a hidden layer, of `head(y)`
-      ...     return -jnp.take_along_axis(jax.nn.log_softmax(y), label[:, None], axis=-1).mean()
-      >>> def distillation(y, exact):  # the exact logits are the teacher; or pass another's as `extra`
-      ...     return -(jax.nn.softmax(exact) * jax.nn.log_softmax(y)).sum(-1).mean()
-      >>> FitConfig("oblique", loss=cross_entropy).loss is cross_entropy
-      True
-    """
-
-    method: str = "auto"
-    ridge: float = 1.0
-    num_split_features: int = 4
-    width: int | None = None
-    rank: int = 0
-    outliers: int = 0
-    steps: int = oblique.STEPS
-    seed: int = 0
-    loss: Callable[..., Array] | None = None
-
-    def __post_init__(self) -> None:
-        validate.config(self, tuple(METHODS))
+from jax_maddness.learn.tables.solve import padded_own, solve, to_lookup_tables
 
 
 def fit(
@@ -157,11 +101,10 @@ def learn(
         exact, w = rows.agreed(terms.split(rows, w, config))
         w_exponent = exponent(float(np.abs(w).max()))
         w = w * power_of_two(-w_exponent)
-        if config.loss is not None:
-            config = dataclasses.replace(config, loss=Objective(config.loss, power_of_two(w_exponent), bias))
+        objective = Objective(config.loss, power_of_two(w_exponent), bias) if config.loss is not None else None
         bar.expect(rows.num_steps + 1)
         bar.stage("splits")
-        learned = rows.agreed(METHODS[config.method](rows, w, num_codebooks, config, bar))
+        learned = rows.agreed(METHODS[config.method](rows, w, num_codebooks, config, bar, objective))
         tables = tables_for(rows, learned, w, w_exponent, bias, bar)
         return rows.agreed(MaddnessOp(learned.trees, tables, exact=exact))
 
@@ -181,6 +124,6 @@ def tables_for(
     found = learned.tables or solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
     constant = np.ldexp(rows.mean, -rows.exponent) @ w.astype(np.float64)
     used = np.asarray(statistics.counts) > 0
-    tables = look_up(found, used, constant, rows.exponent + w_exponent, bias, learned.trees.num_codebooks)
+    tables = to_lookup_tables(found, used, constant, rows.exponent + w_exponent, bias, learned.trees.num_codebooks)
     bar.step()
     return tables

@@ -9,22 +9,19 @@ tell.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-from jax_maddness.core.types import MaddnessOp, ObliqueTrees, SplitTrees
+from jax_maddness.core.types import MaddnessOp
+from jax_maddness.learn.config import FitConfig
 from jax_maddness.learn.data.modes import modes
 from jax_maddness.learn.data.rows import Rows, exponent, power_of_two
-from jax_maddness.learn.fit import FitConfig, tables_for
+from jax_maddness.learn.fit import tables_for
 from jax_maddness.learn.methods.auto import METHODS
+from jax_maddness.learn.methods.learned import Learned
 from jax_maddness.learn.progress import Progress
-from jax_maddness.learn.tables.solve import Learned
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 
 def fit_taps(
@@ -60,40 +57,16 @@ def fit_taps(
     with modes():
         bar.expect(rows.num_steps + 1)
         learned = METHODS[config.method](positions, by_position, num_codebooks, config, bar)
-        trees = repeated(learned.trees, taps)
+        trees = learned.trees.repeated(taps)
         own = None if learned.own is None else np.kron(np.eye(taps, dtype=bool), learned.own)
         learned = Learned(trees, own, learned.ridge)
         tables = tables_for(rows, learned, w, w_exponent, bias, bar)
     return MaddnessOp(trees, tables)
 
 
-def repeated(trees: SplitTrees | ObliqueTrees, taps: int) -> SplitTrees | ObliqueTrees:
-    """Trees for a patch: those for a position, for each of its positions in turn."""
-    features = _num_features(trees)
-
-    def tiled(array: jax.Array) -> jax.Array:
-        return jnp.tile(array, (taps, *[1] * (array.ndim - 1)))
-
-    def shifted(indices: jax.Array) -> jax.Array:
-        return (indices + features * jnp.arange(taps, dtype=indices.dtype)[:, None, None]).reshape(-1, indices.shape[1])
-
-    if isinstance(trees, SplitTrees):
-        return SplitTrees(shifted(trees.indices), tiled(trees.thresholds), taps * features)
-    projections, thresholds, center, scale = map(
-        tiled, (trees.projections, trees.thresholds, trees.center, trees.scale)
-    )
-    return ObliqueTrees(shifted(trees.features), projections, thresholds, center, scale, taps * features)
-
-
 def first_tap(op: MaddnessOp, taps: int) -> MaddnessOp:
     """The op of `fit_taps` with the trees for one position: what encodes positions once. `amm` does not take it."""
-    features = _num_features(op.trees) // taps
+    assert op.trees.row_features is not None
+    features = op.trees.row_features // taps
     arrays = jax.tree.map(lambda a: a[: len(a) // taps], op.trees)
     return dataclasses.replace(op, trees=dataclasses.replace(arrays, num_features=features))
-
-
-def _num_features(trees: SplitTrees | ObliqueTrees) -> int:
-    if isinstance(trees, ObliqueTrees):
-        return trees.center.shape[0]
-    assert trees.num_features is not None
-    return trees.num_features

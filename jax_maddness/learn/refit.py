@@ -10,30 +10,30 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from jax_maddness.core import validate as validate_core
 from jax_maddness.core.amm import amm
 from jax_maddness.core.encode import encode
 from jax_maddness.core.types import LEAVES, MaddnessOp
 from jax_maddness.learn import validate
+from jax_maddness.learn.config import HELD_OUT_SHARE
 from jax_maddness.learn.data import shapes
+from jax_maddness.learn.data.held_out import split
 from jax_maddness.learn.data.modes import modes
 from jax_maddness.learn.data.rows import exponent, in_blocks, power_of_two
-from jax_maddness.learn.tables.ridge import Solution, Statistics, ridge_regression
-from jax_maddness.learn.tables.solve import RIDGES, gather, look_up
+from jax_maddness.learn.data.statistics import Statistics, gather
+from jax_maddness.learn.tables.ridge import Solution, ridge_regression
+from jax_maddness.learn.tables.solve import RIDGES, to_lookup_tables
 
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Float
-
-HELD_OUT_SHARE = 0.15
-"""Share of the rows on which the penalty is chosen, at most `MOST_HELD_OUT`."""
 MOST_HELD_OUT = 4096
+"""The most rows on which the penalty is chosen."""
 
 
 def refit_tables(
@@ -67,26 +67,26 @@ def refit_tables(
 def _refitted(op: MaddnessOp, x: np.ndarray, targets: np.ndarray) -> MaddnessOp:
     missing = targets - np.asarray(jax.jit(amm)(x, op))
     codes = np.asarray(jax.jit(encode)(x, op.trees))
-    order = np.random.default_rng(0).permutation(len(x))
-    held_out, train = np.split(order, [min(max(1, round(HELD_OUT_SHARE * len(x))), MOST_HELD_OUT, len(x) - 1)])
+    held_out, train = split(len(x), HELD_OUT_SHARE, MOST_HELD_OUT)
     best, least = None, float((missing[held_out].astype(np.float64) ** 2).sum())
     trial = _Residual.of(codes[train], missing[train])
     for ridge in RIDGES:
         tables, intercept = trial.solved(ridge)
-        said = tables[np.arange(codes.shape[1]), codes[held_out]].sum(1) + intercept
-        error = float(((said - missing[held_out]) ** 2).sum())
+        predicted = tables[np.arange(codes.shape[1]), codes[held_out]].sum(1) + intercept
+        error = float(((predicted - missing[held_out]) ** 2).sum())
         if error < least:
             best, least = ridge, error
     if best is None:
         return op
     whole = _Residual.of(codes, missing)
-    more, intercept = whole.solved(best)
+    corrections, intercept = whole.solved(best)
     old = np.asarray(op.tables.values, np.float64).transpose(1, 2, 0) * np.asarray(op.tables.scale, np.float64)
-    found = Solution(jnp.asarray((old + more).reshape(-1, op.num_outputs), jnp.float32), *np.zeros((2, 1), np.float32))
+    weights = jnp.asarray((old + corrections).reshape(-1, op.num_outputs), jnp.float32)
+    solution = Solution(weights, *np.zeros((2, 1), np.float32))
     constant = np.asarray(op.tables.offset, np.float64) + intercept
-    used = np.asarray(whole.statistics.counts)[: len(found.weights)] > 0
-    looked_up = look_up(found, used, constant, 0, np.zeros(op.num_outputs), op.num_codebooks)
-    return dataclasses.replace(op, tables=looked_up)
+    used = np.asarray(whole.statistics.counts)[: len(weights)] > 0
+    quantized = to_lookup_tables(solution, used, constant, 0, np.zeros(op.num_outputs), op.num_codebooks)
+    return dataclasses.replace(op, tables=quantized)
 
 
 class _Residual(NamedTuple):

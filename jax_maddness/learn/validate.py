@@ -4,65 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from jax_maddness.learn.methods import train
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
-    from jax_maddness.learn.fit import FitConfig
-
-
-def config(value: FitConfig, methods: tuple[str, ...]) -> None:
-    """Raises unless the fields of `value` make sense."""
-    if value.method not in methods:
-        known = ", ".join(repr(m) for m in methods)
-        raise ValueError(f"`method` is {value.method!r}; expected one of: {known}.")
-    if not (isinstance(value.ridge, int | float) and np.isfinite(value.ridge) and value.ridge > 0):
-        raise ValueError(f"`ridge` is {value.ridge!r}; expected a positive number. The paper's is 1.")
-    if not isinstance(value.num_split_features, int) or value.num_split_features < 1:
-        raise ValueError(
-            f"`num_split_features` is {value.num_split_features!r}; expected an integer >= 1. The paper's is 4."
-        )
-    if value.width is not None and not isinstance(value.width, int):
-        raise ValueError(f"`width` is {value.width!r}; expected an integer, or None for the least.")
-    for name, number in (("rank", value.rank), ("outliers", value.outliers)):
-        if not isinstance(number, int) or number < 0:
-            raise ValueError(f"`{name}` is {number!r}; expected an integer >= 0. 0 means no such term.")
-    if not isinstance(value.steps, int) or value.steps < 0 or value.steps % train.INTERVAL:
-        raise ValueError(
-            f"`steps` is {value.steps!r}; expected a multiple of {train.INTERVAL}, or 0 for no training at all."
-        )
-    if not isinstance(value.seed, int) or value.seed < 0:
-        raise ValueError(f"`seed` is {value.seed!r}; expected an integer >= 0.")
-    if value.loss is not None and not callable(value.loss):
-        raise TypeError(f"`loss` is {type(value.loss).__name__}; expected a function of `(y, exact, *extra)`.")
-    if value.loss is not None and value.method in ("paper", "axis"):
-        raise ValueError(
-            f'Method "{value.method}" has no training for a `loss` to guide. Take method "oblique" (or "auto", which '
-            "is the same where there is a loss)."
-        )
-    if value.loss is not None and (value.rank or value.outliers):
-        raise ValueError(
-            "A `loss` judges whole outputs, and an exact term is no part of them. Leave `rank` and `outliers` 0."
-        )
-
-
-def terms(value: FitConfig, num_features: int, num_outputs: int) -> None:
-    """Raises unless `w` has the rank and the features that the exact term is to take."""
-    most = min(num_features, num_outputs)
-    if value.rank > most:
-        raise ValueError(
-            f"`rank` is {value.rank}, but `w` of {num_features} features and {num_outputs} outputs has at most {most}. "
-            "Use a few: the exact term is to be much cheaper than the product."
-        )
-    if value.outliers > num_features:
-        raise ValueError(f"`outliers` is {value.outliers}, but there are {num_features} features. Use a few.")
+from jaxtyping import Array, Float
 
 
 def kind(value: object, expected: type, name: str) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from jax_maddness.core.amm import amm
-from jax_maddness.core.types import MaddnessOp, ObliqueTrees
+from jax_maddness.core.types import MaddnessOp
 from jax_maddness.learn import validate
+from jax_maddness.learn.config import FitConfig
 from jax_maddness.learn.data.rows import Rows
-from jax_maddness.learn.fit import FitConfig, learn
+from jax_maddness.learn.fit import learn
 from jax_maddness.learn.fit_taps import first_tap, fit_taps
+from jax_maddness.learn.methods.auto import method_of
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.refit import refit_tables
 from jax_maddness.nn.capture import Captured, record
@@ -29,9 +32,6 @@ from jax_maddness.nn.models.layer import Layer
 from jax_maddness.nn.models.model import Model
 from jax_maddness.nn.planning.verdict import CODES
 from jax_maddness.nn.rules import Rule
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 HELD_OUT_SHARE = 0.15
 """Share of the rows on which "shared" and "patches" are compared."""
@@ -208,7 +208,7 @@ def learn_unit(
         if exact is not None:
             op = refit_tables(op, x, exact[step][:, group] @ one_w + one_bias)
         if config.method == "auto":  # ops that are stacked have trees of one kind
-            config = dataclasses.replace(config, method="oblique" if isinstance(op.trees, ObliqueTrees) else "axis")
+            config = dataclasses.replace(config, method=method_of(op.trees))
         op = first_tap(op, form.taps) if shared and isinstance(form, Convolution) else op
         ops.append(dataclasses.replace(op, weights=jnp.asarray(one_w)) if keep_weights else op)
     return Learned(_stacked(ops, unit.layers[0].steps, form.groups), shared, kernel)

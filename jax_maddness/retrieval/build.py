@@ -6,24 +6,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int32, UInt8
 
 from jax_maddness.core.encode import encode as encode_by_trees
 from jax_maddness.core.types import ObliqueTrees
+from jax_maddness.learn.config import FitConfig
 from jax_maddness.learn.data.modes import modes
-from jax_maddness.learn.fit import FitConfig, fit
+from jax_maddness.learn.fit import fit
 from jax_maddness.learn.progress import Progress
 from jax_maddness.retrieval import calibrate, quantizer, scan
 from jax_maddness.retrieval import validate as arguments
 from jax_maddness.retrieval.index import VectorIndex, whole
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Float, Int32, UInt8
 
 SAMPLE = 2**15
 """Vectors that prototypes are learned from, at most."""

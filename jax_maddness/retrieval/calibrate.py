@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int32
 
 from jax_maddness.learn.data import shapes
 from jax_maddness.retrieval import scan
+from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.products import exact, tables_of
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int32
-
-    from jax_maddness.retrieval.index import VectorIndex
 
 TOPS = (1, 10, 100)
 """Numbers of true neighbours whose recall is measured."""

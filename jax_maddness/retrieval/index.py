@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Int32, UInt8
 
 from jax_maddness.core.types import ObliqueTrees
 from jax_maddness.retrieval.quantizer import Quantizer
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int32, UInt8
 
 METRICS = ("ip", "l2", "cosine")
 

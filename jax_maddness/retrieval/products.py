@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, Int32, UInt8
 
 from jax_maddness.retrieval import scan
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int32, UInt8
-
-    from jax_maddness.retrieval.index import VectorIndex
+from jax_maddness.retrieval.index import VectorIndex
 
 _dot = functools.partial(jnp.matmul, precision="highest")
 

@@ -5,7 +5,7 @@ is a sum of look-ups: `q . v` is about `sum_c q . prototypes[c, code_c(v)]`. Wha
 the squared length for distances) is one feature more, which queries have as 1. What counts is the error of products, so
 codes minimise `e^T M e` with `e` what the sum leaves of the vector, and `M` the second moment of the queries.
 
-    sample --rotation--> groups --k_means--> codes --+--> prototypes, by ridge regression (learn/prototypes.py)
+    sample --rotation--> groups --k_means--> codes --+--> prototypes, by ridge regression (learn/tables/ridge.py)
                                                 ^    |
                                                 +----+  encode: each codebook's code in turn, given the others'
 
@@ -17,22 +17,20 @@ its codes found by coordinate descent.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 from jax_maddness.core.types import LEAVES
 from jax_maddness.learn.data import shapes
-from jax_maddness.learn.tables.ridge import Statistics, ridge_regression
+from jax_maddness.learn.data.statistics import Statistics
+from jax_maddness.learn.tables.ridge import ridge_regression
 from jax_maddness.learn.validate import largest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 BLOCK = 4096
 """Vectors that are encoded at once, at most."""

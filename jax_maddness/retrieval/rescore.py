@@ -5,18 +5,14 @@ Where they are is known late, and anywhere: rows are read in place, none is copi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Float, Int32
 
 from jax_maddness.core import ffi
 from jax_maddness.core.stack import on_platform
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int32
 
 FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 

@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Int32, UInt8
 
 from jax_maddness.core import ffi
 from jax_maddness.core.stack import on_platform
 from jax_maddness.core.types import LEAVES
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Int32, UInt8
 
 BLOCK = 64
 """Vectors side by side in `codes`."""

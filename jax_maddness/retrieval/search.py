@@ -6,21 +6,18 @@ queries --tables_of--> 7-bit tables --scan--> candidates --rescore--> products -
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int32
 
 from jax_maddness.core.validate import ROW_DTYPES
 from jax_maddness.retrieval import calibrate, scan
 from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.products import best, exact, tables_of
 from jax_maddness.retrieval.rescore import rescore
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int32
 
 _SPARE = 32  # candidates more than `k` of a dense product, which rounds equal vectors differently: `rescore` does not
 

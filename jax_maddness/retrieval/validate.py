@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int32
 
 from jax_maddness.core.validate import ROW_DTYPES
 from jax_maddness.learn import validate
 from jax_maddness.retrieval import scan
 from jax_maddness.retrieval.index import METRICS
-
-if TYPE_CHECKING:
-    from jaxtyping import Int32
 
 METHODS = ("kmeans", "trees")
 

@@ -8,13 +8,12 @@ from helpers import references
 from helpers.ops import random_oblique_trees, random_op, random_rows
 
 from jax_maddness import LookupTables, MaddnessOp, SplitTrees, aggregate, amm, encode
-from jax_maddness.core import encode as encode_module
 from jax_maddness.core.amm import amm_of_codes
 
 
 def expected(x, op):
     """scale * sums + offset in float64, and the magnitude that its rounding errors are relative to."""
-    arrays = [np.asarray(a) for a in encode_module.arrays(op.trees)]
+    arrays = [np.asarray(a) for a in op.trees.arrays()]
     codes = (references.encode if isinstance(op.trees, SplitTrees) else references.encode_oblique)(x, *arrays)
     sums = references.aggregate(codes, np.asarray(op.tables.values))
     scaled, offset = np.float64(op.tables.scale) * sums, np.float64(op.tables.offset)

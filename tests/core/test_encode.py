@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jax_maddness import ObliqueTrees, SplitTrees, encode
-from jax_maddness.core import encode as encode_module
 from jax_maddness.core import ffi
 
-compiled_definition = jax.jit(encode_module.definition)
+compiled_definition = jax.jit(SplitTrees.definition)
 
 
 def expected(x, trees):
-    arrays = [np.asarray(a) for a in encode_module.arrays(trees)]
+    arrays = [np.asarray(a) for a in trees.arrays()]
     return (references.encode if isinstance(trees, SplitTrees) else references.encode_oblique)(x, *arrays)
 
 

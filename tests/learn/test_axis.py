@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jax_maddness import FitConfig, amm, encode, evaluate, fit
+from jax_maddness.learn.config import HELD_OUT_SHARE
 from jax_maddness.learn.data.rows import Rows
-from jax_maddness.learn.methods import axis, paper, regrow
-from jax_maddness.learn.methods import contiguous as groups
+from jax_maddness.learn.methods import axis, groups, paper, regrow
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.tables.ridge import Statistics, explained
 
@@ -42,7 +42,7 @@ def test_it_learns_more_than_the_paper_from_an_output_that_few_features_make(rng
 def test_never_worse_than_the_papers_trees_on_the_rows_set_aside(data):
     x, w = data
     rows = Rows.of(x)
-    trial = axis.Trial.of(rows, w, axis.HELD_OUT_SHARE)
+    trial = axis.Trial.of(rows, w, HELD_OUT_SHARE)
     learned = axis.learn(rows, w, 3, AXIS, Progress(False))
     dealt = groups.contiguous(FEATURES, 3)
     if learned.own is not None:  # the paper's trees, grown on all rows

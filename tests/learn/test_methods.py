@@ -9,11 +9,12 @@ import pytest
 
 import jax_maddness
 from jax_maddness import FitConfig, ObliqueTrees, SplitTrees
+from jax_maddness.learn.config import HELD_OUT_SHARE
 from jax_maddness.learn.data.rows import Rows
 from jax_maddness.learn.methods import auto as methods
-from jax_maddness.learn.methods import axis, paper
+from jax_maddness.learn.methods import axis, oblique, paper
+from jax_maddness.learn.methods.learned import Learned
 from jax_maddness.learn.progress import Progress
-from jax_maddness.learn.tables import solve
 
 ROWS, FEATURES, OUTPUTS, CODEBOOKS = 600, 12, 5, 3  # padded to the same as in test_learn_oblique: compiled once
 
@@ -51,24 +52,24 @@ def test_every_method_learns_what_it_says(ops, problem):
 def test_auto_compares_on_the_same_rows_held_out(problem, monkeypatch):
     x, _, w = problem
     rows, config = Rows.of(x), FitConfig("auto")
-    held_out = axis.Trial.of(rows, w, axis.HELD_OUT_SHARE).held_out[: round(axis.HELD_OUT_SHARE * ROWS), :FEATURES]
+    held_out = axis.Trial.of(rows, w, HELD_OUT_SHARE).held_out[: round(HELD_OUT_SHARE * ROWS), :FEATURES]
     seen = {}
 
     def prepare(x, *args, principal):
         seen["x"] = x
         raise StopIteration
 
-    monkeypatch.setattr(methods.oblique, "prepare", prepare)
+    monkeypatch.setattr(oblique, "prepare", prepare)
     with pytest.raises(StopIteration), Progress(False) as bar:
-        methods.learn_oblique(rows, w, CODEBOOKS, config, bar)
-    np.testing.assert_array_equal(seen["x"][: round(methods.oblique.HELD_OUT_SHARE * ROWS)], held_out)
+        oblique.learn(rows, w, CODEBOOKS, config, bar)
+    np.testing.assert_array_equal(seen["x"][: round(HELD_OUT_SHARE * ROWS)], held_out)
 
 
 def learned_blindly(rows, *args):
     """One leaf per codebook."""
     trees = paper.learn(rows, *args).trees
     trees = dataclasses.replace(trees, thresholds=np.full_like(trees.thresholds, np.finfo(np.float32).max))
-    return solve.Learned(trees, None, 1.0)
+    return Learned(trees, None, 1.0)
 
 
 def test_few_rows_are_cross_validated(problem, monkeypatch):
@@ -95,7 +96,7 @@ def test_errors_of_rows_that_were_not_learned_from(problem):
     op = jax_maddness.fit(100 * x, w, num_codebooks=CODEBOOKS, config=config)
     expected = np.square(np.asarray(jax_maddness.amm(100 * others, op)) - 100 * others @ w).sum(1)
     np.testing.assert_allclose(
-        solve.errors_of(learned, rows, w, 100 * others), expected, rtol=0.2, atol=0.02 * expected.max()
+        methods.errors_of(learned, rows, w, 100 * others), expected, rtol=0.2, atol=0.02 * expected.max()
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import jax_maddness
 from jax_maddness import FitConfig, encode, fit
-from jax_maddness.learn.methods import groups as similarity
+from jax_maddness.learn.methods import groups as grouping
 from jax_maddness.learn.methods import oblique, projections, train
 from jax_maddness.learn.methods.objective import SQUARED_ERROR, Objective
 from jax_maddness.learn.methods.projections import STEP, FloatTrees
@@ -28,7 +28,7 @@ def problem():
 @pytest.fixture(scope="module")
 def learned(problem):
     x, _, w = problem
-    return oblique.learn(x, w, CODEBOOKS, steps=200)
+    return oblique.train_trees(x, w, CODEBOOKS, steps=200)
 
 
 def nmse(op, problem, bias):
@@ -46,13 +46,13 @@ def covariance_of(z):
 
 def random_similarity(rng, features):
     z, w = rng.standard_normal((50, features)), rng.standard_normal((features, 3))
-    return similarity.contributions(covariance_of(z), w @ w.T)
+    return grouping.contributions(covariance_of(z), w @ w.T)
 
 
 def test_similarity_is_that_of_what_features_add_to_the_outputs(rng):
     z, w = rng.standard_normal((50, 5)), rng.standard_normal((5, 3))
     z[:, 3] = w[3] = 0
-    found = similarity.contributions(z.T @ z / 50, w @ w.T)
+    found = grouping.contributions(z.T @ z / 50, w @ w.T)
     for i in range(5):
         for j in range(5):
             one, other = np.outer(z[:, i], w[i]), np.outer(z[:, j], w[j])
@@ -63,8 +63,8 @@ def test_similarity_is_that_of_what_features_add_to_the_outputs(rng):
 @pytest.mark.parametrize(("features", "codebooks"), [(1, 1), (7, 2), (7, 7), (12, 5)])
 def test_every_feature_is_in_one_group_of_near_equal_size(rng, features, codebooks):
     similar = random_similarity(rng, features)
-    dealt = similarity.groups(similar, rng.random(features), codebooks)
-    better = similarity.exchanged(dealt, similar)
+    dealt = grouping.similar(similar, rng.random(features), codebooks)
+    better = grouping.exchanged(dealt, similar)
     for groups in (dealt, better):
         assert sorted(groups[groups >= 0]) == list(range(features))
         sizes = (groups >= 0).sum(1)
@@ -76,13 +76,13 @@ def test_every_feature_is_in_one_group_of_near_equal_size(rng, features, codeboo
 def test_exchange_undoes_a_bad_deal():
     similar = np.kron(np.eye(3), np.ones((4, 4)))  # three kinds of four features
     dealt = np.array([[0, 1, 2, 4], [5, 6, 3, 8], [9, 10, 11, 7]], np.int32)
-    assert sorted(map(tuple, similarity.exchanged(dealt, similar))) == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)]
+    assert sorted(map(tuple, grouping.exchanged(dealt, similar))) == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)]
 
 
 def test_wider_groups_add_the_nearest_features(rng):
     similar = random_similarity(rng, 9)
     dealt = np.array([[0, 1, 2, 3, 4], [5, 6, 7, 8, -1]], np.int32)
-    wider = similarity.widened(dealt, similar, 6)
+    wider = grouping.widened(dealt, similar, 6)
     np.testing.assert_array_equal(wider[0, :5], dealt[0])
     assert wider[0, 5] == 5 + similar[:5, 5:].sum(0).argmax()
     np.testing.assert_array_equal(wider[1, :4], dealt[1, :4])
@@ -206,26 +206,26 @@ def test_learning_and_inference_give_the_same_codes(problem, learned):
 
 def test_training_improves_on_its_start(problem, learned):
     x, _, w = problem
-    assert learned.error < 0.95 * oblique.learn(x, w, CODEBOOKS, steps=0).error
+    assert learned.error < 0.95 * oblique.train_trees(x, w, CODEBOOKS, steps=0).error
 
 
 def test_training_that_may_be_luck_does_not_count(problem, monkeypatch):
     x, _, w = problem
-    start = oblique.learn(x, w, CODEBOOKS, steps=0)
+    start = oblique.train_trees(x, w, CODEBOOKS, steps=0)
     monkeypatch.setattr(oblique.compare, "surely_less", lambda *_: False)
-    jax.tree.map(np.testing.assert_array_equal, oblique.learn(x, w, CODEBOOKS, steps=200).trees, start.trees)
+    jax.tree.map(np.testing.assert_array_equal, oblique.train_trees(x, w, CODEBOOKS, steps=200).trees, start.trees)
 
 
 def test_the_same_seed_gives_the_same_trees(problem, learned):
     x, _, w = problem
-    again, other = (oblique.learn(x, w, CODEBOOKS, steps=200, seed=seed) for seed in (0, 1))
+    again, other = (oblique.train_trees(x, w, CODEBOOKS, steps=200, seed=seed) for seed in (0, 1))
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, learned.trees, again.trees)))
     assert not np.array_equal(learned.trees.projections, other.trees.projections)
 
 
 def test_wider_codebooks_see_their_neighbours(problem):
     x, _, w = problem
-    wide = oblique.learn(x, w, CODEBOOKS, width=8, steps=100)
+    wide = oblique.train_trees(x, w, CODEBOOKS, width=8, steps=100)
     assert wide.trees.features.shape == (CODEBOOKS, 8)
     assert np.asarray(wide.trees.projections)[..., 4:].any()
     np.testing.assert_array_equal(wide.own.sum(0), 1)
@@ -248,13 +248,15 @@ def test_a_loss_of_the_users_is_what_falls(problem):
 
     bias = np.arange(OUTPUTS)
     loss = Objective(cross_entropy, 1.0, bias)
-    errors = [oblique.learn(x, w, CODEBOOKS, steps=steps, loss=loss, extra=(labels,)).error for steps in (0, 200)]
+    errors = [
+        oblique.train_trees(x, w, CODEBOOKS, steps=steps, objective=loss, extra=(labels,)).error for steps in (0, 200)
+    ]
     assert errors[1] < 0.9 * errors[0]
 
 
 def test_tables_trained_on_a_loss_are_returned_in_the_outputs_units(problem):
     x, _, w = problem
-    found = oblique.learn(x, w, CODEBOOKS, steps=100, loss=SQUARED_ERROR)
+    found = oblique.train_trees(x, w, CODEBOOKS, steps=100, objective=SQUARED_ERROR)
     codes = jax.nn.one_hot(encode(x, found.trees), 16).reshape(ROWS, -1)
     y, exact = codes @ found.tables + found.intercept, x @ w
     assert np.square(y - exact).sum() < 0.2 * np.square(exact - exact.mean(0)).sum()
@@ -263,12 +265,12 @@ def test_tables_trained_on_a_loss_are_returned_in_the_outputs_units(problem):
 @pytest.mark.parametrize("rows", [1, 5])
 def test_few_rows_do_not_break_it(problem, rows):
     x, _, w = problem
-    found = oblique.learn(x[:rows], w, CODEBOOKS, steps=50)
+    found = oblique.train_trees(x[:rows], w, CODEBOOKS, steps=50)
     assert np.isfinite(encode(x[:rows], found.trees)).all()
 
 
 def test_constant_rows_do_not_break_it(problem):
-    found = oblique.learn(np.full((20, FEATURES), 3, np.float32), problem[2], CODEBOOKS, steps=50)
+    found = oblique.train_trees(np.full((20, FEATURES), 3, np.float32), problem[2], CODEBOOKS, steps=50)
     assert not np.asarray(found.trees.scale).any()
 
 
@@ -282,4 +284,4 @@ def test_constant_rows_do_not_break_it(problem):
 def test_arguments_that_do_not_fit_are_refused(problem, arguments, message):
     x, _, w = problem
     with pytest.raises(ValueError, match=message):
-        oblique.learn(x, w, CODEBOOKS, **arguments)
+        oblique.train_trees(x, w, CODEBOOKS, **arguments)

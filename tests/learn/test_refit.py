@@ -7,7 +7,7 @@ from helpers.references import prototypes
 
 from jax_maddness import FitConfig, amm, encode, fit
 from jax_maddness.learn.data.rows import Rows
-from jax_maddness.learn.fit_taps import first_tap, fit_taps, repeated
+from jax_maddness.learn.fit_taps import first_tap, fit_taps
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.refit import refit_tables
 
@@ -70,23 +70,20 @@ def test_refit_says_what_does_not_match(rng, op, x, targets, why):
 
 
 @pytest.mark.parametrize("method", ["paper", "oblique"])
-def test_codes_of_positions_serve_patches(rng, method, monkeypatch):
-    from jax_maddness.learn.methods import oblique
-
-    monkeypatch.setattr(oblique, "STEPS", 50)
+def test_codes_of_positions_serve_patches(rng, method):
     taps, features = 3, 4
     signal = correlated(rng, 1502, features)
     patches = np.concatenate([signal[t : t + 1500] for t in range(taps)], 1)
     w = rng.standard_normal((taps * features, 5)).astype(np.float32)
     bias = np.arange(5, dtype=np.float32)
     with Progress(False) as bar:
-        op = fit_taps(patches, w, bias, taps, 2, FitConfig(method), bar)
+        op = fit_taps(patches, w, bias, taps, 2, FitConfig(method, steps=50), bar)
     assert op.num_codebooks == taps * 2
     assert nmse(amm(patches, op), patches @ w + bias) < 0.15
     by_position = first_tap(op, taps)
     codes = np.asarray(encode(jnp.asarray(signal), by_position.trees))
     expected = np.concatenate([codes[t : t + 1500] for t in range(taps)], 1)
     np.testing.assert_array_equal(encode(patches, op.trees), expected)
-    again = repeated(by_position.trees, taps)
+    again = by_position.trees.repeated(taps)
     np.testing.assert_array_equal(encode(patches, again), expected)
     assert Rows.of(patches).num_features == op.num_features

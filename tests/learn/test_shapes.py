@@ -22,7 +22,7 @@ def test_there_are_four_sizes_to_an_octave():
 
 
 def test_padded_trees_give_the_same_codes_and_then_zeros(op, x):
-    padded = shapes.pad_trees(op.trees, 7)
+    padded = op.trees.padded(7, 8, 4)
     wide = np.pad(np.asarray(x), ((0, 0), (0, 5)))
     codes = np.asarray(encode(wide, padded))
     np.testing.assert_array_equal(codes[:, :3], encode(x, op.trees))
@@ -32,7 +32,7 @@ def test_padded_trees_give_the_same_codes_and_then_zeros(op, x):
 
 def test_padded_oblique_trees_give_the_same_codes_and_then_zeros(rng):
     x, trees = random_rows(rng, 50, 10), random_oblique_trees(rng, 10, 3)
-    padded = shapes.pad_oblique_trees(trees, 5, 16)
+    padded = trees.padded(5, 16, 8)
     codes = np.asarray(encode(np.pad(x, ((0, 0), (0, 6))), padded))
     np.testing.assert_array_equal(codes[:, :3], encode(x, trees))
     assert not codes[:, 3:].any()

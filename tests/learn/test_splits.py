@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jax_maddness import SplitTrees, encode
-from jax_maddness.learn.methods import contiguous as groups_of
+from jax_maddness.learn.methods import groups as groups_of
 from jax_maddness.learn.methods import splits
 
 FACTOR = np.float32(1)

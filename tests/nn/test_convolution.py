@@ -11,7 +11,6 @@ from flax import nnx
 from helpers.ops import random_op
 
 from jax_maddness import Rule, amm, replace
-from jax_maddness.learn.fit_taps import repeated
 from jax_maddness.nn import calibrate
 
 OPTIONS = {"strides": (2, 1), "kernel_dilation": (1, 2), "padding": "SAME"}
@@ -44,7 +43,7 @@ def made(monkeypatch, rng):
         return ops[-1]
 
     def fit_taps(x, w, bias, taps, num_codebooks, config, bar):
-        trees = repeated(random_op(rng, len(w) // taps, num_codebooks, 1).trees, taps)
+        trees = random_op(rng, len(w) // taps, num_codebooks, 1).trees.repeated(taps)
         whole = random_op(rng, len(w), taps * num_codebooks, len(bias))
         ops.append(type(whole)(trees, whole.tables))
         return ops[-1]

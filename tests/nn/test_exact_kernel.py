@@ -11,7 +11,6 @@ from flax import nnx
 from helpers.ops import random_op
 
 from jax_maddness import Rule, finetune, load_model, replace, save_model
-from jax_maddness.learn.fit_taps import repeated
 from jax_maddness.nn import calibrate
 from jax_maddness.nn.layers.approximate import approximate as of_layer
 from jax_maddness.nn.layers.approximate import to_op
@@ -48,7 +47,7 @@ def random_ops(monkeypatch):
 
     def fit_taps(x, w, bias, taps, num_codebooks, config, bar):
         whole = random_op(np.random.default_rng(0), len(w), taps * num_codebooks, len(bias))
-        trees = repeated(random_op(np.random.default_rng(1), len(w) // taps, num_codebooks, 1).trees, taps)
+        trees = random_op(np.random.default_rng(1), len(w) // taps, num_codebooks, 1).trees.repeated(taps)
         return dataclasses.replace(whole, trees=trees)
 
     monkeypatch.setattr(calibrate, "learn", learn)

@@ -10,7 +10,6 @@ from helpers.ops import random_oblique_trees, random_op
 
 from benchmarks import prune
 from jax_maddness import Rule, finetune, load_model, prune_unused_outputs, replace, save_model
-from jax_maddness.learn.fit_taps import repeated
 from jax_maddness.nn import calibrate
 
 
@@ -82,7 +81,7 @@ def learned(monkeypatch, rng):
 
     def fit_taps(x, w, bias, taps, num_codebooks, *_):
         whole = random_op(rng, len(w), taps * num_codebooks, len(bias))
-        return type(whole)(repeated(random_op(rng, len(w) // taps, num_codebooks, 1).trees, taps), whole.tables)
+        return type(whole)(random_op(rng, len(w) // taps, num_codebooks, 1).trees.repeated(taps), whole.tables)
 
     monkeypatch.setattr(calibrate, "learn", learn)
     monkeypatch.setattr(calibrate, "fit_taps", fit_taps)

@@ -6,21 +6,18 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
-from jax_maddness.core.types import LEAVES, ObliqueTrees, SplitTrees
+from jax_maddness.core.types import LEAVES, Trees
 from jax_maddness.learn import validate
 from jax_maddness.learn.data import shapes, sharded
 from jax_maddness.learn.data.modes import modes
-from jax_maddness.learn.tables.ridge import Statistics
-from jax_maddness.learn.tables.solve import encoder, gather
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
+from jax_maddness.learn.data.statistics import Statistics, encoder, gather
 
 T = TypeVar("T")
 
@@ -73,7 +70,7 @@ class Rows(abc.ABC):
         """How often `statistics` calls `step`; batches whose size is not a multiple of a block's may need more."""
 
     @abc.abstractmethod
-    def statistics(self, trees: SplitTrees | ObliqueTrees, step: Callable[[], None]) -> Statistics:
+    def statistics(self, trees: Trees, step: Callable[[], None]) -> Statistics:
         """Of all rows about their mean, times `factor`; codebooks and features are padded."""
 
     def agreed(self, value: T) -> T:
@@ -119,7 +116,7 @@ class BatchedRows(Rows):
     def num_steps(self) -> int:
         return -(-self.count // _block_rows(self.count, self.num_features))
 
-    def statistics(self, trees: SplitTrees | ObliqueTrees, step: Callable[[], None]) -> Statistics:
+    def statistics(self, trees: Trees, step: Callable[[], None]) -> Statistics:
         return gather(self.blocks(), encoder(trees), self.mean, self.factor, step)
 
     def blocks(self) -> Iterator[tuple[Float[np.ndarray, "block features"], Bool[np.ndarray, " block"]]]:
@@ -158,7 +155,7 @@ class ShardedRows(Rows):
     def num_steps(self) -> int:
         return 1
 
-    def statistics(self, trees: SplitTrees | ObliqueTrees, step: Callable[[], None]) -> Statistics:
+    def statistics(self, trees: Trees, step: Callable[[], None]) -> Statistics:
         center = (self.mean * self.factor).astype(np.float32)
         size = _block_rows(self.count, self.num_features)
         trees = jax.tree.map(np.asarray, trees)

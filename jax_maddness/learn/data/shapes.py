@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
+from typing import TypeVar
+
 import numpy as np
 
-from jax_maddness.core.types import LEVELS, NODES, ObliqueTrees, SplitTrees
+from jax_maddness.core.types import Trees
 
+T = TypeVar("T", bound=Trees)
 ROWS, CODEBOOKS, FEATURES, OUTPUTS, WIDTH = 64, 4, 16, 16, 4
 """The least padded sizes."""
 
@@ -29,22 +31,7 @@ def pad(a: np.ndarray, *sizes: int) -> np.ndarray:
     return np.pad(a, [(0, size - n) for size, n in zip(sizes, a.shape, strict=True)])
 
 
-def pad_trees(trees: SplitTrees, codebooks: int) -> SplitTrees:
-    """`trees` with more codebooks, all of whose rows get code 0; for rows of any number of features."""
-    indices = pad(np.asarray(trees.indices), codebooks, trees.indices.shape[1])
-    more = codebooks - trees.num_codebooks
-    never = np.finfo(np.float32).max
-    thresholds = np.pad(np.asarray(trees.thresholds), ((0, more), (0, 0)), constant_values=never)
-    return SplitTrees(jnp.asarray(indices), jnp.asarray(thresholds))
-
-
-def pad_oblique_trees(trees: ObliqueTrees, codebooks: int, features: int) -> ObliqueTrees:
-    """`trees` with more codebooks, all of whose rows get code 0, and a larger width; for rows of `features`."""
-    width = rounded(trees.features.shape[1], WIDTH)
-    return ObliqueTrees(
-        jnp.asarray(pad(np.asarray(trees.features), codebooks, width)),
-        jnp.asarray(pad(np.asarray(trees.projections), codebooks, LEVELS, width)),
-        jnp.asarray(pad(np.asarray(trees.thresholds), codebooks, NODES)),
-        jnp.asarray(pad(np.asarray(trees.center), features)),
-        jnp.asarray(pad(np.asarray(trees.scale), features)),
-    )
+def padded_trees(trees: T) -> T:
+    """`trees` in sizes that many share; `encode` gives the codes of codebooks that were added as 0."""
+    features = rounded(trees.row_features or 1, FEATURES)
+    return trees.padded(rounded(trees.num_codebooks, CODEBOOKS), features, rounded(trees.width, WIDTH))

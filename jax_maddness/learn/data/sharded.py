@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import pickle
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,13 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
 
 from jax_maddness.core.encode import encode
-from jax_maddness.core.types import ObliqueTrees, SplitTrees
+from jax_maddness.core.types import Trees
 from jax_maddness.learn import validate
 from jax_maddness.learn.data import shapes
-from jax_maddness.learn.tables.ridge import Statistics
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+from jax_maddness.learn.data.statistics import Statistics
 
 T = TypeVar("T")
 _PIECE = 2**22  # elements of the rows that are looked at, or sent, at once
@@ -115,12 +113,10 @@ def mean(x: Array, exponent: int) -> Float[np.ndarray, " features"]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def statistics(
-    sharding: NamedSharding, size: int, x: Array, trees: SplitTrees | ObliqueTrees, factor: Array, center: Array
-) -> Statistics:
+def statistics(sharding: NamedSharding, size: int, x: Array, trees: Trees, factor: Array, center: Array) -> Statistics:
     """`Statistics` of `x * factor - center`, in blocks of `size` rows."""
 
-    def local(x: Array, trees: SplitTrees | ObliqueTrees, factor: Array, center: Array) -> Statistics:
+    def local(x: Array, trees: Trees, factor: Array, center: Array) -> Statistics:
         def add(found: Statistics, rows: Array, counted: Array) -> Statistics:
             return found.add(rows * factor - center, encode(rows, trees), counted)
 

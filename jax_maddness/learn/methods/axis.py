@@ -12,23 +12,20 @@ at the end are solved for all outputs, from all rows.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Bool, Float
 
-from jax_maddness.core.types import ObliqueTrees, SplitTrees
+from jax_maddness.core.types import SplitTrees, Trees
+from jax_maddness.learn.config import HELD_OUT_SHARE, FitConfig
 from jax_maddness.learn.data import shapes
-from jax_maddness.learn.data.rows import in_blocks
-from jax_maddness.learn.methods import compare, paper, regrow
-from jax_maddness.learn.methods import contiguous as groups
+from jax_maddness.learn.data.rows import Rows, in_blocks
+from jax_maddness.learn.data.statistics import encoder, gather
+from jax_maddness.learn.methods import compare, groups, paper, regrow
+from jax_maddness.learn.methods.learned import Learned
+from jax_maddness.learn.methods.objective import Objective
 from jax_maddness.learn.progress import Progress
-from jax_maddness.learn.tables.solve import Learned, encoder, gather, padded_own, validated_ridge
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
-
-    from jax_maddness.learn.data.rows import Rows
-    from jax_maddness.learn.fit import FitConfig
+from jax_maddness.learn.tables.solve import padded_own, validated_ridge
 
 DIMS = 64
 """Principal directions of the target that trees are grown on."""
@@ -36,9 +33,7 @@ GROWTH_ROWS = 4096
 """Rows that splits are searched on."""
 TRIAL_ROWS = 16384
 """Rows that the tables of a trial are learned from; those of the op use all."""
-HELD_OUT_SHARE = 0.15
-"""Share of the held-out rows, at most `GROWTH_ROWS`."""
-FEW_ROWS = 512
+FEW_TRAINING_ROWS = 512
 """From fewer rows trees are not regrown with the held-out rows, which no row is left to judge, and the paper's trees
 keep
 the paper's penalty: measured on sets of 67 and 100 rows, both choices do harm there."""
@@ -48,9 +43,15 @@ _MOST_PASSES = PASSES + 3
 
 
 def learn(
-    rows: Rows, w: Float[np.ndarray, "features outputs"], num_codebooks: int, config: FitConfig, bar: Progress
+    rows: Rows,
+    w: Float[np.ndarray, "features outputs"],
+    num_codebooks: int,
+    config: FitConfig,
+    bar: Progress,
+    objective: Objective | None = None,
 ) -> Learned:
-    """The trees with the least error on held-out rows, from several starts."""
+    """Learns the trees with the least error on held-out rows, from several starts."""
+    del objective  # trees are regrown, not trained: they follow the squared error
     bar.expect(_MOST_PASSES)
     trial = Trial.of(rows, w, HELD_OUT_SHARE, config.seed)
     dealt = groups.contiguous(rows.num_features, num_codebooks)
@@ -78,11 +79,12 @@ def learn(
     better = min(judged[1:], key=lambda j: j.error)
     if not better.surely_better_than(judged[0]):
         learned = paper.learn(rows, w, num_codebooks, config, bar)
-        few = len(trial.train) <= FEW_ROWS
+        few = len(trial.train) <= FEW_TRAINING_ROWS
         ridge = learned.ridge if few else judged[0].learned.ridge
         return dataclasses.replace(learned, ridge=ridge, errors=judged[0].errors)
     best = better.learned
-    if FEW_ROWS < len(trial.train) < GROWTH_ROWS:
+    if FEW_TRAINING_ROWS < len(trial.train) < GROWTH_ROWS:
+        assert isinstance(best.trees, SplitTrees)
         whole = Trial.of(rows, w, 0)
         forest = regrow.regrow(whole.sample, whole.forest(best.trees, num_codebooks), num_codebooks)
         trees = forest.trees(num_codebooks, rows.num_features)
@@ -169,11 +171,11 @@ class Trial:
         if start is None:
             return regrow.empty(self.sample, codebooks)
         codes = shapes.pad(encoder(start)(self.growth), len(self.growth), codebooks)
-        padded = shapes.pad_trees(start, codebooks)
+        padded = shapes.padded_trees(start)
         real = np.arange(codebooks) < num_codebooks
         return regrow.start_from(self.sample, padded.indices, padded.thresholds, codes, real)
 
-    def judge(self, trees: SplitTrees | ObliqueTrees, own: Bool[np.ndarray, "codebooks features"] | None) -> Judged:
+    def judge(self, trees: Trees, own: Bool[np.ndarray, "codebooks features"] | None) -> Judged:
         """The trees with the penalty that leaves the least error on held-out rows."""
         encoded = encoder(trees)
         statistics = gather(in_blocks([self.train], *self.train.shape), encoded, self.mean, self.factor)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
+from jaxtyping import Float
 
 
 def surely_less(errors: Float[np.ndarray, " rows"], others: Float[np.ndarray, " rows"]) -> bool:

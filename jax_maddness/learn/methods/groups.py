@@ -1,15 +1,33 @@
-"""features -> groups of similar features: what each codebook looks at."""
+"""features -> groups: the features that each codebook's tree is grown on, contiguous or similar ones."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int32
+from jaxtyping import Bool, Float, Int32
 
 _ROUNDS = 4  # of `exchanged`; two or three mostly do
+
+
+def contiguous(num_features: int, num_codebooks: int) -> Int32[np.ndarray, "codebooks width"]:
+    """Deals the features out to codebooks in contiguous groups of near-equal size, the larger groups first.
+
+    Returns:
+      The features of each codebook, padded at the end with -1.
+
+    Example:
+      >>> contiguous(5, 2).tolist()
+      [[0, 1, 2], [3, 4, -1]]
+    """
+    groups = np.array_split(np.arange(num_features), num_codebooks)
+    width = len(groups[0])
+    return np.stack([np.pad(g, (0, width - len(g)), constant_values=-1) for g in groups]).astype(np.int32)
+
+
+def owned(features: Int32[np.ndarray, "codebooks width"], num_features: int) -> Bool[np.ndarray, "codebooks features"]:
+    """Which features each codebook has; -1 stands for none."""
+    own = np.zeros((len(features), num_features + 1), bool)
+    own[np.arange(len(features))[:, None], features] = True
+    return own[:, :-1]
 
 
 def contributions(
@@ -30,7 +48,7 @@ def contributions(
     return inner / size[:, None] / size
 
 
-def groups(
+def similar(
     similarity: Float[np.ndarray, "features features"],
     importance: Float[np.ndarray, " features"],
     num_codebooks: int,
@@ -50,7 +68,7 @@ def groups(
       The features of each codebook, padded at the end with -1.
 
     Example:
-      >>> groups(np.eye(4) + np.eye(4)[::-1], np.array([1.0, 2.0, 0.5, 0.0]), 2).tolist()
+      >>> similar(np.eye(4) + np.eye(4)[::-1], np.array([1.0, 2.0, 0.5, 0.0]), 2).tolist()
       [[1, 2], [0, 3]]
     """
     left = np.ones(len(similarity), bool)

@@ -10,31 +10,28 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int32
 
 from jax_maddness.core.types import LEAVES, LEVELS, MAX_WIDTH, NODES, ObliqueTrees
+from jax_maddness.learn.config import HELD_OUT_SHARE, INTERVAL, STEPS, FitConfig
 from jax_maddness.learn.data import shapes
-from jax_maddness.learn.methods import compare, projections, train
-from jax_maddness.learn.methods import contiguous as groups
-from jax_maddness.learn.methods import groups as similarity
+from jax_maddness.learn.data.rows import Rows
+from jax_maddness.learn.methods import compare, groups, projections, train
+from jax_maddness.learn.methods.learned import Learned
 from jax_maddness.learn.methods.objective import Objective
 from jax_maddness.learn.methods.projections import STEP, FloatTrees
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int32
+from jax_maddness.learn.progress import Progress
+from jax_maddness.learn.tables.ridge import Solution
 
 _log = logging.getLogger(__name__)
 
-STEPS = 600
-"""Steps of training at most."""
 ROWS = 2**15
 """Rows that trees are learned from, at most: a random sample. Tables, which the caller solves, may see all."""
-HELD_OUT_SHARE = 0.15
-"""Share of the rows that decides."""
 RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """Weights of the penalty that are tried, in rows."""
 GROUPINGS = ("contiguous", "similar", "exchanged")
@@ -44,7 +41,7 @@ _EXCHANGED = 2048  # features: with more, the assignment takes minutes
 
 
 class Trained(NamedTuple):
-    """What `learn` hands over.
+    """The result of `train_trees`.
 
     Attributes:
       trees: for `encode`.
@@ -102,6 +99,41 @@ class Chosen(NamedTuple):
 
 
 def learn(
+    rows: Rows,
+    w: Float[np.ndarray, "features outputs"],
+    num_codebooks: int,
+    config: FitConfig,
+    bar: Progress,
+    objective: Objective | None = None,
+) -> Learned:
+    """Learns integer trees on projections of each codebook's features, by training."""
+    bar.stage("oblique trees")
+    bar.expect(config.steps // INTERVAL)
+    trained = train_trees(
+        rows.sample,
+        w,
+        num_codebooks,
+        width=config.width,
+        steps=config.steps,
+        seed=config.seed,
+        done=bar.step,
+        objective=objective,
+        extra=rows.extra,
+    )
+    return Learned(trained.trees, trained.own, trained.ridge, _scaled_tables(trained, rows, w))
+
+
+def _scaled_tables(trained: Trained, rows: Rows, w: Float[np.ndarray, "features outputs"]) -> Solution | None:
+    """The tables that were trained on a loss, for scaled rows about their mean, as `solve` returns them."""
+    if trained.tables is None or trained.intercept is None:
+        return None
+    constant = np.ldexp(rows.mean, -rows.exponent) @ w.astype(np.float64)
+    codes = shapes.rounded(trained.trees.num_codebooks, shapes.CODEBOOKS) * LEAVES
+    weights = shapes.pad(np.asarray(trained.tables) * rows.factor, codes, w.shape[1])
+    return Solution(jnp.asarray(weights), jnp.asarray(trained.intercept * rows.factor - constant), jnp.float32(1))
+
+
+def train_trees(
     x: Float[np.ndarray, "rows features"],
     w: Float[np.ndarray, "features outputs"],
     num_codebooks: int,
@@ -110,7 +142,7 @@ def learn(
     steps: int = STEPS,
     seed: int = 0,
     done: Callable[[], None] = lambda: None,
-    loss: Callable[..., Array] | None = None,
+    objective: Objective | None = None,
     extra: tuple[np.ndarray, ...] = (),
 ) -> Trained:
     """Integer block-oblique trees for `x @ w`, and how to solve their tables.
@@ -123,29 +155,28 @@ def learn(
         also see their neighbours. Encoding takes `4 * C * width` multiply-adds per row.
       steps: of training; 0 leaves the trees as they start.
       seed: of the rows held out and of training.
-      done: called after every `train.INTERVAL` steps.
-      loss: a scalar from outputs [rows, M], exact outputs, and the rows' parts of `extra`; the default is the squared
-        error of `x @ w`. With it, tables are trained, too, and returned.
-      extra: arrays with a leading dimension of rows, for `loss`.
+      done: called after every `INTERVAL` steps.
+      objective: what training minimises, of outputs [rows, M], exact outputs, and the rows' parts of `extra`. Tables
+        are trained with it and returned. None: the squared error of `x @ w`; tables are left to the caller to solve.
+      extra: arrays with a leading dimension of rows, for `objective`.
 
     Raises:
       ValueError: `width` does not fit.
     """
-    _check_width(x.shape[1], num_codebooks, width)
+    _validate_width(x.shape[1], num_codebooks, width)
     order = np.random.default_rng(seed).permutation(len(x))[:ROWS]
     x, extra = x[order], tuple(e[order] for e in extra)
     center, scale = projections.rounding(x)
-    data = prepare(x, w, center, scale, extra, principal=loss is None)
+    data = prepare(x, w, center, scale, extra, principal=objective is None)
     groupings = GROUPINGS if x.shape[1] <= _EXCHANGED else GROUPINGS[:-1]
     starts = [begin(data, num_codebooks, width, grouping) for grouping in groupings]
     chosen = [best_ridge(data, start, start.trees, _FIRST_RIDGE) for start in starts]
     for grouping, (_, error, ridge) in zip(groupings, chosen, strict=True):
         _log.info("start from %s groups: NMSE %.4f with ridge %g", grouping, error, RIDGES[ridge])
     start, best = min(zip(starts, chosen, strict=True), key=lambda pair: pair[1].error)
-    if loss is not None:
-        objective = loss if isinstance(loss, Objective) else Objective(loss)
-        objective = objective.of(data.unit, data.mean.astype(np.float32))
-        best = _trained_on(objective, data, start, best, steps, seed, done)
+    if objective is not None:
+        in_units = objective.of(data.unit, data.mean.astype(np.float32))
+        best = _trained_on(in_units, data, start, best, steps, seed, done)
     elif steps:
         best = _trained(data, start, best, steps, seed, done)
     features = start.features[:num_codebooks, : max(width or 0, -(-x.shape[1] // num_codebooks))]
@@ -154,7 +185,7 @@ def learn(
     seen, whole, nodes, middle, steps_per_unit = jax.device_put(arrays)  # asarray would compile
     trees = ObliqueTrees(seen, whole, nodes, middle, steps_per_unit, x.shape[1])
     learned = Trained(trees, groups.owned(start.own[:num_codebooks], x.shape[1]), RIDGES[best.ridge], best.error)
-    if loss is None:
+    if objective is None:
         return learned
     tables, intercept = best.model.tables * data.unit, np.asarray(best.model.intercept) * data.unit + data.mean
     return learned._replace(tables=tables[: num_codebooks * LEAVES], intercept=intercept)
@@ -195,16 +226,16 @@ def prepare(
 def begin(data: Data, num_codebooks: int, width: int | None, grouping: str) -> Start:
     """Trees on principal directions of groups of features; projections of neighbours start from 0."""
     products = data.v @ data.v.T
-    similar = similarity.contributions(data.covariance, products)
+    similar = groups.contributions(data.covariance, products)
     if grouping == "contiguous":
         own = groups.contiguous(len(products), num_codebooks)
     else:
-        own = similarity.groups(similar, np.diag(data.covariance * products), num_codebooks)
-        own = similarity.exchanged(own, similar) if grouping == "exchanged" else own
+        own = groups.similar(similar, np.diag(data.covariance * products), num_codebooks)
+        own = groups.exchanged(own, similar) if grouping == "exchanged" else own
     candidates = projections.directions(data.covariance, data.v, own)
     z = np.asarray(data.rows.q)[: min(data.rows.number, projections.GROWN_ROWS), : len(products)] * STEP
     trees = projections.grow(z, own, candidates)
-    features = own if width is None or width <= own.shape[1] else similarity.widened(own, similar, width)
+    features = own if width is None or width <= own.shape[1] else groups.widened(own, similar, width)
     size, most = shapes.rounded(num_codebooks, shapes.CODEBOOKS), shapes.rounded(features.shape[1], shapes.WIDTH)
     wide, nodes = (np.asarray(a) for a in trees)
     trees = FloatTrees(jnp.asarray(shapes.pad(wide, size, LEVELS, most)), jnp.asarray(shapes.pad(nodes, size, NODES)))
@@ -282,7 +313,7 @@ def _trained_on(
     return Chosen(model, error, best.ridge)
 
 
-def _check_width(features: int, num_codebooks: int, width: int | None) -> None:
+def _validate_width(features: int, num_codebooks: int, width: int | None) -> None:
     least = -(-features // num_codebooks)
     if width is not None and not least <= width <= min(features, MAX_WIDTH):
         raise ValueError(

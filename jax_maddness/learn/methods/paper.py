@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int32
 
 from jax_maddness.core.types import SplitTrees
+from jax_maddness.learn.config import FitConfig
 from jax_maddness.learn.data import shapes
-from jax_maddness.learn.methods import contiguous as groups
+from jax_maddness.learn.data.rows import Rows
+from jax_maddness.learn.methods import groups
+from jax_maddness.learn.methods.learned import Learned
+from jax_maddness.learn.methods.objective import Objective
 from jax_maddness.learn.methods.splits import grow_trees
 from jax_maddness.learn.progress import Progress
-from jax_maddness.learn.tables.solve import Learned
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int32
-
-    from jax_maddness.learn.data.rows import Rows
-    from jax_maddness.learn.fit import FitConfig
 
 CHUNK = 2**25
 """Elements that the trees of one chunk of codebooks may keep at once: 128 MB."""
 
 
-def learn(rows: Rows, w: np.ndarray, num_codebooks: int, config: FitConfig, bar: Progress) -> Learned:
+def learn(
+    rows: Rows,
+    w: Float[np.ndarray, "features outputs"],
+    num_codebooks: int,
+    config: FitConfig,
+    bar: Progress,
+    objective: Objective | None = None,
+) -> Learned:
     """Trees on contiguous groups, each grown to explain its own features; the tables shrink toward their means."""
-    del w  # plays no part
+    del w, objective  # the trees explain the rows, whatever they are multiplied with
     dealt = groups.contiguous(rows.num_features, num_codebooks)
     trees = grow_on_groups(rows.sample, dealt, rows.factor, config.num_split_features, bar)
     return Learned(trees, groups.owned(dealt, rows.num_features), config.ridge)

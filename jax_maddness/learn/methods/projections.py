@@ -10,18 +10,16 @@ deviation.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int8, Int32
 
 from jax_maddness.core.types import LEVELS
 from jax_maddness.learn.data import shapes
 from jax_maddness.learn.methods.splits import grow_trees
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int8, Int32
 
 LIMIT = 127
 STEP = np.float32(6 / LIMIT)

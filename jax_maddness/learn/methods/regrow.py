@@ -7,12 +7,12 @@ are the same step from different starts: from no trees, and from those of the st
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int32, UInt8, UInt32
 
 from jax_maddness.core.types import LEAVES, LEVELS, NODES, SplitTrees
 from jax_maddness.learn.data import shapes
@@ -27,9 +27,6 @@ from jax_maddness.learn.methods.splits import (
     threshold_between,
 )
 from jax_maddness.learn.tables.ridge import ridge_regression
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int32, UInt8, UInt32
 
 CANDIDATES = 16
 """Features whose thresholds are searched, per level."""

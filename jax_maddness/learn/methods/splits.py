@@ -16,17 +16,14 @@ their bucket before they are summed.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from jax_maddness.core.types import LEVELS
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 BUCKETS = 2 ** (LEVELS - 1)  # buckets of the last level that is split; earlier levels leave some of them empty
 _OUTSIDE = BUCKETS  # the bucket of rows that do not count

@@ -15,24 +15,21 @@ outputs are the same mixture of theirs, as the product is linear. That is what m
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax  # type: ignore[import-untyped]
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int8, Int32
 
 from jax_maddness.core.types import LEAVES, LEVELS
+from jax_maddness.learn.config import INTERVAL
 from jax_maddness.learn.methods.objective import SQUARED_ERROR, Objective
 from jax_maddness.learn.methods.projections import STEP, FloatTrees, integers
 from jax_maddness.learn.tables.ridge import ridge_regression
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int8, Int32
-
-INTERVAL = 50
-"""Steps between two looks at the held-out rows, and of one compiled scan."""
 BATCH = 512
 """Rows per step."""
 TEMPERATURES = (0.2, 0.03)

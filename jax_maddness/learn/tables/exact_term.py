@@ -14,19 +14,14 @@ that codes know well explains most, and gains least.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from jax_maddness.core.types import ExactTerm
 from jax_maddness.learn import validate
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
-
-    from jax_maddness.learn.data.rows import Rows
-    from jax_maddness.learn.fit import FitConfig
+from jax_maddness.learn.config import FitConfig, validate_terms
+from jax_maddness.learn.data.rows import Rows
 
 ROWS = 2**14
 """Rows that the covariance is taken from, at most: a random sample."""
@@ -41,7 +36,7 @@ def split(
     Raises:
       ValueError: more is asked for than `w` has.
     """
-    validate.terms(config, *w.shape)
+    validate_terms(config, *w.shape)
     if not (config.rank or config.outliers):
         return None, w
     covariance, rest = _covariance(rows), w.astype(np.float64)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 STEPS = 255
 """Steps of an 8-bit entry."""

@@ -14,64 +14,20 @@ part: every method ends here.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int32
 
 from jax_maddness.core.types import LEAVES
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int32, UInt8
+from jax_maddness.learn.data.statistics import Statistics
 
 _dot = functools.partial(jnp.matmul, precision="highest")
 _POWER_STEPS = 8  # of the estimate of the condition: within a factor of two
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Statistics:
-    """All that the regression needs to know of the training rows; those of two sets of rows add up.
-
-    Attributes:
-      gram: `G^T G`, how often two codes occur together: exact.
-      sums: `G^T x`, the sum of the rows with each code.
-    """
-
-    gram: Int32[Array, "codes codes"]
-    sums: Float[Array, "codes features"]
-
-    @classmethod
-    def zeros(cls, num_codebooks: int, num_features: int) -> Statistics:
-        size = num_codebooks * LEAVES
-        return cls(gram=jnp.zeros((size, size), jnp.int32), sums=jnp.zeros((size, num_features), jnp.float32))
-
-    @property
-    def counts(self) -> Int32[Array, " codes"]:
-        """Rows with each code."""
-        return jnp.diagonal(self.gram)
-
-    def add(
-        self,
-        x: Float[Array, "rows features"],
-        codes: UInt8[Array, "rows codebooks"],
-        counted: Bool[Array, " rows"],
-        real: Bool[Array, " codebooks"] | bool = True,
-    ) -> Statistics:
-        """Adds the rows of `x` that are `counted`. A block has fewer than 2^24 rows, so that f32 counts exactly.
-
-        Codebooks that are not `real` are there to fill the arrays: none of their codes occurs.
-        """
-        seen = counted[:, None, None] & jnp.broadcast_to(real, codes.shape[1])[:, None]
-        one_hot = (jax.nn.one_hot(codes, LEAVES, dtype=jnp.float32) * seen).reshape(len(codes), -1)
-        return Statistics(
-            gram=self.gram + _dot(one_hot.T, one_hot).astype(jnp.int32),
-            sums=self.sums + _dot(one_hot.T, x),
-        )
 
 
 class Solution(NamedTuple):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array
 
 from jax_maddness.core.amm import amm, amm_of_codes
 from jax_maddness.core.encode import encode
 from jax_maddness.core.greatest import greatest as greatest_sums
 from jax_maddness.core.greatest import of_scores
 from jax_maddness.core.look_up import look_up
-from jax_maddness.core.types import ExactTerm, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
+from jax_maddness.core.types import TREE_KINDS, ExactTerm, LookupTables, MaddnessOp
 from jax_maddness.core.validate import ROW_DTYPES
 from jax_maddness.nn.layers.contraction import Contraction
 from jax_maddness.nn.layers.convolution import Convolution
@@ -23,12 +25,7 @@ from jax_maddness.nn.layers.exact_kernel import ExactKernel, maximum, of_arrays,
 from jax_maddness.nn.layers.float_tables import amm_floating, is_floating
 from jax_maddness.nn.layers.int8_low_rank import multiply
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from jaxtyping import Array
-
-TREES = {kind.__name__: kind for kind in (SplitTrees, ObliqueTrees)}
+TREES = TREE_KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +72,11 @@ def promoted(x: Array, dtype: str | None, param_dtype: str) -> Array:
 
 def to_arrays(op: MaddnessOp) -> dict[str, Array]:
     """The arrays of `op` by name: what modules hold and files contain."""
-    found = {f"trees_{f.name}": getattr(op.trees, f.name) for f in dataclasses.fields(op.trees)}
+    found = {f"trees_{name}": getattr(op.trees, name) for name in op.trees.array_names()}
     found |= {f"tables_{f.name}": getattr(op.tables, f.name) for f in dataclasses.fields(op.tables)}
     if op.exact is not None:
         found |= {f"exact_{f.name}": getattr(op.exact, f.name) for f in dataclasses.fields(op.exact)}
     found["weights"] = op.weights
-    del found["trees_num_features"]
     return {name: array for name, array in found.items() if array is not None}
 
 
@@ -91,7 +87,7 @@ def to_op(spec: Spec, arrays: Mapping[str, Any]) -> MaddnessOp:
         if name != "weights":
             part, field = name.split("_", 1)
             parts[part][field] = array
-    trees = TREES[spec.trees](num_features=spec.num_features, **parts["trees"])
+    trees = TREE_KINDS[spec.trees].of_arrays(parts["trees"], spec.num_features)
     exact = ExactTerm(**parts["exact"]) if parts["exact"] else None
     return MaddnessOp(trees, LookupTables(**parts["tables"]), arrays.get("weights"), exact)
 

@@ -18,8 +18,8 @@ from jax import lax
 
 from jax_maddness.nn.layers.contraction import Contraction
 from jax_maddness.nn.layers.convolution import Convolution
+from jax_maddness.retrieval.outlier_rows import fit_outlier_rows
 from jax_maddness.retrieval.rescore import rescore
-from jax_maddness.retrieval.top_k import fit_outlier_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
