@@ -1,4 +1,4 @@
-"""What README and the tutorials show, runs."""
+"""The Python blocks of README and of the pages in docs/ run, and their links lead somewhere."""
 
 import pathlib
 import re
@@ -26,6 +26,41 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
     for block in others:
         exec(block, names)  # noqa: S102
     assert "NMSE 0.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["learning.md", "flax.md", "rescoring.md", "performance.md", "backends.md"])
+def test_pages_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    found = blocks(ROOT / "docs" / page)
+    assert found
+    for block in found:
+        exec(block, names)  # noqa: S102 -- our own page
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text()):
+        path, anchor = target
+        if path.startswith(("http:", "https:")):
+            continue
+        other = (page.parent / path).resolve() if path else page
+        assert other.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", other.read_text(), re.MULTILINE)
+            assert anchor in [slug(heading) for heading in headings], target
+
+
+def slug(heading):
+    """The anchor of a heading, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_readme_fits_two_screens():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
 @pytest.mark.parametrize("page", ["tutorial_nnx.md", "tutorial_linen.md"])
