@@ -61,7 +61,7 @@ def _parse_tier(line):
     """JAX_MADDNESS_TIER(x86_64, avx2, "-mavx2 -mfma") as a struct; fails where CMakeLists.txt does."""
     fields = line[len(_TIER):-1].split(", ", 2)
     if not line.endswith("\")") or len(fields) != 3 or not fields[2].startswith("\""):
-        fail("xla_ffi/tiers.inc: cannot read: " + line)
+        fail("xla_ffi/kernels/tiers.inc: cannot read: " + line)
     architecture, name, flags = fields
     return struct(architecture = architecture, name = name, copts = [f for f in flags[1:-1].split(" ") if f])
 
@@ -73,5 +73,5 @@ def _tiers(ctx):
 tiers = repository_rule(
     implementation = _tiers,
     attrs = {"tiers_inc": attr.label(mandatory = True, allow_single_file = True)},
-    doc = "@jax_maddness_tiers//:tiers.bzl: TIERS, read from xla_ffi/tiers.inc.",
+    doc = "@jax_maddness_tiers//:tiers.bzl: TIERS, read from xla_ffi/kernels/tiers.inc.",
 )

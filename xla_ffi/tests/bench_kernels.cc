@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <array>
 
-#include "clock.h"
-#include "testing.h"
+#include "xla_ffi/tests/clock.h"
+#include "xla_ffi/tests/testing.h"
 
 namespace jax_maddness::testing {
 namespace {

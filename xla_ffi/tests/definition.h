@@ -8,9 +8,9 @@
 #include <limits>
 #include <string>
 
-#include "guarded.h"
-#include "oblique.h"
-#include "testing.h"
+#include "xla_ffi/tests/guarded.h"
+#include "xla_ffi/tests/oblique.h"
+#include "xla_ffi/tests/testing.h"
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>

@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "testing.h"
+#include "xla_ffi/tests/testing.h"
 
 namespace jax_maddness::testing {
 

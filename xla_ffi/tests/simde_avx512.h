@@ -1,4 +1,4 @@
-// AVX-512 without AVX-512, for tests only: force-included (-include) before a kernels_avx512*.cc, which is compiled
+// AVX-512 without AVX-512, for tests only: force-included (-include) before a tier.cc of AVX-512, which is compiled
 // without its flags, it replaces the intrinsics by SIMDe's portable ones, and declares the tier supported. So the logic
 // of that tier, though not its instructions, runs on any x86-64: see JAX_MADDNESS_SIMDE_TESTS in CMakeLists.txt.
 // (tools/avx512-under-bochs runs the instructions, slowly.)

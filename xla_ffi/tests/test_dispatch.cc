@@ -6,8 +6,8 @@
 #include <string>
 #include <thread>
 
-#include "../parallel.h"
-#include "testing.h"
+#include "xla_ffi/handlers/parallel.h"
+#include "xla_ffi/tests/testing.h"
 
 namespace jax_maddness::testing {
 namespace {
@@ -25,7 +25,7 @@ struct Needs {
 
 const Needs kNeeds[] = {
 #define JAX_MADDNESS_TIER(architecture, name, flags) {#name, flags},
-#include "../tiers.inc"
+#include "xla_ffi/kernels/tiers.inc"
 #undef JAX_MADDNESS_TIER
 };
 

@@ -10,7 +10,7 @@
 #include <random>
 #include <vector>
 
-#include "dispatch.h"
+#include "xla_ffi/kernels/dispatch.h"
 
 // Ends the test with the line and a message in printf's manner.
 #define CHECK(condition, ...)                                                \

@@ -1,0 +1,185 @@
+// Every array that a kernel sees: shape, order, type, range. Read this file first.
+//
+//   name        shape                      type           range, order
+//   x           [rows][features]           f32|bf16|f16   row-major, dense
+//   indices     [codebooks][4]             i32            the feature compared at level l; 0 <= index < features
+//   thresholds  [codebooks][15]            f32            heap order: node j of level l stands at 2^l - 1 + j
+//   features    [codebooks][width]         i32            those that a codebook projects; 0 <= feature < features of x
+//   projections [codebooks][4][width]      i8             one per level
+//   thresholds  [codebooks][15]            i32            of projections, in heap order
+//   center      [features]                 f32            finite
+//   feature scale [features]               f32            0, or 2^-100 .. 2^100
+//   codes       [rows][codebooks]          u8             0..15; kernels that read codes look at the low 4 bits only
+//   tables      [outputs][codebooks][16]   u8             the 16 entries of a codebook are contiguous, and so are
+//                                                         the codebooks of an output: 64 bytes are four codebooks
+//   by code     [codebooks][16][outputs]   u8             the same entries in another order, for few rows
+//   sums        [rows][outputs]            i32            sums[n][m] = sum over c of tables[m][c][codes[n][c]]
+//   scale       [outputs]                  f32
+//   offset      [outputs]                  f32
+//   y           [rows][outputs]            as x           y[n][m] = fma(scale[m], f32(sums[n][m]), offset[m])
+//
+// Training, where the entries of tables are floats; every sum is taken in the order of its index, from 0 on
+//   values      [outputs][codebooks][16]   f32
+//   y           [rows][outputs]            f32            y[n][m] = sum over c of values[m][c][codes[n][c]]
+//   dy          [rows][outputs]            f32            the gradient with respect to y
+//   gradient    [outputs][codebooks][16]   f32            of values: [m][c][k] = sum over n of dy[n][m] where
+//                                                         codes[n][c] = k
+//
+// Retrieval, the other orientation: codes at rest, tables of queries, the k best of each query
+//   codes       [blocks][pairs][64]        u8             64 vectors side by side; a byte has the codes of codebooks 2
+//   p
+//                                                         (low 4 bits) and 2 p + 1 (high 4 bits) of pair p
+//   tables      [queries][codebooks][16]   u8             the low 7 bits of an entry count; codebooks <= 256 is 2 *
+//   pairs
+//                                                         or one less
+//   sums        [queries][k]               i32            the greatest of sum over c of tables[q][c][code c], best
+//   first; positions   [queries][k]               i32            whose they are: of equal sums the least. -1, -1: no
+//   more queries     [queries][features]        f32|bf16|f16 vectors     [vectors][features]        f32|bf16|f16   not
+//   always of the type of queries scores      [queries][k]               f32            sum over d of queries[q][d] *
+//   vectors[positions[q][i]][d], in f32
+//                                                         in any order; -infinity where there is no such vector
+//
+// y is one fused multiply-add in f32: what XLA makes of the expression on a CPU that has one. f32(sum)
+// rounds to nearest even, and so does the step from f32 to bf16 or f16. Rows of bf16 and f16 are widened exactly.
+//
+// A row walks each codebook's tree from node 0 (Blalock & Guttag 2021, Algorithm 1): at level l it goes right when
+// x[indices[l]] > threshold of the node it stands on, as IEEE-754 f32 compares: ties and NaN go left, -0 equals +0, and
+// denormals count (XLA runs its threads with denormals flushed, so a kernel that compares must clear DAZ and FTZ).
+//
+// Oblique trees are the other kind: at level l a row goes right when the sum over w of projections[l][w] *
+// q[features[w]] is greater than the threshold; ties go left. q[d] = rint((x[d] - center[d]) * scale[d]) in f32, half
+// to even, then clamped to -127 .. 127; NaN becomes -127. With 1 <= width <= 100,000 no sum overflows.
+//
+// The handler (handlers.cc) has checked every size and index before a kernel runs. Pointers may be unaligned beyond
+// their element type; nothing past the last element may be read or written.
+#ifndef JAX_MADDNESS_KERNELS_LAYOUT_H_
+#define JAX_MADDNESS_KERNELS_LAYOUT_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace jax_maddness {
+
+constexpr int64_t kLevels = 4;          // of a split tree
+constexpr int64_t kNodes = 15;          // inner nodes of a tree
+constexpr int64_t kLeaves = 16;         // codes of a codebook
+constexpr int64_t kMaxWidth = 100'000;  // of oblique trees
+constexpr int64_t kSideBySide = 64;     // vectors of a block of codes at rest
+constexpr int64_t kMaxCodebooks = 256;  // of codes at rest: sums fit 16 bits, as 256 * 127 < 2^15
+constexpr int64_t kTileOutputs = 64;    // of float tables, at most
+constexpr int64_t kTileCodebooks = 128;
+constexpr int64_t kTilePieces = 64;  // of rows, that meet a tile together, at most
+
+enum class FloatType : uint8_t { kF32, kBF16, kF16 };
+
+struct Rows {
+  const void* data;
+  FloatType type;
+  int64_t count;
+  int64_t features;  // also the distance between rows, in elements
+};
+
+struct Trees {
+  const int32_t* indices;
+  const float* thresholds;
+  int64_t codebooks;
+};
+
+struct ObliqueTrees {
+  const int32_t* features;
+  const int8_t* projections;
+  const int32_t* thresholds;
+  const float* center;
+  const float* scale;
+  int64_t codebooks;
+  int64_t width;
+};
+
+struct Tables {
+  const uint8_t* values;
+  const float* scale;   // null for `aggregate`, which does not rescale
+  const float* offset;  // null for `aggregate`
+  int64_t outputs;
+  int64_t codebooks;
+  int64_t stride = 0;  // by code only: bytes from one code's entries to the next one's: >= outputs, as a task may have
+                       // some of the columns
+};
+
+struct Output {
+  void* data;
+  FloatType type;
+  int64_t stride;        // distance between rows, in elements: >= outputs, so that a task may own some of the columns
+  bool streams = false;  // advice: lines are better written past the cache
+};
+
+// A task may have some of the rows and some of the codebooks.
+struct RowCodes {
+  const uint8_t* data;
+  int64_t rows;
+  int64_t codebooks;
+  int64_t stride;  // distance between rows
+};
+
+// Float tables, or their gradient, of as many codebooks as the codes that go with them.
+template <typename Float>
+struct FloatTables {
+  Float* values;
+  int64_t outputs;
+  int64_t stride;  // distance between outputs, in elements
+};
+
+// Of float outputs, or of their gradient; as many columns as tables have outputs.
+template <typename Float>
+struct FloatRows {
+  Float* data;
+  int64_t stride;  // distance between rows, in elements
+};
+
+// Codes at rest; a task may have some of the blocks.
+struct Database {
+  const uint8_t* codes;  // of the first block
+  int64_t pairs;
+  int64_t first;  // position of the first vector
+  int64_t count;  // vectors: >= 1, and the last block may hold more
+};
+
+struct QueryTables {
+  const uint8_t* values;
+  int64_t queries;
+  int64_t codebooks;
+};
+
+struct Best {
+  int32_t* sums;
+  int32_t* positions;
+  int64_t k;
+};
+
+// Rows of a block of sums among all rows of an example, of which some do not count.
+struct RowRange {
+  const uint8_t* skipped;  // of each row of the example; not zero: it does not count
+  int64_t first, count;
+};
+
+constexpr int64_t kMaxGreatest = 16;
+
+// [k][outputs], in order.
+struct Greatest {
+  int32_t* sums;
+  int32_t* positions;
+  int64_t k;
+  int64_t stride;    // from the greatest to the second: >= outputs
+  int64_t row_bits;  // every row's number has so many, and fits with any sum into 31; 0: it does not, or is not known
+};
+
+// A task may have some of the positions.
+struct Candidates {
+  const int32_t* positions;
+  float* scores;
+  int64_t count;   // of each query
+  int64_t stride;  // distance between queries
+};
+
+}  // namespace jax_maddness
+
+#endif  // JAX_MADDNESS_KERNELS_LAYOUT_H_
