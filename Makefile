@@ -98,6 +98,7 @@ lint: $(VENV)/.dev  ## Formatting, lint and types: what CI checks first.
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cc' '*.h' '*.inc' ':!xla_ffi/kernels/tiers.inc')
+	$(BIN)/python tools/lint_comments
 
 format: $(VENV)/.dev  ## Formats Python and C++, and fixes what lint can fix.
 	$(BIN)/ruff check --fix-only .

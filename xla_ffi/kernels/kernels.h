@@ -10,8 +10,7 @@ constexpr size_t kFloatScratch = (kTileCodebooks * kLeaves + kTilePieces) * kTil
 
 // Kernels are pure functions of their arguments: no allocation, no exception, no global state. `scratch` is 64-byte
 // aligned, not shared between threads, and at least scratch_bytes(features, codebooks) long, which is never less than a
-// byte per codebook. Zero rows, outputs and
-// features are allowed wherever the arrays are consistent; codebooks >= 1.
+// byte per codebook. Zero rows, outputs and features are allowed wherever the arrays are consistent; codebooks >= 1.
 struct Tier {
   const char* name;  // of the instruction set, as JAX_MADDNESS_TIER spells it
   bool (*supported)();

@@ -1,46 +1,52 @@
 // Every array that a kernel sees: shape, order, type, range. Read this file first.
 //
-//   name        shape                      type           range, order
-//   x           [rows][features]           f32|bf16|f16   row-major, dense
-//   indices     [codebooks][4]             i32            the feature compared at level l; 0 <= index < features
-//   thresholds  [codebooks][15]            f32            heap order: node j of level l stands at 2^l - 1 + j
-//   features    [codebooks][width]         i32            those that a codebook projects; 0 <= feature < features of x
-//   projections [codebooks][4][width]      i8             one per level
-//   thresholds  [codebooks][15]            i32            of projections, in heap order
-//   center      [features]                 f32            finite
-//   feature scale [features]               f32            0, or 2^-100 .. 2^100
-//   codes       [rows][codebooks]          u8             0..15; kernels that read codes look at the low 4 bits only
-//   tables      [outputs][codebooks][16]   u8             the 16 entries of a codebook are contiguous, and so are
-//                                                         the codebooks of an output: 64 bytes are four codebooks
-//   by code     [codebooks][16][outputs]   u8             the same entries in another order, for few rows
-//   sums        [rows][outputs]            i32            sums[n][m] = sum over c of tables[m][c][codes[n][c]]
-//   scale       [outputs]                  f32
-//   offset      [outputs]                  f32
-//   y           [rows][outputs]            as x           y[n][m] = fma(scale[m], f32(sums[n][m]), offset[m])
+// clang-format off: columns
+//   name          shape                      type          range, order
+//   x             [rows][features]           f32|bf16|f16  row-major, dense
+//   indices       [codebooks][4]             i32           the feature compared at level l; 0 <= index < features
+//   thresholds    [codebooks][15]            f32           heap order: node j of level l stands at 2^l - 1 + j
+//   codes         [rows][codebooks]          u8            0..15; kernels that read codes use the low 4 bits only
+//   tables        [outputs][codebooks][16]   u8            the 16 entries of a codebook are contiguous, and so are
+//                                                          the codebooks of an output: 64 bytes are four codebooks
+//   by code       [codebooks][16][outputs]   u8            the same entries in another order, for small batches
+//   sums          [rows][outputs]            i32           sums[n][m] = sum over c of tables[m][c][codes[n][c]]
+//   scale         [outputs]                  f32
+//   offset        [outputs]                  f32
+//   y             [rows][outputs]            as x          y[n][m] = fma(scale[m], f32(sums[n][m]), offset[m])
+//
+// Oblique trees, which compare projections instead of features
+//   features      [codebooks][width]         i32           the features that a codebook projects;
+//                                                          0 <= feature < features of x
+//   projections   [codebooks][4][width]      i8            one per level
+//   thresholds    [codebooks][15]            i32           of projections, in heap order
+//   center        [features]                 f32           finite
+//   feature scale [features]                 f32           0, or 2^-100 .. 2^100
 //
 // Training, where the entries of tables are floats; every sum is taken in the order of its index, from 0 on
-//   values      [outputs][codebooks][16]   f32
-//   y           [rows][outputs]            f32            y[n][m] = sum over c of values[m][c][codes[n][c]]
-//   dy          [rows][outputs]            f32            the gradient with respect to y
-//   gradient    [outputs][codebooks][16]   f32            of values: [m][c][k] = sum over n of dy[n][m] where
-//                                                         codes[n][c] = k
+//   values        [outputs][codebooks][16]   f32
+//   y             [rows][outputs]            f32           y[n][m] = sum over c of values[m][c][codes[n][c]]
+//   dy            [rows][outputs]            f32           the gradient with respect to y
+//   gradient      [outputs][codebooks][16]   f32           the gradient with respect to values: [m][c][k] = sum of
+//                                                          dy[n][m] over the rows n where codes[n][c] = k
 //
-// Retrieval, the other orientation: codes at rest, tables of queries, the k best of each query
-//   codes       [blocks][pairs][64]        u8             64 vectors side by side; a byte has the codes of codebooks 2
-//   p
-//                                                         (low 4 bits) and 2 p + 1 (high 4 bits) of pair p
-//   tables      [queries][codebooks][16]   u8             the low 7 bits of an entry count; codebooks <= 256 is 2 *
-//   pairs
-//                                                         or one less
-//   sums        [queries][k]               i32            the greatest of sum over c of tables[q][c][code c], best
-//   first; positions   [queries][k]               i32            whose they are: of equal sums the least. -1, -1: no
-//   more queries     [queries][features]        f32|bf16|f16 vectors     [vectors][features]        f32|bf16|f16   not
-//   always of the type of queries scores      [queries][k]               f32            sum over d of queries[q][d] *
-//   vectors[positions[q][i]][d], in f32
-//                                                         in any order; -infinity where there is no such vector
+// Retrieval, the other orientation: codes at rest, tables of queries, the k best vectors of each query
+//   codes         [blocks][pairs][64]        u8            64 vectors side by side; a byte of pair p has the codes of
+//                                                          codebooks 2 p (low 4 bits) and 2 p + 1 (high 4 bits)
+//   tables        [queries][codebooks][16]   u8            the low 7 bits of an entry count; codebooks <= 256 is
+//                                                          2 * pairs or one less
+//   sums          [queries][k]               i32           the greatest of sum over c of tables[q][c][code c], best
+//                                                          first; -1 where there are fewer than k vectors
+//   positions     [queries][k]               i32           the vectors that have these sums: of equal sums the one
+//                                                          with the least position first; -1 where there are fewer
+//   queries       [queries][features]        f32|bf16|f16
+//   vectors       [vectors][features]        f32|bf16|f16  not always of the type of queries
+//   scores        [queries][k]               f32           sum over d of queries[q][d] * vectors[positions[q][i]][d],
+//                                                          in f32, in any order; -infinity where there is no such
+//                                                          vector
+// clang-format on
 //
-// y is one fused multiply-add in f32: what XLA makes of the expression on a CPU that has one. f32(sum)
-// rounds to nearest even, and so does the step from f32 to bf16 or f16. Rows of bf16 and f16 are widened exactly.
+// y is one fused multiply-add in f32: what XLA makes of the expression on a CPU that has one. f32(sum) rounds to
+// nearest even, and so does the step from f32 to bf16 or f16. Rows of bf16 and f16 are widened exactly.
 //
 // A row walks each codebook's tree from node 0 (Blalock & Guttag 2021, Algorithm 1): at level l it goes right when
 // x[indices[l]] > threshold of the node it stands on, as IEEE-754 f32 compares: ties and NaN go left, -0 equals +0, and
@@ -50,8 +56,8 @@
 // q[features[w]] is greater than the threshold; ties go left. q[d] = rint((x[d] - center[d]) * scale[d]) in f32, half
 // to even, then clamped to -127 .. 127; NaN becomes -127. With 1 <= width <= 100,000 no sum overflows.
 //
-// The handler (handlers.cc) has checked every size and index before a kernel runs. Pointers may be unaligned beyond
-// their element type; nothing past the last element may be read or written.
+// The handlers (xla_ffi/handlers) have validated every size and index before a kernel runs. Pointers may be unaligned
+// beyond their element type; nothing past the last element may be read or written.
 #ifndef JAX_MADDNESS_KERNELS_LAYOUT_H_
 #define JAX_MADDNESS_KERNELS_LAYOUT_H_
 
