@@ -28,6 +28,7 @@ struct Range {
   int64_t begin, count;
 };
 
+// Unlike that of kernels/shared/integers.h it never overflows: dimensions of empty arrays may be as large as they like.
 inline int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 // Part `i` of `parts` of [0, size), in whole blocks, the sizes of any two parts being at most one block apart.

@@ -1,4 +1,5 @@
-// What a tier provides. A tier is one instruction-set variant of all kernels, in a file of its own.
+// The functions that a tier provides. A tier is one instruction-set variant of all kernels, in a folder of its own;
+// shared/tier_table.inc makes its Tier.
 #ifndef JAX_MADDNESS_KERNELS_KERNELS_H_
 #define JAX_MADDNESS_KERNELS_KERNELS_H_
 

@@ -15,6 +15,7 @@
 
 #include "xla_ffi/kernels/kernels.h"
 #include "xla_ffi/kernels/shared/count_denormals.h"
+#include "xla_ffi/kernels/shared/integers.h"
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -28,9 +29,6 @@ constexpr int64_t kTile = 16;              // outputs that are turned together
 constexpr int64_t kStrip = 128;            // outputs that are looked up before rows are written
 constexpr int64_t kChunk = 256;            // codebooks whose sum fits in 16 bits
 constexpr int64_t kLine = 64;              // bytes of a cache line
-
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 INLINE __m128i load_128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 INLINE __m256i load_256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
@@ -82,14 +80,14 @@ void pack(const uint8_t* codes, int64_t rows, const Packed packed) {
   const int64_t codebooks = packed.codebooks, end = rows * codebooks;
   for (int64_t n = 0; n < rows; n += 16) {
     for (int64_t c = 0; c < codebooks; c += 16) {
-      const int64_t first = codebooks < 16 ? 0 : smaller(c, codebooks - 16), count = smaller(codebooks, 16);
+      const int64_t first = codebooks < 16 ? 0 : min(c, codebooks - 16), count = min(codebooks, 16);
       const uint8_t* square = codes + n * codebooks + first;
       uint8_t* const to = packed.at(n, first);
       if (n + 16 <= rows && (n + 15) * codebooks + first + 16 <= end) {
         pack_square(square, codebooks, count, to, packed.width);
       } else {
         uint8_t copy[16 * 16] = {};
-        for (int64_t i = 0; i < smaller(rows - n, 16); ++i) {
+        for (int64_t i = 0; i < min(rows - n, 16); ++i) {
           std::memcpy(copy + i * 16, square + i * codebooks, static_cast<size_t>(count));
         }
         pack_square(copy, 16, count, to, packed.width);
@@ -141,7 +139,7 @@ void aggregate_to(const uint8_t* codes, int64_t rows, const Tables& tables, cons
   const Scratch scratch(memory, 0);
   const int64_t step = rows_at_once(tables.codebooks), stride = y.stride * Sink::kWidth;
   for (int64_t n = 0; n < rows; n += step) {
-    const int64_t count = smaller(rows - n, step);
+    const int64_t count = min(rows - n, step);
     const Packed packed(scratch.packed, count, tables.codebooks);
     pack(codes + n * tables.codebooks, count, packed);
     aggregate_blocks<Sink>(packed, count, tables, static_cast<char*>(y.data) + n * stride, stride, y.streams,
@@ -173,7 +171,7 @@ void amm_as(const Rows& x, const AnyTrees& trees, const Tables& tables, const Ou
   const Scratch scratch(memory, x.features);
   const int64_t step = rows_at_once(trees.codebooks), stride = y.stride * Sink::kWidth;
   for (int64_t n = 0; n < x.count; n += step) {
-    const int64_t count = smaller(x.count - n, step);
+    const int64_t count = min(x.count - n, step);
     const PackedCodes packed{{scratch.packed, count, trees.codebooks}};
     encode_rows<kType>(x, n, n + count, trees, packed, scratch.of_encode);
     aggregate_blocks<Sink>(packed, count, tables, static_cast<char*>(y.data) + n * stride, stride, y.streams,
@@ -204,14 +202,12 @@ void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Outpu
 #include "xla_ffi/kernels/shared/greatest.inc"
 #include "xla_ffi/kernels/shared/rescore.inc"
 #include "xla_ffi/kernels/shared/floats.inc"
+#include "xla_ffi/kernels/shared/tier_table.inc"
 // clang-format on
 
 }  // namespace
 
 extern const Tier avx2_tier;
-const Tier avx2_tier = {
-    "avx2",       supported,      scratch_bytes,   encode, aggregate,           keep_greatest,      amm,
-    amm_of_codes, amm_by_code,    encode,          amm,    amm_oblique_by_code, scan_scratch_bytes, scan,
-    rescore,      look_up_floats, look_up_gradient};
+constexpr Tier avx2_tier = make_tier("avx2");
 
 }  // namespace jax_maddness

@@ -26,6 +26,7 @@
 
 #include "xla_ffi/kernels/kernels.h"
 #include "xla_ffi/kernels/shared/count_denormals.h"
+#include "xla_ffi/kernels/shared/integers.h"
 
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 finds it in its own intrinsics (its bug 105593)
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -133,14 +134,12 @@ void aggregate_packed(const Scratch& scratch, int64_t rows, const Tables& tables
 #include "xla_ffi/kernels/shared/greatest.inc"
 #include "xla_ffi/kernels/shared/rescore.inc"
 #include "xla_ffi/kernels/shared/floats.inc"
+#include "xla_ffi/kernels/shared/tier_table.inc"
 // clang-format on
 
 }  // namespace
 
 extern const Tier avx512bw_tier;
-const Tier avx512bw_tier = {
-    "avx512bw",   supported,      scratch_bytes,   encode, aggregate,           keep_greatest,      amm,
-    amm_of_codes, amm_by_code,    encode,          amm,    amm_oblique_by_code, scan_scratch_bytes, scan,
-    rescore,      look_up_floats, look_up_gradient};
+constexpr Tier avx512bw_tier = make_tier("avx512bw");
 
 }  // namespace jax_maddness

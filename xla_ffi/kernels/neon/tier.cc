@@ -22,6 +22,7 @@
 
 #include "xla_ffi/kernels/kernels.h"
 #include "xla_ffi/kernels/shared/count_denormals.h"
+#include "xla_ffi/kernels/shared/integers.h"
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -31,9 +32,6 @@ namespace {
 constexpr int64_t kPair = 2;       // codebooks whose codes for 8 rows fill a register
 constexpr int64_t kVector = 8;     // rows of such a register
 constexpr int64_t kRegister = 16;  // bytes
-
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Codes in the order that look-ups want. A code of a pair's second codebook has bit 4 set, also where that codebook is
 // missing.
@@ -89,7 +87,7 @@ void pack(const uint8_t* codes, int64_t rows, int64_t codebooks, const Packed& p
     for (int64_t c = 0; c < codebooks; c += kRegister) {
       uint16x8_t square[8];
       for (int64_t r = 0; r < kVector; ++r) {
-        const uint8_t* row = codes + smaller(n + r, rows - 1) * codebooks;
+        const uint8_t* row = codes + min(n + r, rows - 1) * codebooks;
         const uint8x16_t code = vandq_u8(load_part(row + c, codebooks - c), nibble);
         square[r] = vreinterpretq_u16_u8(vorrq_u8(code, second));
       }
@@ -106,7 +104,7 @@ void unpack(const Packed& packed, int64_t rows, int64_t codebooks, uint8_t* code
   for (int64_t c = 0; c < codebooks; c += kRegister) {
     uint16x8_t square[8];
     for (int64_t i = 0; i < 8; ++i) {
-      square[i] = vreinterpretq_u16_u8(vld1q_u8(packed.at(0, smaller(c / kPair + i, packed.pairs - 1))));
+      square[i] = vreinterpretq_u16_u8(vld1q_u8(packed.at(0, min(c / kPair + i, packed.pairs - 1))));
     }
     turn(square);
     for (int64_t r = 0; r < rows; ++r) {
@@ -149,7 +147,7 @@ void encode_as(const Rows& x, const AnyTrees& trees, uint8_t* codes, void* memor
   const Scratch scratch(memory, trees.codebooks);
   for (int64_t n = 0; n < x.count; n += kVector) {
     encode_eight<kType>(x, n, trees, scratch.packed.at(0, 0), scratch.of_encode);
-    unpack(scratch.packed, smaller(x.count - n, kVector), trees.codebooks, codes + n * trees.codebooks);
+    unpack(scratch.packed, min(x.count - n, kVector), trees.codebooks, codes + n * trees.codebooks);
   }
 }
 
@@ -171,7 +169,7 @@ void aggregate_to(const uint8_t* codes, int64_t rows, const Tables& tables, cons
   const Scratch scratch(memory, tables.codebooks);
   const int64_t step = rows_at_once(tables.codebooks);
   for (int64_t n = 0; n < rows; n += step) {
-    const int64_t count = smaller(rows - n, step);
+    const int64_t count = min(rows - n, step);
     pack(codes + n * tables.codebooks, count, tables.codebooks, scratch.packed);
     char* const out = static_cast<char*>(y.data) + n * y.stride * Result::kWidth;
     aggregate_rows<Result>(scratch.packed, count, tables, out, y.stride, scratch.work);
@@ -201,7 +199,7 @@ void amm_as(const Rows& x, const AnyTrees& trees, const Tables& tables, const Ou
   const Scratch scratch(memory, tables.codebooks);
   const int64_t step = rows_at_once(tables.codebooks);
   for (int64_t n = 0; n < x.count; n += step) {
-    const int64_t count = smaller(x.count - n, step);
+    const int64_t count = min(x.count - n, step);
     for (int64_t r = 0; r < count; r += kVector) {
       encode_eight<kType>(x, n + r, trees, scratch.packed.at(r, 0), scratch.of_encode);
     }
@@ -232,14 +230,12 @@ void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Outpu
 #include "xla_ffi/kernels/shared/greatest.inc"
 #include "xla_ffi/kernels/shared/rescore.inc"
 #include "xla_ffi/kernels/shared/floats.inc"
+#include "xla_ffi/kernels/shared/tier_table.inc"
 // clang-format on
 
 }  // namespace
 
 extern const Tier neon_tier;
-const Tier neon_tier = {
-    "neon",       supported,      scratch_bytes,   encode, aggregate,           keep_greatest,      amm,
-    amm_of_codes, amm_by_code,    encode,          amm,    amm_oblique_by_code, scan_scratch_bytes, scan,
-    rescore,      look_up_floats, look_up_gradient};
+constexpr Tier neon_tier = make_tier("neon");
 
 }  // namespace jax_maddness

@@ -4,6 +4,7 @@
 
 #include "xla_ffi/kernels/kernels.h"
 #include "xla_ffi/kernels/shared/count_denormals.h"
+#include "xla_ffi/kernels/shared/integers.h"
 
 namespace jax_maddness {
 namespace {
@@ -112,8 +113,10 @@ void add_up(const uint8_t* codes, int64_t pairs, const uint8_t* tables, BlockSum
   }
 }
 
-#include "xla_ffi/kernels/shared/scan.inc"
+// clang-format off: in this order
 #include "xla_ffi/kernels/shared/small_batch.inc"
+#include "xla_ffi/kernels/shared/scan.inc"
+// clang-format on
 
 // For shared/rescore.inc.
 constexpr int64_t kLanes = 1;
@@ -128,16 +131,16 @@ Lanes load_lanes_of(const char* x, int64_t d) {
   return load_float(x, kType, d);
 }
 
-#include "xla_ffi/kernels/shared/floats.inc"
+// clang-format off: in this order
 #include "xla_ffi/kernels/shared/greatest.inc"
 #include "xla_ffi/kernels/shared/rescore.inc"
+#include "xla_ffi/kernels/shared/floats.inc"
+#include "xla_ffi/kernels/shared/tier_table.inc"
+// clang-format on
 
 }  // namespace
 
 extern const Tier scalar_tier;
-const Tier scalar_tier = {
-    "scalar",     supported,      scratch_bytes,   encode, aggregate,           keep_greatest,      amm,
-    amm_of_codes, amm_by_code,    encode,          amm,    amm_oblique_by_code, scan_scratch_bytes, scan,
-    rescore,      look_up_floats, look_up_gradient};
+constexpr Tier scalar_tier = make_tier("scalar");
 
 }  // namespace jax_maddness
