@@ -1,4 +1,4 @@
-// The handlers for trees that compare features: their arrays, and what XLA binds.
+// The handlers for trees that compare features: their arrays, and the bindings to XLA.
 #include "xla/ffi/api/ffi.h"
 #include "xla_ffi/handlers/handlers.h"
 #include "xla_ffi/handlers/trees.h"

@@ -1,4 +1,4 @@
-// What all handlers share: how work is split, scratch memory, errors.
+// Shared by all handlers: splitting of work, scratch memory, errors.
 #ifndef JAX_MADDNESS_HANDLERS_COMMON_H_
 #define JAX_MADDNESS_HANDLERS_COMMON_H_
 
@@ -15,7 +15,7 @@
 namespace jax_maddness {
 
 constexpr int64_t kTasksPerWorker = 4;       // so that a slow core does not hold up the rest
-constexpr double kCyclesPerWorker = 50'000;  // below about 20 us a helper does not pay for waking it
+constexpr double kCyclesPerWorker = 50'000;  // about 20 us: with less work a helper is not worth waking
 
 template <typename T>
 T* data(const Named& array) {
@@ -31,21 +31,21 @@ struct Range {
 // Unlike that of kernels/shared/integers.h it never overflows: dimensions of empty arrays may be as large as they like.
 inline int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
-// Part `i` of `parts` of [0, size), in whole blocks, the sizes of any two parts being at most one block apart.
+// Part `i` of `parts` of [0, size), in whole blocks; the sizes of any two parts differ by at most one block.
 inline Range part(int64_t i, int64_t parts, int64_t size, int64_t block) {
   const int64_t blocks = divide_up(size, block), each = blocks / parts, more = blocks % parts;
   const auto edge = [&](int64_t j) { return std::min(size, (j * each + std::min(j, more)) * block); };
   return {edge(i), edge(i + 1) - edge(i)};
 }
 
-// How many threads work of so many cycles is worth.
+// The number of threads that pay for work of so many cycles.
 inline int64_t useful_workers(double cycles, const ffi::ThreadPool& pool) {
   const double threads = static_cast<double>(std::max<int64_t>(1, pool.num_threads()));
   return static_cast<int64_t>(std::clamp(cycles / kCyclesPerWorker, 1.0, threads));
 }
 
-// One per calling thread, kept between calls: XLA has no scratch memory on CPU. The caller owns that of its helpers
-// too, so that nothing can fail in a pool's thread.
+// Scratch memory, one per calling thread, kept between calls: XLA has none on CPU. The caller owns the memory of its
+// helpers too, so that no allocation can fail in a thread of the pool.
 class Scratch {
  public:
   ~Scratch() { std::free(data_); }
@@ -70,7 +70,7 @@ inline Scratch& scratch_of_this_thread() {
   return scratch;
 }
 
-// Turns what a handler throws into an error of XLA's: nothing may leave a handler.
+// Runs the body of a handler and turns what it throws into an error of XLA: no exception may leave a handler.
 template <typename Body>
 ffi::Error guarded(const Body& body) {
   try {

@@ -25,8 +25,9 @@ struct Problem {
   }
 };
 
-// A task has some outputs of one op; where these are too few tasks, also some of what else can be divided: rows of y,
-// or codebooks of the gradient. So no number is a sum of several tasks', and all are the same whatever the pool is.
+// A task computes some outputs of one op. Where these make too few tasks, it computes only some of the rows of y, or of
+// the codebooks of the gradient (`others`). No number is a sum over several tasks, so that results do not depend on the
+// number of threads.
 struct Task {
   int64_t op;
   Range outputs, others;
@@ -38,8 +39,8 @@ void split_and_run(const Problem& problem, int64_t others, int64_t fewest, ffi::
   const int64_t output_parts = divide_up(problem.outputs, kTileOutputs), tiles = problem.ops * output_parts;
   if (tiles == 0) return;
   const int64_t workers = useful_workers(problem.cycles(), pool);
-  const int64_t wanted = workers == 1 ? 1 : divide_up(kTasksPerWorker * workers, tiles);
-  const int64_t parts = std::clamp<int64_t>(others / fewest, 1, wanted);
+  const int64_t most_parts = workers == 1 ? 1 : divide_up(kTasksPerWorker * workers, tiles);
+  const int64_t parts = std::clamp<int64_t>(others / fewest, 1, most_parts);
   char* const memory = scratch_of_this_thread().at_least(kFloatScratch * static_cast<size_t>(workers));
   parallel_for(pool, tiles * parts, workers, [&](int64_t i, int64_t worker) noexcept {
     const int64_t tile = i / parts;
@@ -49,7 +50,7 @@ void split_and_run(const Problem& problem, int64_t others, int64_t fewest, ffi::
   });
 }
 
-// Everything about codes, float tables or their gradient, and float rows.
+// Checks everything about codes, float tables or their gradient, and float rows.
 Problem check_floats(const Named& codes, const Named& tables, const Named& rows) {
   check_type(codes, ffi::DataType::U8, "uint8");
   check_type(tables, ffi::DataType::F32, "float32");

@@ -1,4 +1,4 @@
-// The handler for the greatest sums over rows: aggregate some rows at a time, keep the greatest, forget the rest.
+// The handler for the greatest sums over rows: aggregates some rows at a time and keeps the greatest sums only.
 #include <algorithm>
 #include <limits>
 
@@ -15,7 +15,7 @@ using ffi::AnyBuffer;
 
 constexpr int64_t kRowsAtOnce = 64;
 constexpr int64_t kOutputsAtOnce = 512;  // their sums stay in a core's own cache
-constexpr int64_t kFewestOutputs = 64;   // in a task, which packs the codes anew
+constexpr int64_t kFewestOutputs = 64;   // of a task, as every task packs all codes again
 constexpr double kLookupsPerCycle = 24;
 
 struct Problem {
@@ -41,7 +41,7 @@ Problem check_greatest(const Named& codes, const Named& values, const Named& ski
   return problem;
 }
 
-// `Greatest::row_bits`.
+// The value of Greatest::row_bits.
 int64_t row_bits(const Problem& problem) {
   int64_t bits = 1;
   while (problem.rows > int64_t{1} << bits) ++bits;
@@ -49,7 +49,7 @@ int64_t row_bits(const Problem& problem) {
   return bits < 31 && problem.codebooks <= (int64_t{1} << (31 - bits)) / (kGreatestEntry + 1) ? bits : 0;
 }
 
-// All rows of one example, some of the outputs.
+// A task computes some of the outputs of one example, over all of its rows.
 struct Task {
   const uint8_t* codes;
   const uint8_t* skipped;
@@ -80,24 +80,24 @@ ffi::Error greatest(ffi::ThreadPool pool, AnyBuffer codes_, AnyBuffer values_, A
     const double lookups = static_cast<double>(problem.examples) * static_cast<double>(problem.rows) *
                            static_cast<double>(problem.codebooks) * static_cast<double>(problem.outputs);
     const int64_t workers = useful_workers(lookups / kLookupsPerCycle, pool);
-    const int64_t wanted = workers == 1 ? 1 : divide_up(workers * kTasksPerWorker, problem.examples);
-    const int64_t parts = std::max(std::min(wanted, divide_up(problem.outputs, kFewestOutputs)),
+    const int64_t most_parts = workers == 1 ? 1 : divide_up(workers * kTasksPerWorker, problem.examples);
+    const int64_t parts = std::max(std::min(most_parts, divide_up(problem.outputs, kFewestOutputs)),
                                    divide_up(problem.outputs, kOutputsAtOnce));
     const int64_t block = kRowsAtOnce * std::min(kOutputsAtOnce, problem.outputs) * int64_t{sizeof(int32_t)};
     const size_t each = (tier.scratch_bytes(0, problem.codebooks) + 63) / 64 * 64 + static_cast<size_t>(block);
     char* const memory = scratch_of_this_thread().at_least(each * static_cast<size_t>(workers));
     parallel_for(pool, problem.examples * parts, workers, [&](int64_t i, int64_t worker) noexcept {
       const int64_t example = i / parts, first = example * problem.rows;
-      const Range some = part(i % parts, parts, problem.outputs, kFewestOutputs);
-      const int64_t to = example * problem.k * problem.outputs + some.begin;
-      char* const mine = memory + each * static_cast<size_t>(worker);
+      const Range outputs = part(i % parts, parts, problem.outputs, kFewestOutputs);
+      const int64_t to = example * problem.k * problem.outputs + outputs.begin;
+      char* const of_worker = memory + each * static_cast<size_t>(worker);
       run(tier, problem,
           {data<const uint8_t>(codes) + first * problem.codebooks,
            data<const uint8_t>(skipped) + first,
-           {data<const uint8_t>(values) + some.begin * problem.codebooks * kLeaves, nullptr, nullptr, some.count,
+           {data<const uint8_t>(values) + outputs.begin * problem.codebooks * kLeaves, nullptr, nullptr, outputs.count,
             problem.codebooks},
            {data<int32_t>(sums) + to, data<int32_t>(positions) + to, problem.k, problem.outputs, row_bits(problem)}},
-          reinterpret_cast<int32_t*>(mine), mine + block);
+          reinterpret_cast<int32_t*>(of_worker), of_worker + block);
     });
   });
 }

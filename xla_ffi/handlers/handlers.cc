@@ -13,11 +13,11 @@
 namespace jax_maddness {
 namespace {
 
-// How a call is split. A task is a range of one op's rows, and of its outputs where rows are few. Rows split between
-// blocks of 64, outputs between cache lines of y where its rows start on lines: no kernel gains from less, and few
-// lines are written by two tasks.
+// A call is split into tasks: ranges of one op's rows, and of its outputs where rows are few. Rows are split between
+// blocks of 64, outputs between cache lines of y if its rows start on lines: no kernel gains from smaller blocks, and
+// few lines are written by two tasks.
 constexpr int64_t kBlockRows = 64;
-constexpr int64_t kManyRows = 256;  // in a part, so that large tables are read seldom
+constexpr int64_t kManyRows = 256;  // of a part, so that large tables are read seldom
 constexpr int64_t kBlockOutputs = 64;
 constexpr double kCyclesPerEncoding = 4;
 constexpr double kLookupsPerCycle = 24;
@@ -45,19 +45,19 @@ struct Split {
   Split(const Problem& problem, const ffi::ThreadPool& pool) {
     workers = useful_workers(problem.cycles(), pool);
     if (workers == 1) return;
-    const int64_t wanted = divide_up(workers * kTasksPerWorker, problem.ops);
+    const int64_t most_parts = divide_up(workers * kTasksPerWorker, problem.ops);
     const int64_t of_many = divide_up(std::max<int64_t>(1, problem.rows / kManyRows), workers) * workers;
-    row_parts = std::min({wanted, of_many, divide_up(problem.rows, kBlockRows)});
-    // Every part of the outputs encodes the rows again: a part has to be worth it.
+    row_parts = std::min({most_parts, of_many, divide_up(problem.rows, kBlockRows)});
+    // Every part of the outputs encodes the rows again: so outputs are split only if rows make too few parts.
     if (row_parts * problem.ops >= 2 * workers) return;
     output_parts = std::clamp<int64_t>(divide_up(2 * workers, row_parts * problem.ops), 1,
                                        std::max<int64_t>(1, divide_up(problem.outputs, kBlockOutputs)));
   }
 
   Task task(int64_t i, const Problem& problem) const {
-    const int64_t op = i / (row_parts * output_parts), rest = i % (row_parts * output_parts);
-    return {op, part(rest / output_parts, row_parts, problem.rows, kBlockRows),
-            part(rest % output_parts, output_parts, problem.outputs, kBlockOutputs)};
+    const int64_t op = i / (row_parts * output_parts), in_op = i % (row_parts * output_parts);
+    return {op, part(in_op / output_parts, row_parts, problem.rows, kBlockRows),
+            part(in_op % output_parts, output_parts, problem.outputs, kBlockOutputs)};
   }
 };
 
@@ -80,7 +80,7 @@ void split_and_run(const Tier& tier, const Problem& problem, int64_t features, c
                });
 }
 
-// Everything about x and its trees.
+// Checks everything about x and its trees.
 void check_trees(const Named& x, const TreeArrays& trees, Problem* problem) {
   problem->rows = count_rows(x);
   problem->ops = x.dim(0);
@@ -119,7 +119,7 @@ Tables by_code_of(const Named& by_code, const Problem& problem, const Task& task
       data<const uint8_t>(by_code) + first, nullptr, nullptr, task.outputs.count, problem.codebooks, problem.outputs};
 }
 
-// Of a call that is given codes.
+// Checks codes and tables of a call that is given codes.
 Problem problem_of_codes(const Named& codes, const Named& values) {
   check_type(codes, ffi::DataType::U8, "uint8");
   Problem problem{0, count_rows(codes), codes.last(), 0, false};
@@ -136,7 +136,7 @@ void check_rescaling(const Named& scale, const Named& offset, const Problem& pro
   }
 }
 
-// Tables with what `aggregate` does without.
+// Adds scale and offset to tables.
 Tables rescaling(Tables tables, const Named& scale, const Named& offset, const Problem& problem, const Task& task) {
   tables.scale = data<const float>(scale) + task.op * problem.outputs + task.outputs.begin;
   tables.offset = data<const float>(offset) + task.op * problem.outputs + task.outputs.begin;

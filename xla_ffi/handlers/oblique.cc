@@ -1,4 +1,4 @@
-// The handlers for oblique trees: their arrays, and what XLA binds.
+// The handlers for oblique trees: their arrays, and the bindings to XLA.
 #include "xla/ffi/api/ffi.h"
 #include "xla_ffi/handlers/handlers.h"
 #include "xla_ffi/handlers/trees.h"

@@ -1,4 +1,4 @@
-// How a large result meets the memory that it is given: fewer page faults, and stores that suit it.
+// Prepares the memory of a large result: fewer page faults, and stores that suit it.
 #ifndef JAX_MADDNESS_HANDLERS_PAGES_H_
 #define JAX_MADDNESS_HANDLERS_PAGES_H_
 
@@ -12,9 +12,9 @@
 
 namespace jax_maddness {
 
-// XLA allocates a result afresh for every call. From 32 MB on, glibc takes it from the system and gives it back; so it
-// does at times with less. Its pages are then missing, and to write each 4 KB for the first time is a fault: 10-12 ms
-// for 32 MB. Huge pages, asked for all at once: 2.2-4.5 ms. Lines of a result larger than the second-level cache are
+// XLA allocates the result anew in every call. From 32 MB on, and at times for less, glibc takes it from the system
+// and gives it back. Its pages are then missing, and the first write to each 4 KB is a page fault: 10-12 ms for 32 MB.
+// Asking for huge pages, all at once, takes 2.2-4.5 ms. Lines of a result larger than the second-level cache are
 // written past the caches: 8192 x 1024 x 1024 (C = 64) takes 11.2 ms instead of 14.6 among other work, 2048 x 1024 x
 // 1024 (C = 128) 2.2 instead of 3.4, and with a reader that follows at once 3.2 instead of 4.3. At 4 MB that reader
 // loses. (One thread, Sapphire Rapids, 2026-11-24. Asking for the pages of a part of the result just before it is
@@ -26,7 +26,7 @@ class ResultPages {
     if (missing_) ask_for_huge_pages(data, bytes);
   }
 
-  // Whether lines had better be written past the cache: it pays where they would leave the cache anyway.
+  // Whether lines should be written past the cache: that pays where they would leave the cache anyway.
   bool streams() const { return streams_; }
 
   // Makes the pages of a part of the result present, which its thread is about to write. Advice: may do nothing.
@@ -49,7 +49,7 @@ class ResultPages {
 #ifdef __linux__
   static uintptr_t page_size() { return static_cast<uintptr_t>(sysconf(_SC_PAGESIZE)); }
 
-  // Judged by the page in the middle.
+  // Whether the page in the middle is missing, as a sample of all.
   static bool is_missing(const void* data, size_t bytes) {
     const uintptr_t page = page_size(), middle = (reinterpret_cast<uintptr_t>(data) + bytes / 2) / page * page;
     unsigned char present = 1;

@@ -10,14 +10,14 @@
 
 namespace jax_maddness {
 
-// What caller and helpers share. It outlives the call: a helper that the pool starts late finds no task left, and
-// touches nothing but this.
+// Shared by the caller and its helpers. It outlives the call: a helper that the pool starts late finds no task left,
+// and touches nothing else.
 class TaskQueue {
  public:
   TaskQueue(int64_t tasks, void (*run)(const void*, int64_t, int64_t), const void* function)
       : tasks_(tasks), run_(run), function_(function) {}
 
-  // Takes tasks until none is left. `function_` lives as long as a taken task is unfinished: see wait().
+  // Runs tasks until none is left. `function_` lives as long as any task is unfinished: see wait().
   void work() noexcept {
     const int64_t worker = workers_.fetch_add(1, std::memory_order_relaxed);
     for (int64_t task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;) {
@@ -48,9 +48,9 @@ class TaskQueue {
   std::condition_variable all_finished_;
 };
 
-// Calls function(task, worker) for every task in [0, tasks), on at most `workers` threads, one of them the caller's; no
-// two of them at a time have the same `worker` in [0, workers). `function` must not throw: an exception in a pool's
-// task ends the process. Safe on a pool of any size, and from one of the pool's own threads.
+// Calls function(task, worker) for every task in [0, tasks), on at most `workers` threads, one of them the caller's.
+// `worker` is in [0, workers), and no two threads have the same one at a time. `function` must not throw: an exception
+// in a pool's task ends the process. Safe on a pool of any size, and from one of the pool's own threads.
 template <typename Pool, typename Function>
 void parallel_for(Pool& pool, int64_t tasks, int64_t workers, const Function& function) {
   if (workers <= 1 || tasks <= 1) {

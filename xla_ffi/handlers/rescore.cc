@@ -13,7 +13,7 @@ namespace {
 using ffi::AnyBuffer;
 
 constexpr double kBytesPerCycle = 6;       // rows from memory
-constexpr int64_t kFewestCandidates = 16;  // of a query, in a task
+constexpr int64_t kFewestCandidates = 16;  // candidates of a query in a task, at least
 
 struct Problem {
   int64_t queries, vectors, k, features;
@@ -54,14 +54,15 @@ ffi::Error rescore(ffi::ThreadPool pool, AnyBuffer queries_, AnyBuffer vectors_,
     char* const memory = scratch_of_this_thread().at_least(each * static_cast<size_t>(workers));
     const Rows of_vectors = {data<const char>(vectors), type, problem.vectors, vectors.dim(1)};
     parallel_for(pool, query_parts * parts, workers, [&](int64_t task, int64_t worker) noexcept {
-      const Range some = part(task / parts, query_parts, problem.queries, 1);
-      const Range range = part(task % parts, parts, problem.k, kFewestCandidates);
-      const int64_t first = some.begin * problem.k + range.begin;
-      const Rows of_queries = {data<const char>(queries) + some.begin * problem.features * width(query_type),
-                               query_type, some.count, problem.features};
-      tier.rescore(of_queries, of_vectors,
-                   {data<const int32_t>(positions) + first, data<float>(scores) + first, range.count, problem.k},
-                   memory + each * static_cast<size_t>(worker));
+      const Range some_queries = part(task / parts, query_parts, problem.queries, 1);
+      const Range some_positions = part(task % parts, parts, problem.k, kFewestCandidates);
+      const int64_t first = some_queries.begin * problem.k + some_positions.begin;
+      const Rows of_queries = {data<const char>(queries) + some_queries.begin * problem.features * width(query_type),
+                               query_type, some_queries.count, problem.features};
+      tier.rescore(
+          of_queries, of_vectors,
+          {data<const int32_t>(positions) + first, data<float>(scores) + first, some_positions.count, problem.k},
+          memory + each * static_cast<size_t>(worker));
     });
   });
 }

@@ -12,8 +12,8 @@ namespace {
 
 using ffi::AnyBuffer;
 
-constexpr int64_t kMostQueries = 64;                // in a task: codes from memory serve them all
-constexpr int64_t kMostScratch = int64_t{4} << 20;  // bytes of a task of several queries
+constexpr int64_t kMostQueries = 64;                // of a task: all of them share the codes that it reads
+constexpr int64_t kMostScratch = int64_t{4} << 20;  // bytes, of a task with several queries
 constexpr double kLookupsPerCycle = 32;
 
 struct Problem {
@@ -25,8 +25,8 @@ struct Problem {
   }
 };
 
-// A task is a range of vectors and some queries. Where there are many of these, every task has all vectors; else the
-// best of each range are merged.
+// A task is a range of vectors and some queries. Where there are many queries, every task has all vectors; else the
+// best vectors of the ranges are merged.
 struct Split {
   int64_t workers, query_parts, ranges = 1;
 
@@ -44,8 +44,8 @@ struct Split {
   }
 };
 
-// The best of all ranges, each of them [queries][k] and best first. A range's positions are less than those of the
-// next.
+// Merges the best vectors of all ranges, each of them [queries][k] with the best first. The positions of a range are
+// less than those of the next.
 void merge(const Best& of_ranges, int64_t ranges, int64_t queries, const Best& best, int64_t* taken) noexcept {
   for (int64_t q = 0; q < queries; ++q) {
     std::fill(taken, taken + ranges, 0);
@@ -79,16 +79,16 @@ void scan_in_parts(const Tier& tier, const Problem& problem, const Database& dat
     const Range vectors = part(r, split.ranges, problem.vectors, kSideBySide);
     const Database range = {database.codes + vectors.begin * database.pairs, database.pairs, vectors.begin,
                             vectors.count};
-    const QueryTables some = {tables.values + queries.begin * tables.codebooks * kLeaves, queries.count,
-                              tables.codebooks};
+    const QueryTables some_tables = {tables.values + queries.begin * tables.codebooks * kLeaves, queries.count,
+                                     tables.codebooks};
     const int64_t to = (r * problem.queries + queries.begin) * problem.k;
-    tier.scan(range, some, {parts.sums + to, parts.positions + to, problem.k}, memory + each * worker);
+    tier.scan(range, some_tables, {parts.sums + to, parts.positions + to, problem.k}, memory + each * worker);
   });
   if (split.ranges == 1) return;
   merge(parts, split.ranges, problem.queries, best, reinterpret_cast<int64_t*>(of_ranges + 2 * results));
 }
 
-// Everything about the arrays but `count`.
+// Checks everything about the arrays except `count`.
 Problem check_scan(const Named& codes, const Named& tables, const Named& sums, const Named& positions) {
   check_type(codes, ffi::DataType::U8, "uint8");
   check_type(tables, ffi::DataType::U8, "uint8");

@@ -1,4 +1,4 @@
-// What is different between handlers for the two kinds of split trees; all else is in handlers.cc, once.
+// The difference between the handlers for the two kinds of split trees; handlers.cc has all that they share.
 #ifndef JAX_MADDNESS_HANDLERS_TREES_H_
 #define JAX_MADDNESS_HANDLERS_TREES_H_
 
@@ -8,7 +8,7 @@
 
 namespace jax_maddness {
 
-// The arrays of a call that make trees, for each op of it.
+// The arrays of a call that hold the trees of its ops.
 class TreeArrays {
  public:
   // Throws InvalidArgument unless they fit x, which is [ops, ..., features]. Returns the number of codebooks.
@@ -25,7 +25,8 @@ class TreeArrays {
   ~TreeArrays() = default;
 };
 
-// What is common to the checks: x has features, and `per_codebook` is [ops, codebooks, ...]. Returns the codebooks.
+// The checks of both kinds: x has features, and `per_codebook` is [ops, codebooks, ...]. Returns the
+// number of codebooks.
 inline int64_t check_codebooks(const Named& x, const Named& per_codebook) {
   if (per_codebook.rank() != 3) throw InvalidArgument(describe(per_codebook) + " must have three dimensions.");
   if (per_codebook.dim(1) < 1) throw InvalidArgument(describe(per_codebook) + " must have at least one codebook.");
@@ -35,7 +36,7 @@ inline int64_t check_codebooks(const Named& x, const Named& per_codebook) {
 
 struct TableArrays {
   ffi::AnyBuffer values, scale, offset;
-  bool by_code;  // what `values` are
+  bool by_code;  // the order of `values`
 };
 
 // The handlers for any kind of trees.

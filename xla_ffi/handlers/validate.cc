@@ -30,14 +30,14 @@ void check_type(const Named& array, ffi::DataType type, const char* type_name) {
 void check_shape(const Named& array, std::initializer_list<int64_t> shape) {
   const auto dims = array.buffer.dimensions();
   if (dims.size() == shape.size() && std::equal(shape.begin(), shape.end(), dims.begin())) return;
-  std::string wanted;
-  for (const int64_t dim : shape) wanted += (wanted.empty() ? "" : ", ") + std::to_string(dim);
-  throw InvalidArgument(describe(array) + " must have the shape [" + wanted + "].");
+  std::string expected;
+  for (const int64_t dim : shape) expected += (expected.empty() ? "" : ", ") + std::to_string(dim);
+  throw InvalidArgument(describe(array) + " must have the shape [" + expected + "].");
 }
 
 void check_rows(const Named& array, const Named& like, int64_t last) {
-  const auto dims = array.buffer.dimensions(), others = like.buffer.dimensions();
-  if (dims.size() == others.size() && std::equal(dims.begin(), dims.end() - 1, others.begin()) &&
+  const auto dims = array.buffer.dimensions(), like_dims = like.buffer.dimensions();
+  if (dims.size() == like_dims.size() && std::equal(dims.begin(), dims.end() - 1, like_dims.begin()) &&
       array.last() == last) {
     return;
   }
@@ -50,7 +50,7 @@ int64_t count_rows(const Named& array) {
   const auto dims = array.buffer.dimensions();
   int64_t rows = 1;
   for (const int64_t* dim = dims.begin() + 1; dim != dims.end() - 1; ++dim) {
-    if (*dim == 0) return 0;  // another dimension may be so large that the product overflows before
+    if (*dim == 0) return 0;  // before a product of large dimensions overflows
   }
   for (const int64_t* dim = dims.begin() + 1; dim != dims.end() - 1; ++dim) {
     if (__builtin_mul_overflow(rows, *dim, &rows)) throw InvalidArgument(describe(array) + " is too large.");

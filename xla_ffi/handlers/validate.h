@@ -1,5 +1,5 @@
-// What the handlers check before a kernel sees a pointer. Python has checked already, with better words for users; this
-// is what memory safety rests on.
+// The checks of the handlers before a kernel sees a pointer. Python has validated the arguments already, with better
+// messages for users; memory safety rests on these checks alone.
 #ifndef JAX_MADDNESS_HANDLERS_VALIDATE_H_
 #define JAX_MADDNESS_HANDLERS_VALIDATE_H_
 
@@ -36,7 +36,7 @@ FloatType check_float_type(const Named& array);
 void check_type(const Named& array, ffi::DataType type, const char* type_name);
 void check_shape(const Named& array, std::initializer_list<int64_t> shape);
 
-// `array` is [like..., last], where `like` is another array's dimensions but its last one.
+// Checks that `array` has the dimensions of `like`, except that its last one is `last`.
 void check_rows(const Named& array, const Named& like, int64_t last);
 
 // The product of all dimensions between the first and the last; throws when the rank is below two or it overflows.

@@ -47,17 +47,17 @@ struct Default {
 };
 
 Default find_default() {
-  Default found;
-  const char* wanted = std::getenv("JAX_MADDNESS_TIER");
-  if (wanted != nullptr && *wanted != '\0') {
-    found.tier = find_supported(wanted);
-    if (found.tier == nullptr) found.error = unusable(wanted, "The environment variable JAX_MADDNESS_TIER");
-    return found;
+  Default choice;
+  const char* name = std::getenv("JAX_MADDNESS_TIER");
+  if (name != nullptr && *name != '\0') {
+    choice.tier = find_supported(name);
+    if (choice.tier == nullptr) choice.error = unusable(name, "The environment variable JAX_MADDNESS_TIER");
+    return choice;
   }
   for (const Tier* tier : all_tiers()) {
-    if (found.tier == nullptr && tier->supported()) found.tier = tier;
+    if (choice.tier == nullptr && tier->supported()) choice.tier = tier;
   }
-  return found;
+  return choice;
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Which tier runs. The best that this CPU supports, unless JAX_MADDNESS_TIER or set_tier names another.
+// The choice of the tier that runs: the best that this CPU supports, unless the environment variable JAX_MADDNESS_TIER
+// or set_tier names another.
 #ifndef JAX_MADDNESS_KERNELS_DISPATCH_H_
 #define JAX_MADDNESS_KERNELS_DISPATCH_H_
 
@@ -12,7 +13,7 @@ namespace jax_maddness {
 // All tiers of this build, best first; the last one runs everywhere.
 const std::vector<const Tier*>& all_tiers();
 
-// Those of them that this CPU can run, best first: "avx2, scalar".
+// Names of the tiers that this CPU can run, best first: "avx2, scalar".
 std::string supported_tier_names();
 
 // The tier that kernels run on, or null with `error` set when JAX_MADDNESS_TIER, read at the first call, names one that

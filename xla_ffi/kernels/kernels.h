@@ -13,24 +13,24 @@ constexpr size_t kFloatScratch = (kTileCodebooks * kLeaves + kTilePieces) * kTil
 // aligned, not shared between threads, and at least scratch_bytes(features, codebooks) long, which is never less than a
 // byte per codebook. Zero rows, outputs and features are allowed wherever the arrays are consistent; codebooks >= 1.
 struct Tier {
-  const char* name;  // of the instruction set, as JAX_MADDNESS_TIER spells it
+  const char* name;  // the instruction set, as the environment variable JAX_MADDNESS_TIER spells it
   bool (*supported)();
 
   size_t (*scratch_bytes)(int64_t features, int64_t codebooks);
   void (*encode)(const Rows& x, const Trees& trees, uint8_t* codes, void* scratch) noexcept;
   void (*aggregate)(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t* sums, int64_t stride,
                     void* scratch) noexcept;
-  // Joins `rows` of sums, each `stride` after the one before, with the greatest of the rows before.
+  // Merges some rows of sums, `stride` elements apart, into the greatest sums of earlier rows.
   void (*keep_greatest)(const int32_t* sums, int64_t stride, const RowRange& rows, int64_t outputs,
                         const Greatest& to) noexcept;
   void (*amm)(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* scratch) noexcept;
-  // The same where codes are known.
+  // amm for codes that are given.
   void (*amm_of_codes)(const uint8_t* codes, int64_t rows, const Tables& tables, const Output& y,
                        void* scratch) noexcept;
-  // The same from tables by code (shared/small_batch.inc): quicker for few rows.
+  // amm with tables by code (shared/small_batch.inc): faster for small batches.
   void (*amm_by_code)(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* scratch) noexcept;
 
-  // The same for oblique trees.
+  // The kernels that read trees once more, for oblique trees.
   void (*encode_oblique)(const Rows& x, const ObliqueTrees& trees, uint8_t* codes, void* scratch) noexcept;
   void (*amm_oblique)(const Rows& x, const ObliqueTrees& trees, const Tables& tables, const Output& y,
                       void* scratch) noexcept;
@@ -44,7 +44,7 @@ struct Tier {
   // `scratch` is four bytes per feature long.
   void (*rescore)(const Rows& queries, const Rows& vectors, const Candidates& candidates, void* scratch) noexcept;
 
-  // Float tables and their gradient, the same floats on every tier. `scratch` is kFloatScratch bytes long.
+  // Float tables and their gradient; every tier computes the same floats. `scratch` is kFloatScratch bytes long.
   void (*look_up_floats)(const RowCodes& codes, const FloatTables<const float>& tables, const FloatRows<float>& y,
                          void* scratch) noexcept;
   void (*look_up_gradient)(const RowCodes& codes, const FloatRows<const float>& dy, const FloatTables<float>& gradient,

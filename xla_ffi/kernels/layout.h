@@ -29,6 +29,13 @@
 //   gradient      [outputs][codebooks][16]   f32           the gradient with respect to values: [m][c][k] = sum of
 //                                                          dy[n][m] over the rows n where codes[n][c] = k
 //
+// The greatest sums over the rows of an example, for maxima over positions
+//   skipped       [rows]                     u8            not 0: the row does not count
+//   sums          [k][outputs]               i32           the k greatest sums of each output, the greatest first; the
+//                                                          lowest int32 where fewer rows count
+//   positions     [k][outputs]               i32           the rows that have these sums, of equal sums the first row
+//                                                          first; -1 where fewer rows count
+//
 // Retrieval, the other orientation: codes at rest, tables of queries, the k best vectors of each query
 //   codes         [blocks][pairs][64]        u8            64 vectors side by side; a byte of pair p has the codes of
 //                                                          codebooks 2 p (low 4 bits) and 2 p + 1 (high 4 bits)
@@ -74,7 +81,7 @@ constexpr int64_t kSideBySide = 64;     // vectors of a block of codes at rest
 constexpr int64_t kMaxCodebooks = 256;  // of codes at rest: sums fit 16 bits, as 256 * 127 < 2^15
 constexpr int64_t kTileOutputs = 64;    // of float tables, at most
 constexpr int64_t kTileCodebooks = 128;
-constexpr int64_t kTilePieces = 64;  // of rows, that meet a tile together, at most
+constexpr int64_t kTilePieces = 64;  // rows of which pieces are added to, or from, a tile together, at most
 
 enum class FloatType : uint8_t { kF32, kBF16, kF16 };
 
@@ -107,18 +114,18 @@ struct Tables {
   const float* offset;  // null for `aggregate`
   int64_t outputs;
   int64_t codebooks;
-  int64_t stride = 0;  // by code only: bytes from one code's entries to the next one's: >= outputs, as a task may have
-                       // some of the columns
+  int64_t stride = 0;  // tables by code only: bytes from one code's entries to the next one's. It is >= outputs, as a
+                       // task may own some of the columns
 };
 
 struct Output {
   void* data;
   FloatType type;
   int64_t stride;        // distance between rows, in elements: >= outputs, so that a task may own some of the columns
-  bool streams = false;  // advice: lines are better written past the cache
+  bool streams = false;  // advice: write whole lines past the cache
 };
 
-// A task may have some of the rows and some of the codebooks.
+// Codes of rows, as the kernels of float tables take them. A task may own some of the rows and some of the codebooks.
 struct RowCodes {
   const uint8_t* data;
   int64_t rows;
@@ -126,7 +133,7 @@ struct RowCodes {
   int64_t stride;  // distance between rows
 };
 
-// Float tables, or their gradient, of as many codebooks as the codes that go with them.
+// Float tables, or their gradient. They have as many codebooks as the codes that go with them.
 template <typename Float>
 struct FloatTables {
   Float* values;
@@ -134,19 +141,19 @@ struct FloatTables {
   int64_t stride;  // distance between outputs, in elements
 };
 
-// Of float outputs, or of their gradient; as many columns as tables have outputs.
+// Rows of float outputs, or of their gradient. They have as many columns as the tables have outputs.
 template <typename Float>
 struct FloatRows {
   Float* data;
   int64_t stride;  // distance between rows, in elements
 };
 
-// Codes at rest; a task may have some of the blocks.
+// Codes at rest. A task may own some of the blocks.
 struct Database {
-  const uint8_t* codes;  // of the first block
+  const uint8_t* codes;  // starts at the first block of the task
   int64_t pairs;
   int64_t first;  // position of the first vector
-  int64_t count;  // vectors: >= 1, and the last block may hold more
+  int64_t count;  // of vectors: >= 1; the last block may have room for more
 };
 
 struct QueryTables {
@@ -161,28 +168,28 @@ struct Best {
   int64_t k;
 };
 
-// Rows of a block of sums among all rows of an example, of which some do not count.
+// The rows of a block of sums, among all rows of an example.
 struct RowRange {
-  const uint8_t* skipped;  // of each row of the example; not zero: it does not count
+  const uint8_t* skipped;  // one for each row of the example: where it is not zero, the row does not count
   int64_t first, count;
 };
 
 constexpr int64_t kMaxGreatest = 16;
 
-// [k][outputs], in order.
+// The k greatest sums of each output, [k][outputs], the greatest first, and the rows that have them.
 struct Greatest {
   int32_t* sums;
   int32_t* positions;
   int64_t k;
-  int64_t stride;    // from the greatest to the second: >= outputs
-  int64_t row_bits;  // every row's number has so many, and fits with any sum into 31; 0: it does not, or is not known
+  int64_t stride;    // distance from the greatest sums to the second ones: >= outputs
+  int64_t row_bits;  // bits of a row's number, if that and any sum fit into 31 bits together; 0: they may not fit
 };
 
-// A task may have some of the positions.
+// Positions of vectors and their exact scores. A task may own some of the positions of each query.
 struct Candidates {
   const int32_t* positions;
   float* scores;
-  int64_t count;   // of each query
+  int64_t count;   // positions of each query
   int64_t stride;  // distance between queries
 };
 

@@ -3,7 +3,7 @@
 // of that tier, though not its instructions, runs on any x86-64: see JAX_MADDNESS_SIMDE_TESTS in CMakeLists.txt.
 // (tools/avx512-under-bochs runs the instructions, slowly.)
 //
-// What follows are the intrinsics that SIMDe 0.7.4 lacks, or does not have exactly. Masked-off elements are never
+// The intrinsics below are those that SIMDe 0.7.4 lacks, or does not have exactly. Masked-off elements are never
 // touched, as in hardware.
 #ifndef JAX_MADDNESS_TESTS_SIMDE_AVX512_H_
 #define JAX_MADDNESS_TESTS_SIMDE_AVX512_H_

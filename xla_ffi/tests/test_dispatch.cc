@@ -66,7 +66,7 @@ void test_set_tier() {
   CHECK(default_tier() == supported_tiers().front()->name, "default");
 }
 
-// Starts every task on a thread of its own, late, or never: as a pool of one does whose only thread is the caller.
+// Starts every task on a thread of its own, late, or never, as a pool does whose only thread is the caller.
 struct Pool {
   enum Kind { kPrompt, kLate, kNever } kind;
   std::vector<std::thread> threads;

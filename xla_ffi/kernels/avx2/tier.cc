@@ -1,7 +1,9 @@
 // AVX2 tier.
+// clang-format off: columns
 //   encode     codes[n, c] = the leaf of tree c that row n reaches                       (layout.h draws the arrays)
 //   aggregate  sums[n, m]  = sum over c of tables[m, c, codes[n, c]]
 //   amm        y[n, m]     = fma(scale[m], sums[n, m], offset[m])
+// clang-format on
 //
 // vpshufb looks 32 rows up in one codebook's 16 bytes, broadcast to both lanes; two more instructions, or three where
 // codebooks are few, add the bytes up exactly (look_up.inc). Limits on three vector ports (Intel): 31 and 24
@@ -23,9 +25,9 @@ namespace jax_maddness {
 namespace {
 
 constexpr int64_t kBlock = 64;             // rows of a packed block: two registers of codes
-constexpr int64_t kFewRows = 16;           // of the only block when rows are no more: two codebooks share a register
+constexpr int64_t kFewRows = 16;           // rows of the only block of so few: two codebooks share a register
 constexpr int64_t kManyRows = 4 * kBlock;  // encoded before the tables are read
-constexpr int64_t kTile = 16;              // outputs that are turned together
+constexpr int64_t kTile = 16;              // outputs that are transposed together
 constexpr int64_t kStrip = 128;            // outputs that are looked up before rows are written
 constexpr int64_t kChunk = 256;            // codebooks whose sum fits in 16 bits
 constexpr int64_t kLine = 64;              // bytes of a cache line
@@ -35,7 +37,7 @@ INLINE __m256i load_256(const void* p) { return _mm256_loadu_si256(static_cast<c
 INLINE void store_128(void* p, __m128i v) { _mm_storeu_si128(static_cast<__m128i*>(p), v); }
 INLINE void store_256(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 
-// Codes in the order that look-ups want: [blocks][codebooks][width rows].
+// Codes in the order of look-ups: [blocks][codebooks][width rows].
 struct Packed {
   uint8_t* codes;
   int64_t codebooks, width;
@@ -58,8 +60,8 @@ struct Packed {
 // codes.
 int64_t rows_at_once(int64_t codebooks) { return codebooks <= 2048 ? kManyRows : kBlock; }
 
-// 16 rows of 16 codes, `stride` bytes apart, low 4 bits only: four rounds of interleaving a half with the other turn
-// them. The first `count` columns are stored.
+// Transposes 16 rows of 16 codes, `stride` bytes apart, of which the low 4 bits count, by four rounds of interleaving
+// one half with the other. Stores the first `count` columns.
 INLINE void pack_square(const uint8_t* codes, int64_t stride, int64_t count, uint8_t* packed, int64_t width) {
   __m128i a[16], b[16];
   for (int i = 0; i < 16; ++i) a[i] = _mm_and_si128(load_128(codes + i * stride), _mm_set1_epi8(15));
@@ -75,7 +77,7 @@ INLINE void pack_square(const uint8_t* codes, int64_t stride, int64_t count, uin
   }
 }
 
-// Squares that would read past the last code are read from a copy.
+// Packs codes in squares of 16 x 16. Squares that would read past the last code are read from a copy.
 void pack(const uint8_t* codes, int64_t rows, const Packed packed) {
   const int64_t codebooks = packed.codebooks, end = rows * codebooks;
   for (int64_t n = 0; n < rows; n += 16) {
@@ -100,7 +102,7 @@ bool supported() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 
-// Scratch, in this order: Workspace, what encode_rows needs, packed codes.
+// The scratch memory, in this order: Workspace, memory of encode_rows, packed codes.
 int64_t bytes_of_encode(int64_t features) { return divide_up(features, 2) * 2 * kObliqueRows; }
 
 struct Scratch {
@@ -180,7 +182,7 @@ void amm_as(const Rows& x, const AnyTrees& trees, const Tables& tables, const Ou
   if (y.streams) _mm_sfence();  // before the caller tells other threads that y is there
 }
 
-// x and y have one type: the handler has seen to it.
+// x and y have one type: the handler has validated that.
 template <typename AnyTrees>
 void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Output& y, void* memory) noexcept {
   const CountDenormals guard;

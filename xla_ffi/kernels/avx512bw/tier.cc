@@ -1,21 +1,28 @@
 // AVX-512 BW tier: Skylake-X and -SP, Cascade Lake, Cooper Lake, which lack VBMI.
+// clang-format off: columns
 //   encode     codes[n, c] = the leaf of tree c that row n reaches                       (layout.h draws the arrays)
 //   aggregate  sums[n, m]  = sum over c of tables[m, c, codes[n, c]]
 //   amm        y[n, m]     = fma(scale[m], sums[n, m], offset[m])
+// clang-format on
 //
-// Rows are encoded, and sums become lines of y, as on the other AVX-512 tier (avx512_*.inc); but projections of oblique
-// trees take six instructions where vpdpbusd is one (bytes.inc). Between the two, bytes are added up exactly
-// as on the AVX2 tier: a residue modulo 256 and a tree of averages, two instructions per 64 entries
-// (look_up.inc). Entries come from either of
+// Rows are encoded, and sums become lines of y, as on the other AVX-512 tier (avx512/*.inc); but projections of oblique
+// trees take six instructions where vpdpbusd is one (bytes.inc). Between the two, bytes are added up exactly as on the
+// AVX2 tier: a residue modulo 256 and a tree of averages, two instructions per 64 entries (look_up.inc). Entries come
+// from either of
+//
+// clang-format off: columns
 //   loads      of a row's 64 outputs, after tables are reordered (loads.inc): for many rows. Limit: 64
 //              look-ups/cycle on two vector ports; llvm-mca 14 predicts 53 on Skylake-X, all loads hitting its
 //              first-level cache: four instructions a cycle are the bound there.
 //   shuffles   of 64 rows of an output, or 16 rows of four codebooks: vpshufb makes it three instructions. Limit: 41.
+// clang-format on
 //
 // Look-ups/cycle of aggregate by bench_kernels, on a Xeon that has VBMI too (Golden Cove), 2026-11-24:
+// clang-format off: columns
 //   rows x M, C   256 x 64, 16   256 x 128, 16   1024 x 128, 16   256 x 256, 64   256 x 64, 256   32 x 256, 64
 //   avx512bw           16             20               23               28              30              17
 //   avx2               13             16               16               24              24              21
+// clang-format on
 // The whole amm takes 0.6 to 0.9 times as long as on the AVX2 tier there, and as long with 32 rows or fewer. No Skylake
 // was at hand: it has the same two ports for 512 bits (vpshufb on port 5 alone, vpavgb on port 0 alone), but a
 // first-level cache of 32 KB instead of 48, and it lowers its clock: to add and shuffle bytes is "light" use of 512
@@ -62,11 +69,11 @@ int64_t most_rows(int64_t codebooks) {
 
 int64_t rows_at_once(const Tables& tables) { return most_rows(tables.codebooks); }
 
-// Scratch, in this order: Workspace, packed codes, codes, lines, what the encoder needs.
+// The scratch memory, in this order: Workspace, packed codes, codes, lines, memory of the encoder.
 struct Scratch {
   Workspace* work;
   uint8_t* packed;
-  uint8_t* codes;  // [rows][codebooks], times 16; or 64 rows of them as `arrange` has them
+  uint8_t* codes;  // [rows][codebooks], multiplied by 16; or 64 rows of codes as `arrange` leaves them
   uint8_t* lines;  // [codebooks][16][64 outputs], unless there are too many codebooks for loads
   char* of_encoder;
 
@@ -91,7 +98,7 @@ struct Scratch {
   }
 };
 
-// Of the first outputs, whole lines of them by loading; returns how many.
+// Computes the first outputs, in whole lines, by loading; returns their number.
 template <typename Result>
 int64_t aggregate_by_loading(const Scratch& scratch, int64_t rows, const Tables& tables, const Destination& to) {
   const int64_t codebooks = tables.codebooks, groups = divide_up(codebooks, kGroup);
@@ -109,19 +116,20 @@ int64_t aggregate_by_loading(const Scratch& scratch, int64_t rows, const Tables&
   return min(m, tables.outputs);
 }
 
-// What is left, or all if rows are few, by shuffling.
+// Computes the other outputs, or all if rows are few, by shuffling.
 template <typename Result>
 void aggregate_packed(const Scratch& scratch, int64_t rows, const Tables& tables, const Destination& to) {
   const int64_t codebooks = tables.codebooks, groups = divide_up(codebooks, kGroup);
   const int64_t m = aggregate_by_loading<Result>(scratch, rows, tables, to);
   if (m == tables.outputs) return;
-  const Tables rest = {tables.values + m * codebooks * kLeaves, tables.scale == nullptr ? nullptr : tables.scale + m,
-                       tables.offset == nullptr ? nullptr : tables.offset + m, tables.outputs - m, codebooks};
+  const Tables by_shuffling = {tables.values + m * codebooks * kLeaves,
+                               tables.scale == nullptr ? nullptr : tables.scale + m,
+                               tables.offset == nullptr ? nullptr : tables.offset + m, tables.outputs - m, codebooks};
   for (int64_t n = 0; n < rows; n += kFewRows) {
     const int64_t count = min(kFewRows, rows - n);
     arrange(scratch.packed + n / kVector * groups * kLine, divide_up(count, kVector), groups, scratch.codes);
     const Destination place = {to.data + n * to.stride + m * Result::kWidth, to.stride, to.streams};
-    aggregate_block<Result>(scratch.codes, count, rest, place, *scratch.work);
+    aggregate_block<Result>(scratch.codes, count, by_shuffling, place, *scratch.work);
   }
 }
 

@@ -1,7 +1,9 @@
 // AVX-512 VBMI + VNNI tier (Ice Lake, Sapphire Rapids, Zen 4, and later).
+// clang-format off: columns
 //   encode     codes[n, c] = the leaf of tree c that row n reaches                       (layout.h draws the arrays)
 //   aggregate  sums[n, m]  = sum over c of tables[m, c, codes[n, c]]
 //   amm        y[n, m]     = fma(scale[m], sums[n, m], offset[m])
+// clang-format on
 //
 // One register holds the tables of four codebooks for one output: 64 bytes, contiguous in `tables`. Another holds the
 // codes of 16 rows x 4 codebooks, each byte being (c % 4) * 16 + code. vpermb looks all 64 up, and vpdpbusd, with ones,
@@ -40,7 +42,7 @@ namespace {
 #include "xla_ffi/kernels/avx512/aggregate.inc"
 // clang-format on
 
-// Scratch, in this order: Workspace, packed codes, what the encoder needs.
+// The scratch memory, in this order: Workspace, packed codes, memory of the encoder.
 struct Scratch {
   Workspace* work;
   uint8_t* packed;

@@ -1,7 +1,9 @@
 // NEON tier: every 64-bit ARM CPU.
+// clang-format off: columns
 //   encode     codes[n, c] = the leaf of tree c that row n reaches                       (layout.h draws the arrays)
 //   aggregate  sums[n, m]  = sum over c of tables[m, c, codes[n, c]]
 //   amm        y[n, m]     = fma(scale[m], sums[n, m], offset[m])
+// clang-format on
 //
 // Two registers hold the tables of two codebooks for one output: 32 bytes, contiguous in `tables`. A third holds the
 // codes of 8 rows x 2 codebooks, each byte being (c % 2) * 16 + code. tbl looks all 16 up, and uadalp adds each row's
@@ -11,7 +13,7 @@
 // Not better, by the same count (a tbl of one or two registers is one micro-op there, of four it is three):
 //   tbl of four registers, udot with ones    4 micro-ops per 16 look-ups: 8 per cycle on N1, 16 on M1
 //   tbl of one register, uaddw, uaddw2       3 micro-ops: 10.7 and 21.3
-// So nothing here needs the dot product extension, and the tier runs on the first ARMv8 CPUs, too.
+// So the tier does not need the dot product extension, and runs on the first ARMv8 CPUs, too.
 //
 // Rows are encoded up to 256 at a time into the packed order, where they stay in the cache, then meet all outputs, 16
 // at a time: one line of f32.
@@ -33,8 +35,7 @@ constexpr int64_t kPair = 2;       // codebooks whose codes for 8 rows fill a re
 constexpr int64_t kVector = 8;     // rows of such a register
 constexpr int64_t kRegister = 16;  // bytes
 
-// Codes in the order that look-ups want. A code of a pair's second codebook has bit 4 set, also where that codebook is
-// missing.
+// Codes in the order of look-ups. A code of a pair's second codebook has bit 4 set, even if that codebook is missing.
 struct Packed {
   uint8_t* codes;
   int64_t pairs;
@@ -50,10 +51,10 @@ struct Packed {
 #include "xla_ffi/kernels/neon/aggregate.inc"
 // clang-format on
 
-// ---- Between packed codes and codes in memory ----
+// ---- Conversions between packed codes and codes in memory ----
 
-// The only way in which rows and codebooks are turned: 8 x 8 pairs of codes, by three rounds of interleaving a half
-// with the other. Its own inverse.
+// Transposes rows and codebooks: 8 x 8 pairs of codes, by three rounds of interleaving one half with the other. It is
+// its own inverse.
 INLINE void turn(uint16x8_t (&a)[8]) {
   for (int round = 0; round < 3; ++round) {
     uint16x8_t b[8];
@@ -65,7 +66,7 @@ INLINE void turn(uint16x8_t (&a)[8]) {
   }
 }
 
-// The first `count` bytes, then zeros.
+// Loads the first `count` bytes; the others are zeros.
 INLINE uint8x16_t load_part(const uint8_t* p, int64_t count) {
   if (count >= kRegister) return vld1q_u8(p);
   uint8_t bytes[kRegister] = {};
@@ -80,7 +81,7 @@ INLINE void store_part(uint8_t* p, int64_t count, uint8x16_t v) {
   std::memcpy(p, bytes, static_cast<size_t>(count));
 }
 
-// A code beyond 15 counts modulo 16. Rows are filled up to a multiple of 8, with the last one.
+// The upper 4 bits of a code are ignored. Rows are filled up to a multiple of 8 with the last one.
 void pack(const uint8_t* codes, int64_t rows, int64_t codebooks, const Packed& packed) {
   const uint8x16_t nibble = vdupq_n_u8(15), second = vreinterpretq_u8_u16(vdupq_n_u16(0x1000));
   for (int64_t n = 0; n < rows; n += kVector) {
@@ -122,7 +123,7 @@ int64_t rows_at_once(int64_t codebooks) { return codebooks <= 2048 ? 8 * kBlock 
 
 bool supported() { return true; }
 
-// Scratch, in this order: Sums, packed codes, what encode_eight needs.
+// The scratch memory, in this order: Sums, packed codes, memory of encode_eight.
 struct Scratch {
   Sums& work;
   Packed packed;
@@ -208,7 +209,7 @@ void amm_as(const Rows& x, const AnyTrees& trees, const Tables& tables, const Ou
   }
 }
 
-// x and y have one type: the handler has seen to it. y.streams is left aside: past the cache, ARM has only a hint.
+// x and y have one type: the handler has validated that. y.streams is ignored: ARM has only a hint for such stores.
 template <typename AnyTrees>
 void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Output& y, void* scratch) noexcept {
   const CountDenormals guard;
