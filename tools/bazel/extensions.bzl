@@ -1,4 +1,4 @@
-"""What WORKSPACE declares, for MODULE.bazel."""
+"""The repositories that WORKSPACE declares, for MODULE.bazel."""
 
 load(":local_repositories.bzl", "jaxlib_headers", "tiers")
 

@@ -1,4 +1,4 @@
-"""Repositories made of what this machine has: jaxlib's headers, and the list of tiers."""
+"""Repositories made from local files: the headers of the installed jaxlib, and the list of tiers."""
 
 # ---- @jaxlib ----
 
@@ -21,18 +21,18 @@ cc_library(
 """
 
 def _find_jaxlib(ctx):
-    """The folder of xla/ffi/api/ffi.h as a string, and what to call the place where it was looked for."""
+    """The folder of xla/ffi/api/ffi.h as a string, and a name for the place that said so."""
     include = ctx.os.environ.get("JAX_MADDNESS_XLA_INCLUDE", "")
     if include:
         return include, "JAX_MADDNESS_XLA_INCLUDE"
     python = ctx.os.environ.get("PYTHON", "") or "python3"
-    found = ctx.which(python) if "/" not in python else ctx.path(python)
-    if not found or not found.exists:
+    interpreter = ctx.which(python) if "/" not in python else ctx.path(python)
+    if not interpreter or not interpreter.exists:
         fail("No Python '%s'. %s" % (python, _WHAT_TO_DO))
-    result = ctx.execute([found, "-c", _FIND_JAXLIB])
+    result = ctx.execute([interpreter, "-c", _FIND_JAXLIB])
     if result.return_code != 0:
-        fail("%s cannot look for jaxlib. %s\n%s" % (found, _WHAT_TO_DO, result.stderr))
-    return result.stdout.strip(), str(found)
+        fail("%s cannot look for jaxlib. %s\n%s" % (interpreter, _WHAT_TO_DO, result.stderr))
+    return result.stdout.strip(), str(interpreter)
 
 _WHAT_TO_DO = "Set PYTHON to the absolute path of a Python that has jaxlib, or JAX_MADDNESS_XLA_INCLUDE to the " + \
               "folder of xla/ffi/api/ffi.h."
