@@ -4,8 +4,8 @@ VENV   ?= .venv
 BUILD  ?= build
 JOBS   ?= 2
 BIN    := $(VENV)/bin
-CXX_SOURCES := CMakeLists.txt pyproject.toml $(wildcard xla_ffi/*)
-CXX_TESTS   := $(CXX_SOURCES) $(wildcard xla_ffi/tests/*)
+CXX_SOURCES := CMakeLists.txt pyproject.toml $(shell find xla_ffi -name tests -prune -o -type f -print)
+CXX_TESTS   := $(CXX_SOURCES) $(shell find xla_ffi/tests -type f)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo example-cnn example-magika example-minilm example-search test test-python test-cpp test-emulated \
@@ -97,12 +97,13 @@ lint: $(VENV)/.dev  ## Formatting, lint and types: what CI checks first.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cc' '*.h' '*.inc' ':!xla_ffi/tiers.inc')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cc' '*.h' '*.inc' ':!xla_ffi/kernels/tiers.inc')
+	$(BIN)/python tools/lint_comments
 
 format: $(VENV)/.dev  ## Formats Python and C++, and fixes what lint can fix.
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files '*.cc' '*.h' '*.inc' ':!xla_ffi/tiers.inc')
+	$(BIN)/clang-format -i $$(git ls-files '*.cc' '*.h' '*.inc' ':!xla_ffi/kernels/tiers.inc')
 
 clean:  ## Removes everything that the other targets made.
 	rm -rf $(VENV) $(BUILD) .pytest_cache .hypothesis .mypy_cache .ruff_cache demo.png minilm_plan.html

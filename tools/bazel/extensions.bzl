@@ -1,4 +1,4 @@
-"""What WORKSPACE declares, for MODULE.bazel."""
+"""The repositories that WORKSPACE declares, for MODULE.bazel."""
 
 load(":local_repositories.bzl", "jaxlib_headers", "tiers")
 
@@ -6,7 +6,7 @@ def _local_repositories(_module_ctx):
     jaxlib_headers(name = "jaxlib")
     tiers(
         name = "jax_maddness_tiers",
-        tiers_inc = Label("//:xla_ffi/tiers.inc"),
+        tiers_inc = Label("//:xla_ffi/kernels/tiers.inc"),
     )
 
 local_repositories = module_extension(implementation = _local_repositories)

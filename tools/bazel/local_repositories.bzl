@@ -1,4 +1,4 @@
-"""Repositories made of what this machine has: jaxlib's headers, and the list of tiers."""
+"""Repositories made from local files: the headers of the installed jaxlib, and the list of tiers."""
 
 # ---- @jaxlib ----
 
@@ -21,18 +21,18 @@ cc_library(
 """
 
 def _find_jaxlib(ctx):
-    """The folder of xla/ffi/api/ffi.h as a string, and what to call the place where it was looked for."""
+    """The folder of xla/ffi/api/ffi.h as a string, and a name for the place that said so."""
     include = ctx.os.environ.get("JAX_MADDNESS_XLA_INCLUDE", "")
     if include:
         return include, "JAX_MADDNESS_XLA_INCLUDE"
     python = ctx.os.environ.get("PYTHON", "") or "python3"
-    found = ctx.which(python) if "/" not in python else ctx.path(python)
-    if not found or not found.exists:
+    interpreter = ctx.which(python) if "/" not in python else ctx.path(python)
+    if not interpreter or not interpreter.exists:
         fail("No Python '%s'. %s" % (python, _WHAT_TO_DO))
-    result = ctx.execute([found, "-c", _FIND_JAXLIB])
+    result = ctx.execute([interpreter, "-c", _FIND_JAXLIB])
     if result.return_code != 0:
-        fail("%s cannot look for jaxlib. %s\n%s" % (found, _WHAT_TO_DO, result.stderr))
-    return result.stdout.strip(), str(found)
+        fail("%s cannot look for jaxlib. %s\n%s" % (interpreter, _WHAT_TO_DO, result.stderr))
+    return result.stdout.strip(), str(interpreter)
 
 _WHAT_TO_DO = "Set PYTHON to the absolute path of a Python that has jaxlib, or JAX_MADDNESS_XLA_INCLUDE to the " + \
               "folder of xla/ffi/api/ffi.h."
@@ -61,7 +61,7 @@ def _parse_tier(line):
     """JAX_MADDNESS_TIER(x86_64, avx2, "-mavx2 -mfma") as a struct; fails where CMakeLists.txt does."""
     fields = line[len(_TIER):-1].split(", ", 2)
     if not line.endswith("\")") or len(fields) != 3 or not fields[2].startswith("\""):
-        fail("xla_ffi/tiers.inc: cannot read: " + line)
+        fail("xla_ffi/kernels/tiers.inc: cannot read: " + line)
     architecture, name, flags = fields
     return struct(architecture = architecture, name = name, copts = [f for f in flags[1:-1].split(" ") if f])
 
@@ -73,5 +73,5 @@ def _tiers(ctx):
 tiers = repository_rule(
     implementation = _tiers,
     attrs = {"tiers_inc": attr.label(mandatory = True, allow_single_file = True)},
-    doc = "@jax_maddness_tiers//:tiers.bzl: TIERS, read from xla_ffi/tiers.inc.",
+    doc = "@jax_maddness_tiers//:tiers.bzl: TIERS, read from xla_ffi/kernels/tiers.inc.",
 )

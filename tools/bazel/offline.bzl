@@ -1,4 +1,4 @@
-"""Stands in for what Bazel without modules downloads before it compiles a line of C++.
+"""Empty stand-ins for the repositories that Bazel without modules downloads before it compiles any C++.
 
 Its own toolchains load rules from @rules_cc and @rules_java that it has built in, and every test depends on the tools
 of `bazel coverage`, which do not work here.

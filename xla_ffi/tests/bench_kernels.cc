@@ -1,5 +1,5 @@
-// Micro-benchmark of the kernels, one thread, every array in the second-level cache
-// but the largest codes of the scan:
+// Micro-benchmark of the kernels on one thread. Every array is in the second-level cache, except the largest codes of
+// the scan:
 //
 //   bench_kernels [--json] [tier ...]        --json: one object per figure and line
 //
@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <array>
 
-#include "clock.h"
-#include "testing.h"
+#include "xla_ffi/tests/clock.h"
+#include "xla_ffi/tests/testing.h"
 
 namespace jax_maddness::testing {
 namespace {
@@ -107,7 +107,7 @@ void bench_encode(const Tier& tier, bool json) {
   }
 }
 
-// Groups of features that follow each other: a codebook's own, or four times as many, centred on them.
+// Groups of features that follow each other: a codebook's own, or four times as many, centered on them.
 struct ObliqueArrays {
   int64_t codebooks, width;
   std::vector<int32_t> features, thresholds;
@@ -187,7 +187,7 @@ void bench_aggregate(const Tier& tier, bool json) {
   }
 }
 
-// A scan of codes that are anything, with tables whose sums spread as those of inner products do.
+// A scan of random codes, with tables whose sums are distributed like inner products.
 struct ScanArrays {
   Database database;
   int64_t queries, codebooks, k;
@@ -220,7 +220,7 @@ struct ScanArrays {
   }
 };
 
-// What reading the codes takes, and no more.
+// The time to read the codes alone.
 double read_all(const ScanArrays& a) {
   return median_cycles([&] {
     uint64_t b = 0, c = 0, d = 0, e = 0;

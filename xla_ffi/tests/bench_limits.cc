@@ -12,7 +12,7 @@
 #include <memory>
 #include <vector>
 
-#include "clock.h"
+#include "xla_ffi/tests/clock.h"
 
 #if defined(__x86_64__)
 #include <emmintrin.h>

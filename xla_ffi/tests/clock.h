@@ -1,4 +1,4 @@
-// Time, and the core's clock: what the micro-benchmarks count cycles with.
+// Time, and the core's clock, by which the micro-benchmarks count cycles.
 #ifndef JAX_MADDNESS_TESTS_CLOCK_H_
 #define JAX_MADDNESS_TESTS_CLOCK_H_
 

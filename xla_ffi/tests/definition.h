@@ -1,6 +1,6 @@
-// What the kernel tests share: the definition of layout.h in plain loops, written here anew, and what holds a tier
-// against it: codes and sums bit for bit, outputs to the last bit too, with denormals flushed by the caller or not, and
-// with guards: inputs end where memory ends, and what stands around an output must not change.
+// Shared by the kernel tests: the definition of layout.h in plain loops, written independently of the kernels, and the
+// comparison of a tier with it. Codes, sums and outputs must be equal bit for bit, whether the caller flushes denormals
+// or not. Inputs end where memory ends, and the bytes around an output must not change.
 #ifndef JAX_MADDNESS_TESTS_DEFINITION_H_
 #define JAX_MADDNESS_TESTS_DEFINITION_H_
 
@@ -8,9 +8,9 @@
 #include <limits>
 #include <string>
 
-#include "guarded.h"
-#include "oblique.h"
-#include "testing.h"
+#include "xla_ffi/tests/guarded.h"
+#include "xla_ffi/tests/oblique.h"
+#include "xla_ffi/tests/testing.h"
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -25,7 +25,7 @@ inline const char* name(FloatType type) {
   return type == FloatType::kF32 ? "f32" : type == FloatType::kBF16 ? "bf16" : "f16";
 }
 
-// What XLA does to its threads: denormals are read as zero, and results flushed to zero.
+// The settings of XLA's threads: denormals are read as zero, and results are flushed to zero.
 #if defined(__x86_64__)
 constexpr uint64_t kFlush = 0x8040;  // DAZ and FTZ of MXCSR
 inline uint64_t float_settings() { return _mm_getcsr(); }
@@ -298,7 +298,7 @@ inline void check_tier(const Tier& tier, const Problem& p, Random& random) {
   }
 }
 
-// Runs `test`, and says on which tiers.
+// Runs `test`, and prints the tiers that it ran on.
 template <typename Test>
 int run_on_tiers(const char* what, int argc, char** argv, const Test& test) {
   on_bochs = argc > 1 && std::strcmp(argv[1], "bochs") == 0;

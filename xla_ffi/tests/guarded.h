@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "testing.h"
+#include "xla_ffi/tests/testing.h"
 
 namespace jax_maddness::testing {
 

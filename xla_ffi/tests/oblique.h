@@ -1,10 +1,10 @@
-// The definition of oblique trees (layout.h) in plain loops, written here anew, and random ones.
+// The definition of oblique trees (layout.h) in plain loops, written independently of the kernels; random trees.
 #ifndef JAX_MADDNESS_TESTS_OBLIQUE_H_
 #define JAX_MADDNESS_TESTS_OBLIQUE_H_
 
 #include <cmath>
 
-#include "testing.h"
+#include "xla_ffi/tests/testing.h"
 
 namespace jax_maddness::testing {
 
@@ -41,8 +41,8 @@ struct Oblique {
   }
 };
 
-// For rows x [n][d]. Groups of features overlap, and may hold one twice. Half of the thresholds are what some row comes
-// to, or beside it; of centers and scales some are awkward.
+// Random trees for rows x [n][d]. Groups of features overlap, and may hold a feature twice. Half of the thresholds are
+// the projection of some row, or beside it; some centers and scales are awkward.
 inline Oblique random_oblique(Random& random, const std::vector<float>& x, int64_t n, int64_t d, int64_t c,
                               int64_t width) {
   Oblique o;

@@ -1,9 +1,9 @@
-// AVX-512 without AVX-512, for tests only: force-included (-include) before a kernels_avx512*.cc, which is compiled
+// AVX-512 without AVX-512, for tests only: force-included (-include) before a tier.cc of AVX-512, which is compiled
 // without its flags, it replaces the intrinsics by SIMDe's portable ones, and declares the tier supported. So the logic
 // of that tier, though not its instructions, runs on any x86-64: see JAX_MADDNESS_SIMDE_TESTS in CMakeLists.txt.
 // (tools/avx512-under-bochs runs the instructions, slowly.)
 //
-// What follows are the intrinsics that SIMDe 0.7.4 lacks, or does not have exactly. Masked-off elements are never
+// The intrinsics below are those that SIMDe 0.7.4 lacks, or does not have exactly. Masked-off elements are never
 // touched, as in hardware.
 #ifndef JAX_MADDNESS_TESTS_SIMDE_AVX512_H_
 #define JAX_MADDNESS_TESTS_SIMDE_AVX512_H_

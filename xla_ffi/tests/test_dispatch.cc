@@ -6,8 +6,8 @@
 #include <string>
 #include <thread>
 
-#include "../parallel.h"
-#include "testing.h"
+#include "xla_ffi/handlers/parallel.h"
+#include "xla_ffi/tests/testing.h"
 
 namespace jax_maddness::testing {
 namespace {
@@ -25,7 +25,7 @@ struct Needs {
 
 const Needs kNeeds[] = {
 #define JAX_MADDNESS_TIER(architecture, name, flags) {#name, flags},
-#include "../tiers.inc"
+#include "xla_ffi/kernels/tiers.inc"
 #undef JAX_MADDNESS_TIER
 };
 
@@ -66,7 +66,7 @@ void test_set_tier() {
   CHECK(default_tier() == supported_tiers().front()->name, "default");
 }
 
-// Starts every task on a thread of its own, late, or never: as a pool of one does whose only thread is the caller.
+// Starts every task on a thread of its own, late, or never, as a pool does whose only thread is the caller.
 struct Pool {
   enum Kind { kPrompt, kLate, kNever } kind;
   std::vector<std::thread> threads;

@@ -1,6 +1,6 @@
 // Every tier's look-ups in float tables, and their gradient, against sums in the order that layout.h states: the same
 // floats.
-#include "definition.h"
+#include "xla_ffi/tests/definition.h"
 
 namespace jax_maddness::testing {
 namespace {

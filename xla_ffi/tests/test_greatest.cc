@@ -3,7 +3,7 @@
 #include <numeric>
 #include <vector>
 
-#include "definition.h"
+#include "xla_ffi/tests/definition.h"
 
 namespace jax_maddness::testing {
 namespace {

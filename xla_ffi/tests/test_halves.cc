@@ -2,7 +2,7 @@
 // round to them.
 #include <cmath>
 
-#include "definition.h"
+#include "xla_ffi/tests/definition.h"
 
 namespace jax_maddness::testing {
 namespace {

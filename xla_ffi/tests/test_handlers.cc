@@ -1,7 +1,7 @@
 // The handlers, as XLA first calls them: to ask which version of the FFI API they were compiled for. What they compute
 // is tested from Python, where XLA itself is the caller.
-#include "../handlers.h"
-#include "testing.h"
+#include "xla_ffi/handlers/handlers.h"
+#include "xla_ffi/tests/testing.h"
 
 namespace jax_maddness::testing {
 namespace {

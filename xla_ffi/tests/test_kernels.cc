@@ -2,7 +2,7 @@
 // three types.
 #include <algorithm>
 
-#include "definition.h"
+#include "xla_ffi/tests/definition.h"
 
 namespace jax_maddness::testing {
 namespace {

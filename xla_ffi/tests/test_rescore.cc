@@ -1,5 +1,5 @@
 // Every tier's inner products of queries with vectors at positions against sums in double, in all pairs of types.
-#include "definition.h"
+#include "xla_ffi/tests/definition.h"
 
 namespace jax_maddness::testing {
 namespace {

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "definition.h"
+#include "xla_ffi/tests/definition.h"
 
 namespace jax_maddness::testing {
 namespace {

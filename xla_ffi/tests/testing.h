@@ -1,4 +1,4 @@
-// What the tests and the micro-benchmark share: checks, random arrays, memory with guards around it.
+// Shared by the tests and the micro-benchmarks: checks, random numbers, aligned memory.
 #ifndef JAX_MADDNESS_TESTS_TESTING_H_
 #define JAX_MADDNESS_TESTS_TESTING_H_
 
@@ -10,7 +10,7 @@
 #include <random>
 #include <vector>
 
-#include "dispatch.h"
+#include "xla_ffi/kernels/dispatch.h"
 
 // Ends the test with the line and a message in printf's manner.
 #define CHECK(condition, ...)                                                \
@@ -40,7 +40,7 @@ struct Random {
   float normal() { return std::normal_distribution<float>()(engine); }
 };
 
-// 64-byte aligned, as kernels want their scratch.
+// Memory aligned to 64 bytes, as scratch must be.
 class AlignedBytes {
  public:
   explicit AlignedBytes(size_t bytes)

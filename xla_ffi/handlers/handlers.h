@@ -1,0 +1,54 @@
+// The XLA FFI handlers. module.cc hands them to Python under these names, prefixed with jax_maddness_.
+//
+// clang-format off: columns
+//   name                arguments                                                             results
+//   encode              x [B, ..., D], indices i32 [B, C, 4], thresholds f32 [B, C, 15]       codes u8 [B, ..., C]
+//   aggregate           codes u8 [B, ..., C], values u8 [B, M, C, 16]                         sums i32 [B, ..., M]
+//   amm                 x, indices, thresholds, values, scale f32 [B, M], offset f32 [B, M]   y [B, ..., M]
+//   amm_by_code         the same with by_code u8 [B, C, 16, M] in place of values             y
+//   amm_of_codes        codes, values, scale, offset                                          y
+//
+//   encode_oblique, amm_oblique, amm_oblique_by_code: as above, with these in place of indices and thresholds:
+//                       features i32 [B, C, W], projections i8 [B, C, 4, W], thresholds i32 [B, C, 15],
+//                       center f32 [B, D], feature scale f32 [B, D]
+//
+//   look_up             codes u8 [B, ..., C], values f32 [B, M, C, 16]                        y f32 [B, ..., M]
+//   look_up_gradient    codes, dy f32 [B, ..., M]                                             values' gradient
+//
+//   greatest            codes u8 [N, rows, C], values u8 [M, C, 16], skipped u8 [N, rows]     sums i32 [N, k, M],
+//                                                                                             positions i32 [N, k, M]
+//   scan                codes u8 [blocks, pairs, 64], tables u8 [Q, C, 16], count i32 []      sums i32 [Q, k],
+//                                                                                             positions i32 [Q, k]
+//   rescore             queries [Q, r F], vectors [V, F], positions i32 [Q, k]                scores f32 [Q, k]
+// clang-format on
+//
+// x, queries and vectors are f32, bf16 or f16; y has the type of x. B counts ops, each with rows of its own: usually 1.
+// The dimensions between are rows. Any number of them may be zero, except D and C; so may blocks, Q, V and k.
+//
+// greatest: where fewer than k rows count, the sum is the lowest int32 and the position -1. scan: only the first
+// `count` vectors count, clipped to those that exist. rescore: a query is as long as r vectors in a row, and is
+// multiplied with the r vectors from each position on.
+#ifndef JAX_MADDNESS_HANDLERS_HANDLERS_H_
+#define JAX_MADDNESS_HANDLERS_HANDLERS_H_
+
+#include "xla/ffi/api/c_api.h"
+
+namespace jax_maddness {
+
+XLA_FFI_Error* encode_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* aggregate_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* amm_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* amm_of_codes_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* amm_by_code_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* encode_oblique_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* amm_oblique_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* amm_oblique_by_code_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* scan_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* rescore_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* greatest_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* look_up_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* look_up_gradient_handler(XLA_FFI_CallFrame* frame);
+
+}  // namespace jax_maddness
+
+#endif  // JAX_MADDNESS_HANDLERS_HANDLERS_H_

@@ -1,0 +1,148 @@
+// The handler for codes at rest: validate, split over the pool, call, merge.
+#include <algorithm>
+
+#include "xla/ffi/api/ffi.h"
+#include "xla_ffi/handlers/common.h"
+#include "xla_ffi/handlers/handlers.h"
+#include "xla_ffi/handlers/parallel.h"
+#include "xla_ffi/handlers/validate.h"
+
+namespace jax_maddness {
+namespace {
+
+using ffi::AnyBuffer;
+
+constexpr int64_t kMostQueries = 64;                // of a task: all of them share the codes that it reads
+constexpr int64_t kMostScratch = int64_t{4} << 20;  // bytes, of a task with several queries
+constexpr double kLookupsPerCycle = 32;
+
+struct Problem {
+  int64_t vectors, queries, codebooks, k;
+
+  double cycles() const {
+    return static_cast<double>(vectors) * static_cast<double>(queries) * static_cast<double>(codebooks) /
+           kLookupsPerCycle;
+  }
+};
+
+// A task is a range of vectors and some queries. Where there are many queries, every task has all vectors; else the
+// best vectors of the ranges are merged.
+struct Split {
+  int64_t workers, query_parts, ranges = 1;
+
+  Split(const Tier& tier, const Problem& problem, const ffi::ThreadPool& pool)
+      : workers(useful_workers(problem.cycles(), pool)) {
+    int64_t most = kMostQueries;
+    while (most > 1 && scratch_bytes(tier, problem, problem.vectors, most) > kMostScratch) most /= 2;
+    query_parts = divide_up(problem.queries, most);
+    if (workers == 1 || query_parts >= 2 * workers) return;
+    ranges = std::min(divide_up(2 * workers, query_parts), divide_up(problem.vectors, kSideBySide));
+  }
+
+  static int64_t scratch_bytes(const Tier& tier, const Problem& problem, int64_t vectors, int64_t queries) {
+    return static_cast<int64_t>(tier.scan_scratch_bytes(vectors, queries, problem.codebooks, problem.k) + 63) / 64 * 64;
+  }
+};
+
+// Merges the best vectors of all ranges, each of them [queries][k] with the best first. The positions of a range are
+// less than those of the next.
+void merge(const Best& of_ranges, int64_t ranges, int64_t queries, const Best& best, int64_t* taken) noexcept {
+  for (int64_t q = 0; q < queries; ++q) {
+    std::fill(taken, taken + ranges, 0);
+    for (int64_t i = q * best.k; i < (q + 1) * best.k; ++i) {
+      int64_t from = 0, at = -1;
+      for (int64_t r = 0; r < ranges; ++r) {
+        const int64_t next = (r * queries + q) * best.k + taken[r];  // taken[r] <= i - q * k < k
+        if (at < 0 || of_ranges.sums[next] > of_ranges.sums[at]) from = r, at = next;
+      }
+      best.sums[i] = of_ranges.sums[at];
+      best.positions[i] = of_ranges.positions[at];
+      ++taken[from];
+    }
+  }
+}
+
+void scan_in_parts(const Tier& tier, const Problem& problem, const Database& database, const QueryTables& tables,
+                   const Best& best, ffi::ThreadPool& pool) {
+  const Split split(tier, problem, pool);
+  const int64_t most_queries = divide_up(problem.queries, split.query_parts);
+  const int64_t most_vectors = divide_up(divide_up(problem.vectors, kSideBySide), split.ranges) * kSideBySide;
+  const int64_t each = Split::scratch_bytes(tier, problem, most_vectors, most_queries);
+  const int64_t results = split.ranges == 1 ? 0 : split.ranges * problem.queries * problem.k;
+  const size_t bytes = static_cast<size_t>(each * split.workers + results * 8 + split.ranges * 8);
+  char* const memory = scratch_of_this_thread().at_least(bytes);
+  auto* const of_ranges = reinterpret_cast<int32_t*>(memory + each * split.workers);
+  const Best parts = split.ranges == 1 ? best : Best{of_ranges, of_ranges + results, problem.k};
+  parallel_for(pool, split.query_parts * split.ranges, split.workers, [&](int64_t task, int64_t worker) noexcept {
+    const int64_t r = task / split.query_parts;
+    const Range queries = part(task % split.query_parts, split.query_parts, problem.queries, 1);
+    const Range vectors = part(r, split.ranges, problem.vectors, kSideBySide);
+    const Database range = {database.codes + vectors.begin * database.pairs, database.pairs, vectors.begin,
+                            vectors.count};
+    const QueryTables some_tables = {tables.values + queries.begin * tables.codebooks * kLeaves, queries.count,
+                                     tables.codebooks};
+    const int64_t to = (r * problem.queries + queries.begin) * problem.k;
+    tier.scan(range, some_tables, {parts.sums + to, parts.positions + to, problem.k}, memory + each * worker);
+  });
+  if (split.ranges == 1) return;
+  merge(parts, split.ranges, problem.queries, best, reinterpret_cast<int64_t*>(of_ranges + 2 * results));
+}
+
+// Checks everything about the arrays except `count`.
+Problem check_scan(const Named& codes, const Named& tables, const Named& sums, const Named& positions) {
+  check_type(codes, ffi::DataType::U8, "uint8");
+  check_type(tables, ffi::DataType::U8, "uint8");
+  for (const Named& array : {codes, tables}) {
+    if (array.rank() != 3) throw InvalidArgument(describe(array) + " must have three dimensions.");
+  }
+  const int64_t blocks = codes.dim(0), queries = tables.dim(0), codebooks = tables.dim(1);
+  if (codebooks < 1 || codebooks > kMaxCodebooks) {
+    throw InvalidArgument(describe(tables) + " must have 1 to " + std::to_string(kMaxCodebooks) + " codebooks.");
+  }
+  if (blocks > INT32_MAX / kSideBySide) throw InvalidArgument(describe(codes) + " has too many blocks.");
+  check_shape(codes, {blocks, divide_up(codebooks, 2), kSideBySide});
+  check_shape(tables, {queries, codebooks, kLeaves});
+  for (const Named& array : {sums, positions}) {
+    check_type(array, ffi::DataType::S32, "int32");
+    if (array.rank() != 2) throw InvalidArgument(describe(array) + " must have two dimensions.");
+    check_shape(array, {queries, sums.dim(1)});
+  }
+  return {blocks * kSideBySide, queries, codebooks, sums.dim(1)};
+}
+
+ffi::Error scan(ffi::ThreadPool pool, AnyBuffer codes_, AnyBuffer tables_, AnyBuffer count_,
+                ffi::Result<AnyBuffer> sums_, ffi::Result<AnyBuffer> positions_) {
+  return guarded([&](const Tier& tier) {
+    const Named codes{"codes", codes_}, tables{"tables", tables_}, count{"count", count_}, sums{"sums", *sums_},
+        positions{"positions", *positions_};
+    Problem problem = check_scan(codes, tables, sums, positions);
+    check_type(count, ffi::DataType::S32, "int32");
+    check_shape(count, {});
+    problem.vectors = std::clamp<int64_t>(*data<const int32_t>(count), 0, problem.vectors);
+    if (problem.queries == 0 || problem.k == 0) return;
+    const Best best = {data<int32_t>(sums), data<int32_t>(positions), problem.k};
+    if (problem.vectors == 0) {
+      std::fill(best.sums, best.sums + problem.queries * problem.k, -1);
+      std::fill(best.positions, best.positions + problem.queries * problem.k, -1);
+      return;
+    }
+    const Database database = {data<const uint8_t>(codes), codes.dim(1), 0, problem.vectors};
+    scan_in_parts(tier, problem, database, {data<const uint8_t>(tables), problem.queries, problem.codebooks}, best,
+                  pool);
+  });
+}
+
+XLA_FFI_DEFINE_HANDLER(bound_scan, scan,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                           .Arg<AnyBuffer>()    // codes
+                           .Arg<AnyBuffer>()    // tables
+                           .Arg<AnyBuffer>()    // count
+                           .Ret<AnyBuffer>()    // sums
+                           .Ret<AnyBuffer>());  // positions
+
+}  // namespace
+
+XLA_FFI_Error* scan_handler(XLA_FFI_CallFrame* frame) { return bound_scan(frame); }
+
+}  // namespace jax_maddness

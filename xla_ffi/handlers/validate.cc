@@ -1,0 +1,73 @@
+#include "xla_ffi/handlers/validate.h"
+
+#include <algorithm>
+
+namespace jax_maddness {
+
+std::string describe(const Named& array) {
+  std::string text = std::string(array.name) + " [";
+  for (size_t i = 0; i < array.rank(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(array.dim(i));
+  return text + "]";
+}
+
+FloatType check_float_type(const Named& array) {
+  switch (array.buffer.element_type()) {
+    case ffi::DataType::F32:
+      return FloatType::kF32;
+    case ffi::DataType::BF16:
+      return FloatType::kBF16;
+    case ffi::DataType::F16:
+      return FloatType::kF16;
+    default:
+      throw InvalidArgument(describe(array) + " must be float32, bfloat16 or float16.");
+  }
+}
+
+void check_type(const Named& array, ffi::DataType type, const char* type_name) {
+  if (array.buffer.element_type() != type) throw InvalidArgument(describe(array) + " must be " + type_name + ".");
+}
+
+void check_shape(const Named& array, std::initializer_list<int64_t> shape) {
+  const auto dims = array.buffer.dimensions();
+  if (dims.size() == shape.size() && std::equal(shape.begin(), shape.end(), dims.begin())) return;
+  std::string expected;
+  for (const int64_t dim : shape) expected += (expected.empty() ? "" : ", ") + std::to_string(dim);
+  throw InvalidArgument(describe(array) + " must have the shape [" + expected + "].");
+}
+
+void check_rows(const Named& array, const Named& like, int64_t last) {
+  const auto dims = array.buffer.dimensions(), like_dims = like.buffer.dimensions();
+  if (dims.size() == like_dims.size() && std::equal(dims.begin(), dims.end() - 1, like_dims.begin()) &&
+      array.last() == last) {
+    return;
+  }
+  throw InvalidArgument(describe(array) + " must have the dimensions of " + describe(like) + ", with " +
+                        std::to_string(last) + " as the last.");
+}
+
+int64_t count_rows(const Named& array) {
+  if (array.rank() < 2) throw InvalidArgument(describe(array) + " must have at least two dimensions.");
+  const auto dims = array.buffer.dimensions();
+  int64_t rows = 1;
+  for (const int64_t* dim = dims.begin() + 1; dim != dims.end() - 1; ++dim) {
+    if (*dim == 0) return 0;  // before a product of large dimensions overflows
+  }
+  for (const int64_t* dim = dims.begin() + 1; dim != dims.end() - 1; ++dim) {
+    if (__builtin_mul_overflow(rows, *dim, &rows)) throw InvalidArgument(describe(array) + " is too large.");
+  }
+  return rows;
+}
+
+void check_indices(const Named& indices, int64_t features) {
+  const auto* values = static_cast<const int32_t*>(indices.buffer.untyped_data());
+  const auto count = static_cast<int64_t>(indices.buffer.element_count());
+  // Negative ones are huge as unsigned. A maximum vectorises; the search is for the message only.
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, static_cast<uint32_t>(values[i]));
+  if (count == 0 || static_cast<int64_t>(largest) < features) return;
+  const int32_t* wrong = std::find_if(values, values + count, [&](int32_t v) { return v < 0 || v >= features; });
+  throw InvalidArgument(describe(indices) + " holds " + std::to_string(*wrong) + " at position " +
+                        std::to_string(wrong - values) + ": not in [0, " + std::to_string(features) + ").");
+}
+
+}  // namespace jax_maddness

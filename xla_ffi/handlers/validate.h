@@ -1,0 +1,49 @@
+// The checks of the handlers before a kernel sees a pointer. Python has validated the arguments already, with better
+// messages for users; memory safety rests on these checks alone.
+#ifndef JAX_MADDNESS_HANDLERS_VALIDATE_H_
+#define JAX_MADDNESS_HANDLERS_VALIDATE_H_
+
+#include <cstdint>
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+
+#include "xla/ffi/api/ffi.h"
+#include "xla_ffi/kernels/layout.h"
+
+namespace jax_maddness {
+
+namespace ffi = xla::ffi;
+
+// Thrown in the calling thread only; the handler turns it into an ffi::Error.
+struct InvalidArgument : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
+struct Named {
+  const char* name;
+  ffi::AnyBuffer buffer;
+
+  int64_t dim(size_t i) const { return buffer.dimensions()[i]; }
+  size_t rank() const { return buffer.dimensions().size(); }
+  int64_t last() const { return dim(rank() - 1); }
+};
+
+// "x [2, 3, 8]"
+std::string describe(const Named& array);
+
+FloatType check_float_type(const Named& array);
+void check_type(const Named& array, ffi::DataType type, const char* type_name);
+void check_shape(const Named& array, std::initializer_list<int64_t> shape);
+
+// Checks that `array` has the dimensions of `like`, except that its last one is `last`.
+void check_rows(const Named& array, const Named& like, int64_t last);
+
+// The product of all dimensions between the first and the last; throws when the rank is below two or it overflows.
+int64_t count_rows(const Named& array);
+
+void check_indices(const Named& indices, int64_t features);
+
+}  // namespace jax_maddness
+
+#endif  // JAX_MADDNESS_HANDLERS_VALIDATE_H_

@@ -1,0 +1,98 @@
+// AVX-512 VBMI + VNNI tier (Ice Lake, Sapphire Rapids, Zen 4, and later).
+// clang-format off: columns
+//   encode     codes[n, c] = the leaf of tree c that row n reaches                       (layout.h draws the arrays)
+//   aggregate  sums[n, m]  = sum over c of tables[m, c, codes[n, c]]
+//   amm        y[n, m]     = fma(scale[m], sums[n, m], offset[m])
+// clang-format on
+//
+// One register holds the tables of four codebooks for one output: 64 bytes, contiguous in `tables`. Another holds the
+// codes of 16 rows x 4 codebooks, each byte being (c % 4) * 16 + code. vpermb looks all 64 up, and vpdpbusd, with ones,
+// adds each row's four straight into its int32: two instructions per 64 exact look-ups, one of them on port 5. Limit:
+// 64 look-ups/cycle.
+//
+// Rows are encoded 64 or 256 at a time into this packed order, where they stay in the cache, then meet all outputs, 64
+// at a time (avx512/output.inc).
+//   codes, packed   [rows / 16][codebooks / 4][16 rows][4 bytes], rounded up
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "xla_ffi/kernels/kernels.h"
+#include "xla_ffi/kernels/shared/count_denormals.h"
+#include "xla_ffi/kernels/shared/integers.h"
+
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 finds it in its own intrinsics (its bug 105593)
+#pragma GCC diagnostic ignored "-Wuninitialized"
+
+#define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
+
+namespace jax_maddness {
+namespace {
+
+// clang-format off: in this order
+#include "xla_ffi/kernels/shared/plain.inc"
+#include "xla_ffi/kernels/avx512/common.inc"
+#include "xla_ffi/kernels/avx512vnni/bytes.inc"
+#include "xla_ffi/kernels/avx512/encode.inc"
+#include "xla_ffi/kernels/avx512/oblique.inc"
+#include "xla_ffi/kernels/avx512/pack.inc"
+#include "xla_ffi/kernels/avx512/output.inc"
+#include "xla_ffi/kernels/avx512vnni/look_up.inc"
+#include "xla_ffi/kernels/avx512/aggregate.inc"
+// clang-format on
+
+// The scratch memory, in this order: Workspace, packed codes, memory of the encoder.
+struct Scratch {
+  Workspace* work;
+  uint8_t* packed;
+  char* of_encoder;
+
+  static int64_t bytes(int64_t codebooks) {
+    const int64_t lines = kManyRows / kVector * divide_up(codebooks, kGroup);
+    return int64_t{sizeof(Workspace)} + (lines + kTurned) * kLine;  // unpack reads up to kTurned - 1 lines too many
+  }
+
+  Scratch(void* memory, int64_t codebooks) {
+    auto* const begin = static_cast<char*>(memory);
+    work = reinterpret_cast<Workspace*>(begin);
+    packed = reinterpret_cast<uint8_t*>(begin + sizeof(Workspace));
+    of_encoder = begin + bytes(codebooks);
+  }
+};
+
+bool supported() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+}
+
+constexpr int64_t kCachedTables = 1 << 20;  // bytes
+
+int64_t rows_at_once(const Tables& tables) {
+  return tables.outputs * tables.codebooks * kLeaves > kCachedTables ? kManyRows : kFewRows;
+}
+
+template <typename Result>
+void aggregate_packed(const Scratch& scratch, int64_t rows, const Tables& tables, const Destination& to) {
+  aggregate_block<Result>(scratch.packed, rows, tables, to, *scratch.work);
+}
+
+// clang-format off: in this order
+#include "xla_ffi/kernels/avx512/ops.inc"
+#include "xla_ffi/kernels/shared/small_batch.inc"
+#include "xla_ffi/kernels/avx512/scan.inc"
+#include "xla_ffi/kernels/shared/scan.inc"
+#include "xla_ffi/kernels/avx512/rescore.inc"
+#include "xla_ffi/kernels/shared/greatest.inc"
+#include "xla_ffi/kernels/shared/rescore.inc"
+#include "xla_ffi/kernels/shared/floats.inc"
+#include "xla_ffi/kernels/shared/tier_table.inc"
+// clang-format on
+
+}  // namespace
+
+extern const Tier avx512vnni_tier;
+constexpr Tier avx512vnni_tier = make_tier("avx512vnni");
+
+}  // namespace jax_maddness

@@ -1,0 +1,198 @@
+// Every array that a kernel sees: shape, order, type, range. Read this file first.
+//
+// clang-format off: columns
+//   name          shape                      type          range, order
+//   x             [rows][features]           f32|bf16|f16  row-major, dense
+//   indices       [codebooks][4]             i32           the feature compared at level l; 0 <= index < features
+//   thresholds    [codebooks][15]            f32           heap order: node j of level l stands at 2^l - 1 + j
+//   codes         [rows][codebooks]          u8            0..15; kernels that read codes use the low 4 bits only
+//   tables        [outputs][codebooks][16]   u8            the 16 entries of a codebook are contiguous, and so are
+//                                                          the codebooks of an output: 64 bytes are four codebooks
+//   by code       [codebooks][16][outputs]   u8            the same entries in another order, for small batches
+//   sums          [rows][outputs]            i32           sums[n][m] = sum over c of tables[m][c][codes[n][c]]
+//   scale         [outputs]                  f32
+//   offset        [outputs]                  f32
+//   y             [rows][outputs]            as x          y[n][m] = fma(scale[m], f32(sums[n][m]), offset[m])
+//
+// Oblique trees, which compare projections instead of features
+//   features      [codebooks][width]         i32           the features that a codebook projects;
+//                                                          0 <= feature < features of x
+//   projections   [codebooks][4][width]      i8            one per level
+//   thresholds    [codebooks][15]            i32           of projections, in heap order
+//   center        [features]                 f32           finite
+//   feature scale [features]                 f32           0, or 2^-100 .. 2^100
+//
+// Training, where the entries of tables are floats; every sum is taken in the order of its index, from 0 on
+//   values        [outputs][codebooks][16]   f32
+//   y             [rows][outputs]            f32           y[n][m] = sum over c of values[m][c][codes[n][c]]
+//   dy            [rows][outputs]            f32           the gradient with respect to y
+//   gradient      [outputs][codebooks][16]   f32           the gradient with respect to values: [m][c][k] = sum of
+//                                                          dy[n][m] over the rows n where codes[n][c] = k
+//
+// The greatest sums over the rows of an example, for maxima over positions
+//   skipped       [rows]                     u8            not 0: the row does not count
+//   sums          [k][outputs]               i32           the k greatest sums of each output, the greatest first; the
+//                                                          lowest int32 where fewer rows count
+//   positions     [k][outputs]               i32           the rows that have these sums, of equal sums the first row
+//                                                          first; -1 where fewer rows count
+//
+// Retrieval, the other orientation: codes at rest, tables of queries, the k best vectors of each query
+//   codes         [blocks][pairs][64]        u8            64 vectors side by side; a byte of pair p has the codes of
+//                                                          codebooks 2 p (low 4 bits) and 2 p + 1 (high 4 bits)
+//   tables        [queries][codebooks][16]   u8            the low 7 bits of an entry count; codebooks <= 256 is
+//                                                          2 * pairs or one less
+//   sums          [queries][k]               i32           the greatest of sum over c of tables[q][c][code c], best
+//                                                          first; -1 where there are fewer than k vectors
+//   positions     [queries][k]               i32           the vectors that have these sums: of equal sums the one
+//                                                          with the least position first; -1 where there are fewer
+//   queries       [queries][features]        f32|bf16|f16
+//   vectors       [vectors][features]        f32|bf16|f16  not always of the type of queries
+//   scores        [queries][k]               f32           sum over d of queries[q][d] * vectors[positions[q][i]][d],
+//                                                          in f32, in any order; -infinity where there is no such
+//                                                          vector
+// clang-format on
+//
+// y is one fused multiply-add in f32: what XLA makes of the expression on a CPU that has one. f32(sum) rounds to
+// nearest even, and so does the step from f32 to bf16 or f16. Rows of bf16 and f16 are widened exactly.
+//
+// A row walks each codebook's tree from node 0 (Blalock & Guttag 2021, Algorithm 1): at level l it goes right when
+// x[indices[l]] > threshold of the node it stands on, as IEEE-754 f32 compares: ties and NaN go left, -0 equals +0, and
+// denormals count (XLA runs its threads with denormals flushed, so a kernel that compares must clear DAZ and FTZ).
+//
+// Oblique trees are the other kind: at level l a row goes right when the sum over w of projections[l][w] *
+// q[features[w]] is greater than the threshold; ties go left. q[d] = rint((x[d] - center[d]) * scale[d]) in f32, half
+// to even, then clamped to -127 .. 127; NaN becomes -127. With 1 <= width <= 100,000 no sum overflows.
+//
+// The handlers (xla_ffi/handlers) have validated every size and index before a kernel runs. Pointers may be unaligned
+// beyond their element type; nothing past the last element may be read or written.
+#ifndef JAX_MADDNESS_KERNELS_LAYOUT_H_
+#define JAX_MADDNESS_KERNELS_LAYOUT_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace jax_maddness {
+
+constexpr int64_t kLevels = 4;          // of a split tree
+constexpr int64_t kNodes = 15;          // inner nodes of a tree
+constexpr int64_t kLeaves = 16;         // codes of a codebook
+constexpr int64_t kMaxWidth = 100'000;  // of oblique trees
+constexpr int64_t kSideBySide = 64;     // vectors of a block of codes at rest
+constexpr int64_t kMaxCodebooks = 256;  // of codes at rest: sums fit 16 bits, as 256 * 127 < 2^15
+constexpr int64_t kTileOutputs = 64;    // of float tables, at most
+constexpr int64_t kTileCodebooks = 128;
+constexpr int64_t kTilePieces = 64;  // rows of which pieces are added to, or from, a tile together, at most
+
+enum class FloatType : uint8_t { kF32, kBF16, kF16 };
+
+struct Rows {
+  const void* data;
+  FloatType type;
+  int64_t count;
+  int64_t features;  // also the distance between rows, in elements
+};
+
+struct Trees {
+  const int32_t* indices;
+  const float* thresholds;
+  int64_t codebooks;
+};
+
+struct ObliqueTrees {
+  const int32_t* features;
+  const int8_t* projections;
+  const int32_t* thresholds;
+  const float* center;
+  const float* scale;
+  int64_t codebooks;
+  int64_t width;
+};
+
+struct Tables {
+  const uint8_t* values;
+  const float* scale;   // null for `aggregate`, which does not rescale
+  const float* offset;  // null for `aggregate`
+  int64_t outputs;
+  int64_t codebooks;
+  int64_t stride = 0;  // tables by code only: bytes from one code's entries to the next one's. It is >= outputs, as a
+                       // task may own some of the columns
+};
+
+struct Output {
+  void* data;
+  FloatType type;
+  int64_t stride;        // distance between rows, in elements: >= outputs, so that a task may own some of the columns
+  bool streams = false;  // advice: write whole lines past the cache
+};
+
+// Codes of rows, as the kernels of float tables take them. A task may own some of the rows and some of the codebooks.
+struct RowCodes {
+  const uint8_t* data;
+  int64_t rows;
+  int64_t codebooks;
+  int64_t stride;  // distance between rows
+};
+
+// Float tables, or their gradient. They have as many codebooks as the codes that go with them.
+template <typename Float>
+struct FloatTables {
+  Float* values;
+  int64_t outputs;
+  int64_t stride;  // distance between outputs, in elements
+};
+
+// Rows of float outputs, or of their gradient. They have as many columns as the tables have outputs.
+template <typename Float>
+struct FloatRows {
+  Float* data;
+  int64_t stride;  // distance between rows, in elements
+};
+
+// Codes at rest. A task may own some of the blocks.
+struct Database {
+  const uint8_t* codes;  // starts at the first block of the task
+  int64_t pairs;
+  int64_t first;  // position of the first vector
+  int64_t count;  // of vectors: >= 1; the last block may have room for more
+};
+
+struct QueryTables {
+  const uint8_t* values;
+  int64_t queries;
+  int64_t codebooks;
+};
+
+struct Best {
+  int32_t* sums;
+  int32_t* positions;
+  int64_t k;
+};
+
+// The rows of a block of sums, among all rows of an example.
+struct RowRange {
+  const uint8_t* skipped;  // one for each row of the example: where it is not zero, the row does not count
+  int64_t first, count;
+};
+
+constexpr int64_t kMaxGreatest = 16;
+
+// The k greatest sums of each output, [k][outputs], the greatest first, and the rows that have them.
+struct Greatest {
+  int32_t* sums;
+  int32_t* positions;
+  int64_t k;
+  int64_t stride;    // distance from the greatest sums to the second ones: >= outputs
+  int64_t row_bits;  // bits of a row's number, if that and any sum fit into 31 bits together; 0: they may not fit
+};
+
+// Positions of vectors and their exact scores. A task may own some of the positions of each query.
+struct Candidates {
+  const int32_t* positions;
+  float* scores;
+  int64_t count;   // positions of each query
+  int64_t stride;  // distance between queries
+};
+
+}  // namespace jax_maddness
+
+#endif  // JAX_MADDNESS_KERNELS_LAYOUT_H_
