@@ -1,23 +1,29 @@
-"""How fast: `python -m benchmarks.run` (`make bench`). How accurate: `python -m benchmarks.quality` (`make quality`).
-What exact terms bring: terms.py; what deeper trees would: leaves.py.
+"""Benchmarks of time, `python -m benchmarks.run` (`make bench`), and of accuracy, `python -m benchmarks.quality`
+(`make quality`).
 
-records.py      the nouns: Problem, Measurement                                          <- READ FIRST
-problems.py     the shapes of the table, and of the sweep
-contenders.py   what is measured on a problem: amm, its variants, and what one would use instead
-timing.py       everything in turn, round after round
-measure.py      one process with so many threads: problems in, measurements out
-table.py        measurements -> Markdown: where look-ups win, where they lose, everything in detail
-roofline.py     measurements -> look-ups per second and per byte, beside both limits
-sweep.py        measurements along N, D, C and M -> a table, and cliffs in words
-pictures.py     the pictures of both
+Time:
+
+records.py      the data types: Problem, Measurement                                     <- READ FIRST
+problems.py     the shapes of the table and of the sweep
+contenders.py   the calls that are measured on a problem: amm, its variants, and the alternatives
+timing.py       times contenders in turn, round after round
+measure.py      measures problems in one process with a given number of threads
+table.py        tables in Markdown: where look-ups win, where they lose, all measurements
+roofline.py     look-ups per second and per byte, compared with the limits of core and memory
+sweep.py        cost along N, D, C and M as a table, with cliffs described in words
+pictures.py     the pictures of roofline.py, sweep.py and search.py
 run.py          the command: starts measure.py, adds the machine, writes JSON, Markdown and pictures
 
-approximation.py     the nouns: Approximation, Method                                    <- READ FIRST
+Accuracy:
+
+approximation.py     the data types: Approximation, Method                               <- READ FIRST
 packaged.py          the problems
-baselines.py         what `fit` is compared with: exact, int8, low rank, sketches
-quantizers.py        what `fit` is compared with: product quantisation
-quality_time.py      approximations -> times relative to the exact product, in a process with one thread
-quality_report.py    records -> ratios, the frontier, Markdown
-quality_pictures.py  records -> NMSE against C, and against time
+baselines.py         alternatives to `fit`: exact, int8, low rank, sketches
+quantizers.py        alternatives to `fit`: product quantization
+quality_time.py      times of approximations relative to the exact product, in a process with one thread
+quality_report.py    ratios, the frontier and tables in Markdown
+quality_pictures.py  pictures of NMSE against C and against time
 quality.py           the command: every method, problem and size; writes JSON, Markdown and pictures
+
+terms.py measures the effect of exact terms, leaves.py that of deeper trees. search*.py measure `search`.
 """

@@ -1,4 +1,4 @@
-"""The nouns of quality.py: what a method learns, and what a method is. Ours and those it is compared with are alike."""
+"""The data types of quality.py: approximations, and the methods that learn them, those of `fit` and all others."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Approximation:
-    """Rows `x [N, D]` -> `y [N, M]` near `x @ w + b`.
+    """An approximation of `x @ w + b`, as a function of rows.
 
     Attributes:
-      function: of rows and `operands`; of a module, so that another process can be given it.
-      operands: what was learned, a pytree of arrays: compiled code holds none of it as a constant.
+      function: takes rows `x [N, D]` and `operands`; defined at the top of a module, so that it can be pickled.
+      operands: the learned arrays, as a pytree: an argument, so that compiled code holds none of them as a constant.
     """
 
     function: Callable[[Array, Any], Array]
@@ -36,18 +36,19 @@ class Approximation:
 
 
 Sizes = Callable[[int, int, Sequence[int]], Mapping[str, int]]
-"""Features, outputs, numbers of codebooks asked for -> the sizes that a method is measured at, by their labels."""
+"""Maps features, outputs and the requested numbers of codebooks to the sizes of a method, by their labels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A way of learning an approximation.
+    """A method of learning an approximation.
 
     Attributes:
-      learn: rows to learn from, weights, bias, size -> approximation.
-      sizes: which sizes there are for a problem.
-      ours: whether `fit` does it.
-      needs: the package that it needs, if it is not one of the core's.
+      name: the name in tables and options.
+      learn: takes training rows, weights, bias and a size; returns the approximation.
+      sizes: the sizes at which the method is measured.
+      ours: whether it is a method of `fit`.
+      needs: the package that it needs besides those of the core.
     """
 
     name: str
@@ -58,17 +59,17 @@ class Method:
 
     @property
     def runs(self) -> bool:
-        """Whether what it needs is installed."""
+        """Whether the package that the method needs is installed."""
         return importlib.util.find_spec(self.needs) is not None
 
 
 def one_size(features: int, outputs: int, codebooks: Sequence[int]) -> dict[str, int]:
-    """For methods without a choice."""
+    """Returns the only size of a method that has no choice of sizes."""
     return {"": 0}
 
 
 def in_codebooks(features: int, outputs: int, codebooks: Sequence[int]) -> dict[str, int]:
-    """The numbers of codebooks for which there are features.
+    """Returns the numbers of codebooks that do not exceed the number of features.
 
     Example:
       >>> in_codebooks(9, 5, [4, 16])
@@ -78,11 +79,11 @@ def in_codebooks(features: int, outputs: int, codebooks: Sequence[int]) -> dict[
 
 
 def in_ranks(features: int, outputs: int, codebooks: Sequence[int]) -> dict[str, int]:
-    """Parts of D, as far as a rank saves multiplications: `r * (D + M) < D * M`.
+    """Returns fractions of D as ranks, as long as a rank saves multiplications: `r * (D + M) < D * M`.
 
     Example:
       >>> in_ranks(27, 6, [])
       {'r = D/16': 1, 'r = D/8': 3}
     """
-    parts = {max(1, features // part): part for part in (64, 32, 16, 8, 4)}  # of those with the same rank, the last
+    parts = {max(1, features // part): part for part in (64, 32, 16, 8, 4)}  # the last of equal ranks remains
     return {f"r = D/{p}": r for r, p in parts.items() if r * (features + outputs) < features * outputs}

@@ -1,6 +1,6 @@
-"""What the methods of `fit` are compared with: the exact product, int8, products of low rank, sketches.
+"""Alternatives to the methods of `fit`: the exact product, int8, products of low rank, sketches.
 
-Product quantisation is in quantizers.py. All are learned from the same rows, and are plain JAX that XLA compiles.
+Product quantization is in quantizers.py. All are learned from the same rows and are plain JAX that XLA compiles.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 SPARSE_ROWS = 1000
-"""Rows that sparse PCA sees: it takes seconds to minutes as it is."""
+"""Number of rows that sparse PCA learns from; with more it would take longer than minutes."""
 SPARSE_RANK = 32
 """The largest number of sparse components."""
 
 
 def exact(x_train: np.ndarray, w: np.ndarray, b: np.ndarray, size: int) -> Approximation:
-    """XLA's product in float32: what the times are relative to."""
+    """XLA's product in float32, to which all times are relative."""
     return Approximation(_affine, (jnp.asarray(w), jnp.asarray(b)))
 
 
@@ -36,7 +36,7 @@ def _affine(x: Array, operands: tuple[Array, Array]) -> Array:
 
 
 def int8(x_train: np.ndarray, w: np.ndarray, b: np.ndarray, size: int) -> Approximation:
-    """XLA's int8 dot: a scale per row of `x`, found as it comes, and one per output."""
+    """XLA's int8 dot, with a scale per row of `x`, computed at run time, and one per output."""
     return Approximation(_int8, (*int8_columns(jnp.asarray(w)), jnp.asarray(b)))
 
 
@@ -48,8 +48,8 @@ def _int8(x: Array, operands: tuple[Array, Array, Array]) -> Array:
 def low_rank(x_train: np.ndarray, w: np.ndarray, b: np.ndarray, size: int) -> Approximation:
     """The best product of rank r for these rows (reduced-rank regression).
 
-    With the covariance `S = L @ L.T` of the rows, the outputs' error is `|L.T @ (w - w_r)|^2`: so `w_r` keeps the first
-    r right singular vectors of `L.T @ w`.
+    With the covariance `S = L @ L.T` of the rows, the error of the outputs is `|L.T @ (w - w_r)|^2`, so that `w_r`
+    keeps the first r right singular vectors of `L.T @ w`.
     """
     _, covariance = _moments(x_train)
     _, _, right = np.linalg.svd(np.linalg.cholesky(covariance).T @ w, full_matrices=False)
@@ -57,35 +57,34 @@ def low_rank(x_train: np.ndarray, w: np.ndarray, b: np.ndarray, size: int) -> Ap
 
 
 def pca(x_train: np.ndarray, w: np.ndarray, b: np.ndarray, size: int) -> Approximation:
-    """The rows' first r principal components: which `w` it is plays no part in their choice."""
+    """A projection on the first r principal components of the rows, which do not depend on `w`."""
     return projected(x_train, w, b, np.linalg.eigh(_moments(x_train)[1])[1][:, ::-1][:, :size])
 
 
 def sparse_pca(x_train: np.ndarray, w: np.ndarray, b: np.ndarray, size: int) -> Approximation:
-    """scikit-learn's sparse components of a sample of the rows. Timed as a dense product: XLA has no quicker one."""
+    """A projection on sparse components by scikit-learn, timed as a dense product, as XLA has no faster sparse one."""
     from sklearn.decomposition import MiniBatchSparsePCA
 
     rows = np.random.default_rng(0).permutation(len(x_train))[:SPARSE_ROWS]
     x = x_train[rows] - x_train[rows].mean(0)
     size = min(size, SPARSE_RANK)
     with single_threaded():
-        found = MiniBatchSparsePCA(size, batch_size=64, max_iter=30, method="cd", random_state=0)
-        components = found.fit(x / max(float(x.std()), 1e-30)).components_
+        estimator = MiniBatchSparsePCA(size, batch_size=64, max_iter=30, method="cd", random_state=0)
+        components = estimator.fit(x / max(float(x.std()), 1e-30)).components_
     return projected(x_train, w, b, components.T)
 
 
 def random(x_train: np.ndarray, w: np.ndarray, b: np.ndarray, size: int) -> Approximation:
-    """A Gaussian sketch `x @ p` of r numbers. Least squares from it, not `p.T @ w`, makes the outputs."""
+    """A Gaussian sketch `x @ p` of r numbers, from which least squares, not `p.T @ w`, predicts the outputs."""
     return projected(x_train, w, b, np.random.default_rng(0).standard_normal((len(w), size)))
 
 
 def projected(
     x_train: np.ndarray, w: np.ndarray, b: np.ndarray, p: Float[np.ndarray, "features rank"]
 ) -> Approximation:
-    """`(x @ p) @ a + c`, with `a` and `c` by least squares on the rows to learn from: r * (D + M) MACs a row.
+    """Learns `(x @ p) @ a + c` by least squares on the training rows; it takes r * (D + M) multiply-adds per row.
 
-    Of full rank it is exact, whatever `p`: least squares with the shrunk covariance of `_moments` are those of
-    rows in all directions.
+    With full rank it is exact for any `p`, because the shrunk covariance of `_moments` has variance in all directions.
     """
     mean, covariance = _moments(x_train)
     a = np.linalg.lstsq(p.T @ covariance @ p, p.T @ covariance @ w)[0]
@@ -99,9 +98,10 @@ def _projected(x: Array, operands: tuple[Array, Array, Array]) -> Array:
 
 
 def _moments(x: np.ndarray) -> tuple[Float[np.ndarray, " features"], Float[np.ndarray, "features features"]]:
-    """Mean and covariance, shrunk toward a multiple of the identity (Ledoit & Wolf 2004): never singular.
+    """Returns the mean and the covariance, shrunk toward a multiple of the identity (Ledoit & Wolf 2004).
 
-    Its eigenvectors are the sample covariance's; few rows, or features that are constant, do no harm.
+    The covariance has the eigenvectors of the sample covariance and is never singular, even with few rows or constant
+    features.
     """
     from sklearn.covariance import ledoit_wolf
 
@@ -112,7 +112,7 @@ def _moments(x: np.ndarray) -> tuple[Float[np.ndarray, " features"], Float[np.nd
 
 @contextlib.contextmanager
 def single_threaded() -> Iterator[None]:
-    """scikit-learn on many small problems: its threads would mostly wait, and its warnings are of no use."""
+    """Limits scikit-learn to one thread, as more would mostly wait on small problems, and silences its warnings."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1), warnings.catch_warnings():
@@ -121,7 +121,7 @@ def single_threaded() -> Iterator[None]:
 
 
 def few_ranks(features: int, outputs: int, codebooks: object) -> dict[str, int]:
-    """Ranks up to `SPARSE_RANK`."""
+    """Returns the ranks up to `SPARSE_RANK`."""
     return {label: rank for label, rank in in_ranks(features, outputs, ()).items() if rank <= SPARSE_RANK}
 
 

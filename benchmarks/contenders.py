@@ -1,6 +1,7 @@
-"""What is measured on a problem: amm with its variants, and what one would use instead. Imports JAX: see measure.py.
+"""The calls that are measured on a problem: amm with its variants, and the alternatives.
 
-Times only, so the ops are random; but each codebook's features are neighbours, as `fit` chooses them.
+The module imports JAX, which only measure.py may do (see there). Ops are random, as only times are measured, but the
+features of each codebook are adjacent, as in many ops that `fit` learns.
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ from jax_maddness import LookupTables, MaddnessOp, SplitTrees, testing
 from jax_maddness.core.types import SMALL_BATCH
 
 TINY = 1e-30
-"""The least magnitude of a row or column that int8 represents: zeros divide by it, too."""
+"""Least magnitude of a row or column in int8, so that a row of zeros is not divided by zero."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A call to time, and what its measurement will say of it.
+    """A call to time, with the fields of its `Measurement`.
 
     Attributes:
-      repeats: how many times one call does the work.
-      minus: the contender whose time is taken off, by its `what`.
+      call: does the work and waits for it.
+      repeats: number of times that one call does the work.
+      minus: the contender whose time is subtracted, by its `what`.
+      context: makes the context in which calls run.
     """
 
     what: str
@@ -49,47 +52,47 @@ class Contender:
 
 
 def contenders(problem: Problem, threads: int, tiers: Sequence[str] = ()) -> list[Contender]:
-    """Everything to measure on `problem`; amm runs on `tiers` if there are any, else on the best one."""
+    """Returns all contenders for `problem`; amm runs on `tiers`, or on the best tier if there are none."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((problem.rows, problem.features), np.float32))
     w = jnp.asarray(rng.standard_normal((problem.features, problem.outputs), np.float32))
-    found = [*xla(x, w), *torch(x, w, threads)]
+    entrants = [*xla(x, w), *torch(x, w, threads)]
     if "columns" in problem.extras:
         by_column = jnp.copy(x.T)
-        found.append(
+        entrants.append(
             Contender(f"{records.F32}, column-major x", "other", run(lambda xt, w: jnp.matmul(xt.T, w), by_column, w))
         )
     if "read" in problem.extras:
-        found += reads(x)
+        entrants += reads(x)
     ops = {c: random_op(rng, problem, c) for c in problem.codebooks}
     for c, op in ops.items():
-        found += amms(x, op, problem, c, tiers)
+        entrants += amms(x, op, problem, c, tiers)
     if "loop" in problem.extras:
-        found += loops(x, w, next(iter(ops.values())))
-    return found
+        entrants += loops(x, w, next(iter(ops.values())))
+    return entrants
 
 
 def run(f: Callable, *operands: Any) -> Callable[[], Any]:
-    """A call of jitted `f` that waits for the result."""
+    """Returns a call of the jitted `f` that waits for the result."""
     jitted = jax.jit(f)
     return lambda: jax.block_until_ready(jitted(*operands))
 
 
 def int8_columns(w: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`w` in int8, and the step of each output."""
+    """Rounds `w` to int8; returns it and the step of each output."""
     step = jnp.maximum(jnp.max(jnp.abs(w), axis=0), TINY) / 127
     return jnp.round(w / step).astype(jnp.int8), step
 
 
 def int8_dynamic(x: jax.Array, w8: jax.Array, w_step: jax.Array) -> jax.Array:
-    """`x @ (w8 * w_step)` by XLA's int8 dot, each row of `x` rounded to steps of its own."""
+    """Computes `x @ (w8 * w_step)` by XLA's int8 dot, with a step for each row of `x`, computed at run time."""
     step = jnp.maximum(jnp.max(jnp.abs(x), axis=-1, keepdims=True), TINY) / 127
     dot = jnp.matmul(jnp.round(x / step).astype(jnp.int8), w8, preferred_element_type=jnp.int32)
     return dot * (step * w_step)
 
 
 def xla(x: jax.Array, w: jax.Array) -> Iterator[Contender]:
-    """XLA's own products."""
+    """Yields the products of XLA."""
     w8, w_step = int8_columns(w)
     x8 = jnp.round(x * 30).clip(-127, 127).astype(jnp.int8)
     widened = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
@@ -101,7 +104,7 @@ def xla(x: jax.Array, w: jax.Array) -> Iterator[Contender]:
 
 
 def torch(x: jax.Array, w: jax.Array, threads: int) -> list[Contender]:
-    """torch's dynamically quantised linear layer, where torch is installed and still has it."""
+    """Returns torch's dynamically quantized linear layer, if torch is installed and still has it."""
     model = torch_linear(np.array(w), threads)
     if model is None:
         return []
@@ -112,7 +115,7 @@ def torch(x: jax.Array, w: jax.Array, threads: int) -> list[Contender]:
 
 
 def torch_linear(w: np.ndarray, threads: int) -> Callable[[Any], Any] | None:
-    """A tensor [N, D] -> its product with `w [D, M]`, dynamically quantised; None where torch cannot."""
+    """Returns a function of tensors [N, D]: the dynamically quantized product with `w [D, M]`; None without torch."""
     if importlib.util.find_spec("torch") is None:
         return None
     import torch as pytorch
@@ -120,7 +123,7 @@ def torch_linear(w: np.ndarray, threads: int) -> Callable[[Any], Any] | None:
     pytorch.set_num_threads(threads)
     linear = pytorch.nn.Linear(w.shape[0], w.shape[1], bias=False)
     with pytorch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that this is deprecated: its successor needs a package of its own
+        warnings.simplefilter("ignore")  # the function is deprecated, but its successor needs another package
         linear.weight.copy_(pytorch.from_numpy(w.T))
         try:
             quantize = pytorch.ao.quantization.quantize_dynamic
@@ -132,14 +135,14 @@ def torch_linear(w: np.ndarray, threads: int) -> Callable[[Any], Any] | None:
 
 
 def reads(x: jax.Array) -> Iterator[Contender]:
-    """Two of the fastest plain reads of all of x; the faster one is what the table compares with."""
+    """Yields two of the fastest plain reads of all of x; the table compares with the faster one."""
     words = np.asarray(x).reshape(-1).view(np.uint32)
     yield Contender("reading x (jitted jnp.max)", "read", run(jnp.max, x))
     yield Contender("reading x (np.bitwise_or.reduce)", "read", lambda: np.bitwise_or.reduce(words))
 
 
 def amms(x: jax.Array, op: MaddnessOp, problem: Problem, c: int, tiers: Sequence[str]) -> Iterator[Contender]:
-    """amm in every layout of its op that suits the problem; then the extras."""
+    """Yields amm in every layout of its op that suits the problem, then the extras."""
     best = jax_maddness.active_tier() or "jax"
     name = f"amm, D/C = {records.per_codebook(problem.features, c)}"
     for layout, laid_out in layouts(op, problem.rows).items():
@@ -164,12 +167,12 @@ def amms(x: jax.Array, op: MaddnessOp, problem: Problem, c: int, tiers: Sequence
 
 
 def layouts(op: MaddnessOp, rows: int) -> dict[str, MaddnessOp]:
-    """The op, and other arrangements of the same tables that suit so many rows, by name."""
+    """Returns the op, and other layouts of the same tables that suit this number of rows, by name."""
     return {"": op} | ({records.SMALL_BATCH: jax_maddness.with_small_batch_tables(op)} if rows <= SMALL_BATCH else {})
 
 
 def loops(x: jax.Array, w: jax.Array, op: MaddnessOp, repeats: int = 1000) -> Iterator[Contender]:
-    """One call of amm and of the f32 product inside a jitted loop: no Python, but XLA's and the FFI's own overhead."""
+    """Yields amm and the f32 product inside a jitted loop: without Python, with the overhead of XLA and the FFI."""
     empty = "an empty jitted loop"
     small = 0.01 * w  # the loop feeds outputs back; they may not grow
     yield Contender(empty, "empty", in_a_loop(lambda x, w: x, repeats, x, w), repeats=repeats)
@@ -181,9 +184,10 @@ def loops(x: jax.Array, w: jax.Array, op: MaddnessOp, repeats: int = 1000) -> It
 
 
 def along_a_sweep(problems: Sequence[Problem], looped: bool) -> Iterator[Contender]:
-    """amm on each problem, less what an empty call costs; `looped`: inside a jitted loop, to be rid of Python.
+    """Yields amm on each problem, whose time is reduced by that of an empty call.
 
-    The op has the layout for few rows where all problems along the sweep suit it.
+    With `looped`, calls run inside a jitted loop, so that Python's time is excluded. The op has the small-batch tables
+    if all problems along the sweep are small batches.
     """
     rng = np.random.default_rng(0)
     tier, small = jax_maddness.active_tier() or "jax", jnp.zeros((1, 1))
@@ -203,7 +207,7 @@ def along_a_sweep(problems: Sequence[Problem], looped: bool) -> Iterator[Contend
 
 
 def amm_in_a_loop(repeats: int, x: jax.Array, op: MaddnessOp) -> Callable[[], Any]:
-    """Calls amm so many times in one compiled loop; what goes round is the offset, as XLA would first copy x."""
+    """Returns a compiled loop of `repeats` calls of amm; it carries the offset, as XLA would copy x first."""
 
     def step(_: int, offset: jax.Array) -> jax.Array:
         return jax_maddness.amm(x, replace(op, tables=replace(op.tables, offset=offset)))[0]
@@ -213,7 +217,7 @@ def amm_in_a_loop(repeats: int, x: jax.Array, op: MaddnessOp) -> Callable[[], An
 
 
 def in_a_loop(f: Callable, repeats: int, x: jax.Array, operand: Any) -> Callable[[], Any]:
-    """Calls `f(x, operand)` so many times in one compiled loop, x depending on the last result."""
+    """Returns a compiled loop of `repeats` calls `f(x, operand)`, in which x depends on the last result."""
 
     def loop(x: jax.Array, operand: Any) -> jax.Array:
         return jax.lax.fori_loop(0, repeats, lambda _, x: x.at[:1, :1].set(f(x, operand)[:1, :1]), x)
@@ -222,7 +226,7 @@ def in_a_loop(f: Callable, repeats: int, x: jax.Array, operand: Any) -> Callable
 
 
 def random_op(rng: np.random.Generator, problem: Problem, codebooks: int) -> MaddnessOp:
-    """An op whose outputs mean nothing; each codebook reads four features of its own share of them."""
+    """Returns an op with random contents; each codebook reads four features of its own share of them."""
     d, m = problem.features, problem.outputs
     first = np.arange(codebooks)[:, None] * d // codebooks
     indices = np.minimum(first + rng.integers(0, -(-d // codebooks), (codebooks, 4)), d - 1)

@@ -1,4 +1,4 @@
-"""What was measured on: processor, versions, date; and what the C++ programs beside the kernels say of it."""
+"""Facts about the machine: processor, versions, date, load, and the limits that the C++ programs measure."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import time
 from typing import Any
 
 VERSIONS = ("jax_maddness", "jax", "jaxlib", "numpy", "torch", "faiss-cpu")
+"""Packages whose versions are reported."""
 QUIET = 0.05
-"""Processors that others may use while we measure."""
+"""Number of processors that other processes may use on a machine that counts as quiet."""
 
 
 def facts() -> dict[str, Any]:
-    """Machine, versions, date."""
+    """Returns the facts: machine, versions, commit, date."""
     versions = {}
     for name in VERSIONS:
         try:
@@ -40,7 +41,7 @@ def facts() -> dict[str, Any]:
 
 
 def work() -> tuple[float, float, float]:
-    """Seconds now: of the clock, of all processors at work, and of those that worked for us and our children."""
+    """Returns seconds of the clock, of work of all processors, and of work of this process and its children."""
     try:
         stat = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
         user, nice, system, _, _, irq, softirq, steal = map(int, stat[:8])
@@ -51,7 +52,7 @@ def work() -> tuple[float, float, float]:
 
 
 def others(before: tuple[float, float, float], after: tuple[float, float, float]) -> float:
-    """How many processors others kept busy between two readings of `work`.
+    """Returns the number of processors that other processes kept busy between two readings of `work`.
 
     Example:
       >>> others((0.0, 10.0, 1.0), (10.0, 25.0, 11.0))
@@ -62,7 +63,7 @@ def others(before: tuple[float, float, float], after: tuple[float, float, float]
 
 
 def headline(facts: dict[str, Any], limits: dict[str, Any] | None) -> str:
-    """The facts in Markdown."""
+    """Returns the facts and limits as Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     caches = ", ".join(f"{name} {size}" for name, size in facts["caches"].items())
     lines = [
@@ -80,25 +81,25 @@ def headline(facts: dict[str, Any], limits: dict[str, Any] | None) -> str:
             f"{limits['fresh_32mb_ms']['huge_pages']:.1f} ms as huge pages."
         )
     if facts.get("keeps_memory"):
-        lines.append("Freed memory is kept (`--keep-memory`): results are no fresh pages, whoever makes them.")
+        lines.append("Freed memory is kept (`--keep-memory`): no contender writes its results to fresh pages.")
     if facts["others"] > QUIET:
         lines.append(f"**Not quiet: other processes kept {facts['others']:.2f} processors busy meanwhile.**")
     return "\n\n".join(lines) + "\n"
 
 
 def program(build: pathlib.Path, name: str) -> str | None:
-    """The program of this name that CMake built somewhere in `build`."""
-    found = [path for path in build.rglob(name) if path.is_file() and os.access(path, os.X_OK)]
-    return str(found[0].resolve()) if found else None
+    """Returns the path of a program that CMake built in `build`, or None."""
+    programs = [path for path in build.rglob(name) if path.is_file() and os.access(path, os.X_OK)]
+    return str(programs[0].resolve()) if programs else None
 
 
 def limits(executable: str | None) -> dict[str, Any] | None:
-    """What bench_limits measures."""
+    """Runs bench_limits; returns the clock and the rates of memory, or None without the program."""
     return json.loads(_output(executable)) if executable else None
 
 
 def kernels(executable: str | None) -> list[dict[str, Any]]:
-    """What bench_kernels measures."""
+    """Runs bench_kernels; returns its records, none without the program."""
     return [json.loads(line) for line in _output(executable, "--json").splitlines()] if executable else []
 
 
@@ -125,9 +126,9 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def _caches() -> dict[str, str]:
-    found = {}
+    sizes = {}
     for cache in sorted(pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = ((cache / name).read_text().strip() for name in ("level", "type", "size"))
         if kind != "Instruction":
-            found[f"L{level}"] = size.replace("K", " KB")
-    return found
+            sizes[f"L{level}"] = size.replace("K", " KB")
+    return sizes

@@ -1,7 +1,7 @@
-"""One process with so many threads: problems in, measurements out. run.py starts it; it is of no use by itself.
+"""Measures problems in one process with a given number of threads. run.py starts it.
 
-XLA makes its thread pool as large as the number of processors that the process may use when JAX starts: so affinity
-comes first, and JAX is imported inside the functions.
+XLA sizes its thread pool by the number of processors that the process may use when JAX starts. Therefore the affinity
+is set first, and JAX is imported inside the functions.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures the problems, or the sweep, and writes a JSON list."""
     args = parse(argv)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # torch's threads go to sleep before the next contender's turn
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # so that torch's threads sleep before the next contender's turn
     import jax_maddness
     from benchmarks import contenders
 
     if args.keep_memory and not jax_maddness.retain_freed_memory():
         sys.exit("--keep-memory: only glibc can.")
-    found: list[dict] = []
+    results: list[dict] = []
     for text in args.problems:
         problem = Problem.parse(text)
         print(f"{args.threads} thread(s): {text}", file=sys.stderr, flush=True)
         entrants = contenders.contenders(problem, args.threads, args.tiers)
-        found += map(dataclasses.asdict, measured(entrants, [problem] * len(entrants), args))
+        results += map(dataclasses.asdict, measured(entrants, [problem] * len(entrants), args))
     for axis in SWEEP if args.sweep else ():
         print(f"{args.threads} thread(s): sweep of {axis}", file=sys.stderr, flush=True)
         problems = SWEEP[axis]
         entrants = list(contenders.along_a_sweep(problems, axis in LOOPED))
         whose = [problems[0]] * (len(entrants) - len(problems)) + list(problems)
-        found += ({"axis": axis, **dataclasses.asdict(m)} for m in measured(entrants, whose, args))
-    args.output.write_text(json.dumps(found))
+        results += ({"axis": axis, **dataclasses.asdict(m)} for m in measured(entrants, whose, args))
+    args.output.write_text(json.dumps(results))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options: see run.py."""
+    """Parses the options, which run.py describes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--problems", nargs="*", default=[])
@@ -66,7 +66,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measured(entrants: Sequence[Contender], problems: Sequence[Problem], args: argparse.Namespace) -> list[Measurement]:
-    """Times `entrants`, each on its problem, in turn; those that are only there to be subtracted are left out."""
+    """Times `entrants` in turn, each on its problem; leaves out those that are only subtracted from others."""
     before = clock_ghz(args.clock)
     figures = timing.interleaved(entrants, seconds=args.seconds, rounds=tuple(args.rounds))
     clocks = [ghz for ghz in (before, clock_ghz(args.clock)) if ghz is not None]
@@ -88,7 +88,7 @@ def measurement(
     threads: int,
     clock: float | None,
 ) -> Measurement:
-    """One record out of a contender's times in every round."""
+    """Makes the record of a contender from its times in all rounds."""
     net = [ms - nothing for ms, nothing in zip(own, empty or [0.0] * len(own), strict=True)]
     low, middle, high = timing.quartiles(net)
     names = ("what", "kind", "codebooks", "variant", "tier", "itemsize")
@@ -107,7 +107,7 @@ def measurement(
 
 
 def clock_ghz(program: str | None) -> float | None:
-    """The core's clock now, where there is a program that knows."""
+    """Returns the clock of the core in GHz, or None without a program that measures it."""
     if program is None:
         return None
     return json.loads(subprocess.run([program, "--clock"], check=True, capture_output=True).stdout)["clock_ghz"]

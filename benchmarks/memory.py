@@ -1,8 +1,8 @@
-"""The most memory that a fit takes, in multiples of its training matrix: every method in a process of its own.
+"""Peak memory of a fit, in multiples of its training matrix; every method runs in a process of its own.
 
     python -m benchmarks.memory [--rows 200000] [--features 1024] [--outputs 256] [--codebooks 16] [--methods paper]
 
-The matrix itself counts, and so does what JAX takes before anything is learned: the first line says how much that is.
+The peak includes the matrix and the memory that JAX takes before anything is learned, which the first line reports.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from jax_maddness.learn.config import METHOD_NAMES
 
 
 def peak() -> int:
-    """The most bytes of memory that this process has had resident."""
+    """Returns the peak resident memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def fitted(method: str, rows: int, features: int, outputs: int, codebooks: int) -> int:
-    """Fits float32 rows of rank 16; `peak` after it. Without a method, nothing is learned but how little that takes."""
+    """Fits float32 rows of rank 16 and returns `peak`; an empty method learns nothing, to measure the rest."""
     rng = np.random.default_rng(0)
     factors, w = (rng.standard_normal(shape, np.float32) for shape in ((16, features), (features, outputs)))
     x = np.empty((rows, features), np.float32)
@@ -37,6 +37,7 @@ def fitted(method: str, rows: int, features: int, outputs: int, codebooks: int) 
 
 
 def main() -> None:
+    """Measures every method in a process of its own and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = {"rows": 200_000, "features": 1024, "outputs": 256, "codebooks": 16}
     for name, size in sizes.items():
@@ -51,8 +52,8 @@ def main() -> None:
     given = [f"--{name}={getattr(args, name)}" for name in sizes]
     for method in ("", *args.methods):
         command = [sys.executable, "-m", "benchmarks.memory", *given, f"--alone={method}"]
-        found = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        print(f"{method or 'nothing learned'}: {found / 2**30:.2f} GiB, {found / matrix:.2f} x the matrix", flush=True)
+        used = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        print(f"{method or 'nothing learned'}: {used / 2**30:.2f} GiB, {used / matrix:.2f} x the matrix", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The greatest outputs of a layer, by an index over them or by an op: which is sooner, by rows.
+"""Time of finding the greatest outputs of a layer, by an index over them or by an op, for several numbers of rows.
 
     taskset -c 0 python -m benchmarks.orientation   # one thread; prints a table; a minute
 
 An index makes tables for each row and scans half a byte per codebook and output; an op encodes the row and looks up a
-byte. Both rescore as many candidates. Numbers are random: times do not depend on them, recall does and is not shown.
+byte. Both rescore the same number of candidates. The data is random: times do not depend on it, but recall does and is
+therefore not shown.
 """
 
 from __future__ import annotations
@@ -27,27 +28,27 @@ NUM_CANDIDATES = 32
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """What is timed."""
+    """A call to time, as `timing.interleaved` takes it."""
 
     call: Callable[[], Any]
     context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
 
 
 def call(f: Callable[..., Any], *args: Any) -> Call:
-    """`f` compiled, waited for."""
+    """Returns a call of the jitted `f` that waits for the result."""
     compiled = jax.jit(f)
     return Call(lambda: jax.block_until_ready(compiled(*args)))
 
 
 def measure(features: int, outputs: int, codebooks: int, seconds: float) -> list[tuple[int, list[float]]]:
-    """For each number of rows the median milliseconds of a call: index, op, exact product."""
+    """Returns, for each number of rows, the median milliseconds of index, op and exact product."""
     rng = np.random.default_rng(0)
     w = rng.standard_normal((features, outputs), np.float32)
     index = jax_maddness.build_index(w.T, codebooks)
     config = jax_maddness.FitConfig("paper")
     op = jax_maddness.fit(rng.standard_normal((512, features)), w, num_codebooks=codebooks, config=config)
     op = jax_maddness.with_small_batch_tables(op)
-    found, weights = [], jnp.asarray(w)
+    results, weights = [], jnp.asarray(w)
     for rows in ROWS:
         x = jnp.asarray(rng.standard_normal((rows, features)), jnp.float32)
         calls = [
@@ -56,12 +57,12 @@ def measure(features: int, outputs: int, codebooks: int, seconds: float) -> list
             call(lambda x, w: jax.lax.top_k(x @ w, 5), x, weights),
         ]
         times = interleaved(calls, seconds=seconds, rounds=(5, 15))
-        found.append((rows, [quartiles(t)[1] for t in times]))
-    return found
+        results.append((rows, [quartiles(t)[1] for t in times]))
+    return results
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures and prints."""
+    """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=lambda s: tuple(map(int, s.split("x"))), default=(768, 50_000), help="D x M")
     parser.add_argument("--codebooks", type=int, default=96)

@@ -1,4 +1,4 @@
-"""Matrix problems out of data that come with scikit-learn: nothing is downloaded."""
+"""Matrix problems from data that comes with scikit-learn: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Matrices:
-    """A problem: approximate `x_test @ w + b`, learning from `x_train`."""
+    """A problem: approximate `x_test @ w + b` after learning from `x_train`."""
 
     name: str
     x_train: np.ndarray
@@ -21,7 +21,7 @@ class Matrices:
 
     @classmethod
     def load(cls, path: pathlib.Path) -> Matrices:
-        """From an `.npz` with `x_train`, `x_test`, `w` and perhaps `b`."""
+        """Loads a problem from an `.npz` file with `x_train`, `x_test`, `w` and optionally `b`."""
         with np.load(path, allow_pickle=False) as file:
             x_train, x_test, w = (file[k].astype(np.float32) for k in ("x_train", "x_test", "w"))
             b = file["b"].astype(np.float32) if "b" in file else np.zeros(w.shape[1], np.float32)
@@ -29,7 +29,7 @@ class Matrices:
 
 
 def packaged() -> Iterator[Matrices]:
-    """Both layers of a small network on digits; a cosine transform and Sobel filters on two photographs."""
+    """Yields both layers of a small network on digits, and cosine transforms and Sobel filters on two photographs."""
     yield from _digits()
     yield from _photographs()
 
@@ -52,7 +52,7 @@ def _digits() -> Iterator[Matrices]:
 
 
 def _photographs() -> Iterator[Matrices]:
-    """Train on one, test on the other half of each photograph."""
+    """Yields problems that train on the left half of each photograph and test on the right half."""
     from sklearn.datasets import load_sample_images
 
     rng = np.random.default_rng(0)
@@ -70,13 +70,13 @@ def _photographs() -> Iterator[Matrices]:
 
 
 def _cosines(size: int) -> np.ndarray:
-    """The two-dimensional discrete cosine transform of a block."""
+    """Returns the two-dimensional discrete cosine transform of a block as a matrix."""
     k, n = np.arange(size)[:, None], np.arange(size)
     basis = np.cos(np.pi * k * (2 * n + 1) / (2 * size)) * np.sqrt(np.where(k == 0, 1, 2) / size)
     return np.kron(basis, basis).T
 
 
 def _sobel() -> np.ndarray:
-    """Both of Sobel's gradients."""
+    """Returns both Sobel filters as the columns of a matrix."""
     across = np.outer([1, 2, 1], [-1, 0, 1])
     return np.stack([across.ravel(), across.T.ravel()], axis=1)

@@ -1,4 +1,4 @@
-"""The pictures: look-ups under both limits, cost along N, M, C and D, and recall against time."""
+"""Pictures of look-ups and their limits, of the cost along N, M, C and D, and of recall against time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.records import Measurement
 from benchmarks.roofline import Point, bound, roof
 from benchmarks.search_report import Result
 
-COLOURS = ("#0b5fa5", "#d1495b", "#5a8f29", "#8d5aa8", "#7a7a7a")
+COLORS = ("#0b5fa5", "#d1495b", "#5a8f29", "#8d5aa8", "#7a7a7a")
 STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
 
 
@@ -29,7 +29,7 @@ def roofline(
     kernels: Sequence[Mapping],
     title: str,
 ) -> None:
-    """Look-ups per second against look-ups per byte moved; every point has a number, and the key names it."""
+    """Plots look-ups per second against look-ups per byte moved; points have numbers that a key explains."""
     clock, reads = 1e9 * limits["clock_ghz"], limits["read_gb_s"]
     tiers = list(dict.fromkeys(p.tier for p in points))
     roofs = {t: r * clock for t in tiers if (r := roof(t, vendor, kernels)) is not None}
@@ -44,8 +44,8 @@ def roofline(
         for height in dict.fromkeys(roofs.values()):
             under = [t for t, h in roofs.items() if h == height]
             tier = under[0]
-            axes.axhline(height, color=_colour(tiers, tier), linewidth=1.3, alpha=0.8)
-            style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9, "color": _colour(tiers, tier)}
+            axes.axhline(height, color=_color(tiers, tier), linewidth=1.3, alpha=0.8)
+            style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9, "color": _color(tiers, tier)}
             text = f"{', '.join(under)}: {height / clock:.2g} look-ups/cycle"
             axes.annotate(text, (x[-1], height), (-3, 3), ha="right", **style)
         _numbered(axes, points, tiers)
@@ -61,16 +61,16 @@ def roofline(
         plt.close(figure)
 
 
-def _colour(tiers: Sequence[str], tier: str) -> str:
-    return COLOURS[tiers.index(tier) % len(COLOURS)]
+def _color(tiers: Sequence[str], tier: str) -> str:
+    return COLORS[tiers.index(tier) % len(COLORS)]
 
 
 def _numbered(axes: plt.Axes, points: Sequence[Point], tiers: Sequence[str]) -> None:
-    """A disc with a number per point, and the key to the numbers beside the axes."""
+    """Draws a disc with a number for each point, and the key to the numbers beside the axes."""
     labels = list(dict.fromkeys(p.label for p in points))
     for p in points:
-        colour = _colour(tiers, p.tier)
-        axes.plot(p.lookups_per_byte, p.lookups_per_second, "o", markersize=14, color=colour, alpha=0.85, zorder=3)
+        color = _color(tiers, p.tier)
+        axes.plot(p.lookups_per_byte, p.lookups_per_second, "o", markersize=14, color=color, alpha=0.85, zorder=3)
         axes.annotate(
             str(labels.index(p.label) + 1), (p.lookups_per_byte, p.lookups_per_second), color="white", fontsize=8,
             ha="center", va="center", weight="bold", zorder=4,
@@ -88,7 +88,7 @@ def _numbered(axes: plt.Axes, points: Sequence[Point], tiers: Sequence[str]) -> 
 
 
 def along(path: pathlib.Path, by_axis: Mapping[str, Sequence[Measurement]], title: str) -> None:
-    """Time per look-up along each axis, cliffs ringed; then time against look-ups and against bytes, all together."""
+    """Plots time per look-up along each axis, with cliffs ringed, and time against look-ups and bytes."""
     with plt.rc_context(STYLE):
         rows = -(-(len(by_axis) + 2) // 4)
         figure, grid = plt.subplots(rows, 4, figsize=(16, 3.6 * rows), layout="constrained", squeeze=False)
@@ -113,17 +113,17 @@ def _one_axis(axes: plt.Axes, axis: str, measured: Sequence[Measurement]) -> Non
     sizes = [sweep.value(axis, m) for m in measured]
     cost = [1e9 * m.median_ms / m.lookups for m in measured]
     low, high = ([1e9 * m.quartiles_ms[i] / m.lookups for m in measured] for i in (0, 1))
-    axes.fill_between(sizes, low, high, alpha=0.2, color=COLOURS[0], linewidth=0)
-    axes.plot(sizes, cost, "o-", markersize=4, linewidth=1, color=COLOURS[0])
+    axes.fill_between(sizes, low, high, alpha=0.2, color=COLORS[0], linewidth=0)
+    axes.plot(sizes, cost, "o-", markersize=4, linewidth=1, color=COLORS[0])
     for cliff in sweep.cliffs(axis, measured):
-        here = sizes.index(sweep.value(axis, cliff.at))
-        axes.plot(sizes[here], cost[here], "o", markersize=11, markerfacecolor="none", color=COLOURS[1])
+        position = sizes.index(sweep.value(axis, cliff.at))
+        axes.plot(sizes[position], cost[position], "o", markersize=11, markerfacecolor="none", color=COLORS[1])
     axes.set(xscale="log", yscale="log", xlabel=axis[0], ylabel="ps per look-up", title=f"along {axis}")
     axes.grid(alpha=0.25)
 
 
 def recall(path: pathlib.Path, results: Sequence[Result], least: float, title: str) -> None:
-    """Share of the exact neighbours against time, a line for each method, and numbers of candidates along it."""
+    """Plots recall against time, with a line for each method and numbers of candidates along it."""
     batches = list(dict.fromkeys(r.batch for r in results))
     methods = list(dict.fromkeys(r.what for r in results))
     test = next(iter(results[0].tests))
@@ -132,12 +132,12 @@ def recall(path: pathlib.Path, results: Sequence[Result], least: float, title: s
         figure, grid = plt.subplots(1, len(batches), figsize=size, layout="constrained", squeeze=False, sharey=True)
         for axes, batch in zip(grid.flat, batches, strict=True):
             axes.axhline(least, color="black", linewidth=0.8, linestyle=":")
-            for colour, what in zip(COLOURS, methods, strict=False):
+            for color, what in zip(COLORS, methods, strict=False):
                 own = [r for r in results if r.what == what and r.batch == batch]
                 times, shares = [r.query_ms for r in own], [r.tests[test] for r in own]
-                axes.plot(times, shares, "o-" if len(own) > 1 else "D", markersize=5, color=colour, label=what)
+                axes.plot(times, shares, "o-" if len(own) > 1 else "D", markersize=5, color=color, label=what)
                 for r in own if what == methods[1] else ():
-                    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": colour}
+                    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": color}
                     axes.annotate(str(r.num_candidates or ""), (r.query_ms, r.tests[test]), (5, -11), **style)
             axes.set(
                 xscale="log", xlabel="ms a query", title=f"{batch} at a time" if batch > 1 else "one query at a time"

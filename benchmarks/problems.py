@@ -1,4 +1,4 @@
-"""The shapes that are measured: those of the table, where look-ups should win beside where they should not."""
+"""The shapes that are measured, both where look-ups should win and where they should not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ QUICK = (
     "1000x768x3072:48",
     "4096x1024x1024:256",  # D/C = 4
     "1x1024x1024:64",
-    "8192x1024x16:64,256",  # few outputs: encoding is all there is
+    "8192x1024x16:64,256",  # few outputs: nearly all of the time is encoding
     "1000x64x64:4,16",  # few features
     "10000x64x10:16",  # both
     "1x64x16:4+loop",
@@ -24,7 +24,7 @@ FULL = (
     "64x4096x4096:256+threads",
     "16x1024x1024:64",
     "1x4096x4096:128",
-    "4096x1024x1000:128+dtypes+columns",  # outputs that fill no line
+    "4096x1024x1000:128+dtypes+columns",  # outputs that do not fill whole cache lines
     "10000x20x100:5",  # D/C = 4, few features
 )
 
@@ -41,11 +41,11 @@ LOOPED = {
     "D, one row": tuple(Problem(1, 32 * d, 256, (32,)) for d in _FEATURES),
     "M, one row": tuple(Problem(1, 1024, m, (64,)) for m in (*_OUTPUTS, 4096, 8192)),
 }
-"""Sweeps of N, M, C or D, the others being constant (along C it is D/C): powers of two, their neighbours, odd shapes.
-Timed inside a jitted loop, as a call from Python would cost more than the smallest."""
+"""Sweeps of N, M, C or D with the others constant (along C, D/C is): powers of two, sizes beside them, odd shapes.
+They are timed inside a jitted loop, as a call from Python would take longer than the smallest problem."""
 CALLED = {
     "N, from memory": tuple(Problem(n, 512, 64, (32,)) for n in (1024, 2048, 4096, 8192, 16384, 32768, 65536)),
     "M, past the caches": tuple(Problem(256, 1024, m, (64,)) for m in (512, 1024, 2048, 4096, 8192, 16384)),
 }
-"""Sweeps of sizes that outgrow the caches, x of 2 to 128 MB and tables of 0.5 to 16 MB: plain calls, fresh results."""
+"""Sweeps of sizes that exceed the caches, with x of 2 to 128 MB and tables of 0.5 to 16 MB: plain calls."""
 SWEEP = LOOPED | CALLED

@@ -1,11 +1,10 @@
-"""What it brings to compute only what is used: 1024 -> 4096 -> relu -> 1000, the second layer look-ups, or both.
+"""Effect of `prune_unused_outputs` on 1024 -> 4096 -> relu -> 1000 with look-ups in the second layer or in both.
 
     taskset -c 1 python -m benchmarks.prune [--rows 512] [--codebooks 16,64] [--method paper] [--seconds 20]
 
-Weights are random, rows lie near a plane of 32 dimensions. Times are medians of interleaved rounds in one process, with
-memory kept (`retain_freed_memory`); NMSE is that of the outputs on the timed rows, which nothing was learned from.
-int8 stands
-beside them: it is what one would use instead.
+Weights are random; rows lie near a plane of 32 dimensions. Times are medians of interleaved rounds in one process, with
+freed memory retained (`retain_freed_memory`). NMSE is that of the outputs on the timed rows, which are held out. int8
+is measured as the alternative.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from jax_maddness.nn.layers.int8_low_rank import int8_dynamic, to_int8
 
 WIDTHS = (1024, 4096, 1000)
 LEARN_FROM = 4096
-"""Rows."""
+"""Number of training rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Timed:
 
 
 def perceptron(widths: Sequence[int]) -> nnx.Sequential:
-    """Two layers with random weights and biases."""
+    """Returns a model of two layers with random weights and biases."""
     rngs = nnx.Rngs(0, params=1)
     first, second = (
         nnx.Linear(n, m, bias_init=nnx.initializers.normal(0.1), rngs=rngs) for n, m in itertools.pairwise(widths)
@@ -51,7 +50,7 @@ def perceptron(widths: Sequence[int]) -> nnx.Sequential:
 
 
 def in_int8(model: nnx.Sequential) -> Callable[[jax.Array], jax.Array]:
-    """Both layers as XLA's int8 products."""
+    """Returns the model with both layers as int8 products of XLA."""
     arrays = [nnx.to_pure_dict(nnx.state(layer)) for layer in model.layers[::2]]
     parts = [(*to_int8(np.asarray(layer["kernel"])), layer["bias"]) for layer in arrays]
 
@@ -66,35 +65,35 @@ def in_int8(model: nnx.Sequential) -> Callable[[jax.Array], jax.Array]:
 def contenders(
     widths: Sequence[int], rows: int, codebooks: Sequence[int], method: str
 ) -> tuple[dict[str, Any], jax.Array]:
-    """Models by name, and rows to run them on; prints what pruning did."""
+    """Returns models by name and the rows to run them on; prints the reports of pruning."""
     rng = np.random.default_rng(0)
     plane = rng.standard_normal((32, widths[0])) / 32**0.5
     x = rng.standard_normal((LEARN_FROM + rows, 32)) @ plane
     x = (x + 0.1 * rng.standard_normal(x.shape)).astype(np.float32)
     model = perceptron(widths)
-    found: dict[str, Any] = {"exact f32": model, "int8, dynamic": in_int8(model)}
+    models: dict[str, Any] = {"exact f32": model, "int8, dynamic": in_int8(model)}
     batches = [jnp.asarray(x[:LEARN_FROM])]
     captured = jax_maddness.capture(model, batches, Rule(".*"), max_rows=LEARN_FROM, progress=False)
     for c in codebooks:
         for pattern, layers in (("layers/2", "second layer"), (".*", "both layers")):
             rule = Rule(pattern, num_codebooks=c, config=FitConfig(method))
             fast = jax_maddness.replace(model, rule, batches, captured=captured, progress=False)
-            found[f"{layers}, C = {c}"] = fast
-            found[f"{layers}, C = {c}, pruned"], report = jax_maddness.prune_unused_outputs(
+            models[f"{layers}, C = {c}"] = fast
+            models[f"{layers}, C = {c}, pruned"], report = jax_maddness.prune_unused_outputs(
                 fast, batches[0], return_report=True
             )
             print(f"{layers}, C = {c}:", report, sep="\n", end="\n\n")
-    return found, jnp.asarray(x[LEARN_FROM:])
+    return models, jnp.asarray(x[LEARN_FROM:])
 
 
-def table(found: dict[str, Any], x: jax.Array, seconds: float) -> str:
-    """Times and errors, all measured in turns."""
-    timed = [Timed(_compiled(model, x)) for model in found.values()]
+def table(models: dict[str, Any], x: jax.Array, seconds: float) -> str:
+    """Returns the table of times, measured in turn, and errors."""
+    timed = [Timed(_compiled(model, x)) for model in models.values()]
     figures = timing.interleaved(timed, seconds=seconds, rounds=(5, 200))
-    exact = np.asarray(found["exact f32"](x))
-    times = [statistics.median(one) for one in figures]
+    exact = np.asarray(models["exact f32"](x))
+    times = [statistics.median(milliseconds) for milliseconds in figures]
     lines = [f"| {len(x)} rows | ms | times as fast as exact | NMSE |", "|---|---|---|---|"]
-    for (name, model), time in zip(found.items(), times, strict=True):
+    for (name, model), time in zip(models.items(), times, strict=True):
         error = float(np.mean((np.asarray(model(x)) - exact) ** 2) / np.var(exact))
         lines.append(f"| {name} | {time:.2f} | {times[0] / time:.2f} | {error:.4f} |")
     return "\n".join(lines)
@@ -110,7 +109,7 @@ def _compiled(model: Any, x: jax.Array) -> Callable[[], Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures and prints."""
+    """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--codebooks", default="16,64")

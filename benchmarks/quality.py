@@ -1,12 +1,13 @@
-"""What each method reaches: NMSE of every method, problem and size, on rows held out; with --time, at what time.
+"""NMSE of every method, problem and size on held-out rows; with --time, their times as well.
 
     python -m benchmarks.quality [--problems FOLDER] [--methods paper,low-rank,pq] [--codebooks 4,8,16,32,64] [--time]
 
-The methods are those of `fit`, and baselines: see baselines.py and quantizers.py. Writes quality.json, quality.md and
-quality.png (NMSE against C); with --time, time.png too (NMSE against time). Problems come from scikit-learn's data, or
-from a folder of `.npz` files with `x_train`, `x_test`, `w` and perhaps `b`; a `reference_nmse.json` beside them has
-what another implementation reaches (`nmse_floatlut` by problem and number of codebooks), else the paper's method is
-what the others are compared with. NMSE = |Y - Y_hat|^2 / |Y - mean_train(Y)|^2 over `x_test`, through the 8-bit tables.
+The methods are those of `fit` and the alternatives of baselines.py and quantizers.py. The command writes quality.json,
+quality.md and quality.png (NMSE against C); with --time, also time.png (NMSE against time). Problems come from the data
+of scikit-learn, or from a folder of `.npz` files with `x_train`, `x_test`, `w` and optionally `b`. All methods are
+compared with the paper's, or with another implementation if the folder has a `reference_nmse.json` of its NMSE
+(`nmse_floatlut` by problem and number of codebooks). NMSE = |Y - Y_hat|^2 / |Y - mean_train(Y)|^2 over `x_test`, with
+8-bit tables.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from jax_maddness.learn.config import METHOD_NAMES as OURS
 
 
 def fitted(method: str, x_train: np.ndarray, w: np.ndarray, b: np.ndarray, size: int) -> Approximation:
-    """What `fit` learns."""
+    """Learns an approximation by a method of `fit`."""
     config = jax_maddness.FitConfig(method=method)
     op = jax_maddness.fit(x_train, w, b, num_codebooks=size, config=config)
     return Approximation(jax_maddness.amm, op)
@@ -45,11 +46,11 @@ METHODS = {
         *quantizers.METHODS,
     )
 }
-"""Everything that is measured, by name."""
+"""All methods that are measured, by name."""
 
 
 def nmse(approximation: Approximation, problem: Matrices) -> float:
-    """Squared error on the test rows, relative to that of predicting the training rows' mean output."""
+    """Returns the squared error on the test rows, divided by that of predicting the mean training output."""
     exact = problem.x_test @ problem.w + problem.b
     center = problem.x_train.mean(0, dtype=np.float64) @ problem.w + problem.b
     error = np.asarray(approximation(jnp.asarray(problem.x_test)), np.float64) - exact
@@ -59,7 +60,7 @@ def nmse(approximation: Approximation, problem: Matrices) -> float:
 def measure(
     problems: Iterable[Matrices], methods: Sequence[Method], codebooks: Sequence[int], timed: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """One record per problem, method and size."""
+    """Yields one record per problem, method and size."""
     for problem in problems:
         learned = [
             _learn(problem, method, label, size)
@@ -72,7 +73,7 @@ def measure(
             x = problem.x_test
             reference = METHODS["exact"].learn(problem.x_train, problem.w, problem.b, 0)
             times = quality_time.relative_times(reference, [approximation for _, approximation in learned], x)
-        yield from (record | taken for (record, _), taken in zip(learned, times, strict=True))
+        yield from (record | time_of_record for (record, _), time_of_record in zip(learned, times, strict=True))
 
 
 def _learn(problem: Matrices, method: Method, label: str, size: int) -> tuple[dict[str, Any], Approximation]:
@@ -98,7 +99,7 @@ def _learn(problem: Matrices, method: Method, label: str, size: int) -> tuple[di
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures, prints the tables, writes the files."""
+    """Measures, prints the tables and writes the files."""
     args = parse(argv)
     reference = None
     problems: Iterable[Matrices] = packaged()
@@ -108,8 +109,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             reference = json.loads((args.problems / "reference_nmse.json").read_text())
     problems = (p for p in problems if args.only is None or p.name in args.only)
     before = machine.work()
-    found = list(measure(problems, [METHODS[name] for name in args.methods], args.codebooks, args.time))
-    records = quality_report.with_ratios(found, reference)
+    measured = list(measure(problems, [METHODS[name] for name in args.methods], args.codebooks, args.time))
+    records = quality_report.with_ratios(measured, reference)
     facts = machine.facts() | {"keeps_memory": args.time, "others": machine.others(before, machine.work())}
     text = quality_report.markdown(records)
     if args.time:
@@ -129,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parses the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = lambda text: text.split(",")  # noqa: E731
     parser.add_argument("--problems", type=pathlib.Path, help="a folder; without it, scikit-learn's data")

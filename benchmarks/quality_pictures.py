@@ -1,4 +1,4 @@
-"""Records of quality.py -> pictures: NMSE against the number of codebooks, and against time."""
+"""Pictures of quality.py: NMSE against the number of codebooks, and against time."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.pictures import COLOURS, STYLE
+from benchmarks.pictures import COLORS, STYLE
 from benchmarks.quality_report import Record, frontier
 
 MARKERS = "sD^v<>PX*hp"
 FLOOR = 1e-5
-"""The least NMSE that is drawn: what is below stands there."""
+"""Least NMSE that is drawn; smaller ones are drawn there."""
 SLOWEST = 4.0
-"""The longest time that is drawn, in parts of the exact product's."""
+"""Longest time that is drawn, relative to the exact product."""
 
 
 def against_codebooks(path: pathlib.Path, records: Sequence[Record]) -> None:
-    """A panel per problem, a line per method that has codebooks."""
-    here = [r for r in records if r["codebooks"]]
-    figure, panels = _panels(here)
+    """Draws a panel per problem, with a line per method that has codebooks."""
+    with_codebooks = [r for r in records if r["codebooks"]]
+    figure, panels = _panels(with_codebooks)
     for axes, own in panels:
-        for method, style in _styles(here).items():
+        for method, style in _styles(with_codebooks).items():
             points = sorted((r["codebooks"], r["nmse"]) for r in own if r["method"] == method)
             if points:
                 axes.plot(*zip(*points, strict=True), label=method, **style)
@@ -40,7 +40,7 @@ def against_codebooks(path: pathlib.Path, records: Sequence[Record]) -> None:
 
 
 def against_time(path: pathlib.Path, records: Sequence[Record], title: str) -> None:
-    """A panel per problem, a line per method; a grey line joins what nothing is quicker and more accurate than."""
+    """Draws a panel per problem, with a line per method, and the frontier of time and NMSE as a gray line."""
     figure, panels = _panels(records)
     for axes, own in panels:
         for method, style in _styles(records).items():
@@ -61,7 +61,7 @@ def against_time(path: pathlib.Path, records: Sequence[Record], title: str) -> N
 
 
 def _frontier(axes: plt.Axes, best: Sequence[Record]) -> None:
-    """A broad line; its points have numbers, and the key to them stands where nothing else can: below it."""
+    """Draws the frontier with numbered points, and the key to the numbers below it, where no point can be."""
     points = [(r["time"], max(r["nmse"], FLOOR)) for r in best]
     style: dict[str, Any] = {"color": "0.85", "linewidth": 6, "zorder": 0, "solid_capstyle": "round"}
     axes.step(*zip(*points, strict=True), where="post", label="frontier", **style)
@@ -72,20 +72,22 @@ def _frontier(axes: plt.Axes, best: Sequence[Record]) -> None:
 
 
 def _styles(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """Ours in full colour with discs, baselines thinner, each with a marker of its own."""
-    ours, theirs = (list(dict.fromkeys(r["method"] for r in records if r["ours"] is mine)) for mine in (True, False))
-    found: dict[str, dict[str, Any]] = {}
+    """Returns line styles: thick lines with discs for methods of `fit`, thin ones with other markers for the rest."""
+    ours, theirs = (
+        list(dict.fromkeys(r["method"] for r in records if r["ours"] is by_fit)) for by_fit in (True, False)
+    )
+    styles: dict[str, dict[str, Any]] = {}
     for i, method in enumerate(ours):
         hollow = {"markerfacecolor": "none", "markersize": 9} if method == "auto" else {"markersize": 5}
-        found[method] = {"color": COLOURS[i % len(COLOURS)], "marker": "o", "linewidth": 1.6, **hollow}
+        styles[method] = {"color": COLORS[i % len(COLORS)], "marker": "o", "linewidth": 1.6, **hollow}
     for i, method in enumerate(theirs):
         style = {"linestyle": "--", "linewidth": 0.8, "markersize": 5, "alpha": 0.85}
-        found[method] = {"color": f"C{i % 10}", "marker": MARKERS[i % len(MARKERS)], **style}
-    return found
+        styles[method] = {"color": f"C{i % 10}", "marker": MARKERS[i % len(MARKERS)], **style}
+    return styles
 
 
 def _panels(records: Sequence[Record]) -> tuple[plt.Figure, Iterator[tuple[plt.Axes, list[Record]]]]:
-    """A figure, and per problem its axes and records."""
+    """Returns a figure, and the axes and records of each problem."""
     names = list(dict.fromkeys(r["problem"] for r in records))
     columns = max(1, min(3 if len(names) > 4 else 2, len(names)))
     rows = max(1, -(-len(names) // columns))
@@ -103,7 +105,7 @@ def _panels(records: Sequence[Record]) -> tuple[plt.Figure, Iterator[tuple[plt.A
 
 
 def _finish(figure: plt.Figure, path: pathlib.Path) -> None:
-    """One legend for all panels, beside them."""
+    """Adds one legend for all panels and saves the figure."""
     entries: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

@@ -1,4 +1,4 @@
-"""Records of quality.py -> ratios, the frontier, and tables in Markdown."""
+"""Ratios, the frontier and tables in Markdown from the records of quality.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ Record = dict[str, Any]
 
 
 def with_ratios(records: Sequence[Record], reference: dict[str, Any] | None) -> list[Record]:
-    """Each record with the reference's NMSE and its ratio to it, where there is one for so many codebooks."""
-    found = []
+    """Adds the NMSE of the reference and the ratio to it, if the reference has this number of codebooks."""
+    extended = []
     for r in records:
         if reference is None:
             same = [q for q in _of(records, problem=r["problem"], method="paper") if q["codebooks"] == r["codebooks"]]
@@ -20,26 +20,26 @@ def with_ratios(records: Sequence[Record], reference: dict[str, Any] | None) -> 
         else:
             by_codebooks = reference.get(r["problem"], {}).get("by_codebooks", {})
             base = by_codebooks.get(str(r["codebooks"]), {}).get("nmse_floatlut")
-        found.append(r if base is None else {**r, "reference": base, "ratio": r["nmse"] / base})
-    return found
+        extended.append(r if base is None else {**r, "reference": base, "ratio": r["nmse"] / base})
+    return extended
 
 
 def frontier(records: Iterable[Record]) -> list[Record]:
-    """Those that nothing is both quicker and more accurate than, the quickest first.
+    """Returns the records that no other is both faster and more accurate than, the fastest first.
 
     Example:
       >>> [r["time"] for r in frontier({"time": t, "nmse": e} for t, e in ((3, 0.1), (1, 0.5), (2, 0.6)))]
       [1, 3]
     """
-    found: list[Record] = []
+    best: list[Record] = []
     for r in sorted(records, key=lambda r: (r["time"], r["nmse"])):
-        if not found or r["nmse"] < found[-1]["nmse"]:
-            found.append(r)
-    return found
+        if not best or r["nmse"] < best[-1]["nmse"]:
+            best.append(r)
+    return best
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """All methods side by side at one size; at equal time, where there are times; then each method by itself."""
+    """Returns all tables: methods side by side at one size, at equal time if there are times, and one per method."""
     parts = [side_by_side(records)]
     if any("time" in r for r in records):
         parts.append(at_equal_time(records))
@@ -48,14 +48,14 @@ def markdown(records: Sequence[Record]) -> str:
 
 
 def side_by_side(records: Sequence[Record]) -> str:
-    """NMSE of every method on every problem, at sizes that are usual; the least one of ours is bold."""
+    """Returns the NMSE of every method on every problem at usual sizes; the best method of `fit` is bold."""
     numbers = sorted({r["codebooks"] for r in records if r["codebooks"]}, key=lambda c: abs(np.log2(c / 16)))
     usual = {"", "r = D/16", f"C = {numbers[0]}" if numbers else ""}
-    here = [r for r in records if r["label"] in usual]
-    methods = _each(here, "method")
+    usual_records = [r for r in records if r["label"] in usual]
+    methods = _each(usual_records, "method")
     lines = [f"### Side by side ({', '.join(sorted(usual - {''}))})", "", *_head(["problem", *methods])]
     for name in _each(records, "problem"):
-        cells = {r["method"]: r for r in _of(here, problem=name)}
+        cells = {r["method"]: r for r in _of(usual_records, problem=name)}
         least = min((r["nmse"] for r in cells.values() if r["ours"]), default=None)
         texts = [_number(cells.get(m), bold=cells[m]["nmse"] == least if m in cells else False) for m in methods]
         lines.append(_row([name, *texts]))
@@ -63,7 +63,7 @@ def side_by_side(records: Sequence[Record]) -> str:
 
 
 def at_equal_time(records: Sequence[Record]) -> str:
-    """Each baseline beside the most accurate of ours that is no slower, where the baseline compares best."""
+    """Compares each baseline, at its best size, with the most accurate method of `fit` that is not slower."""
     theirs = [m for m in _each([r for r in records if not r["ours"]], "method") if m != "exact"]
     lines = [
         "### At equal time",
@@ -82,7 +82,7 @@ def at_equal_time(records: Sequence[Record]) -> str:
 
 
 def _against(baseline: Sequence[Record], ours: Sequence[Record]) -> str:
-    """The cell of one baseline on one problem."""
+    """Returns the cell of one baseline on one problem."""
     if not baseline:
         return ""
     baseline = [b for b in baseline if b["time"] < 1]
@@ -104,22 +104,22 @@ def _against(baseline: Sequence[Record], ours: Sequence[Record]) -> str:
 
 
 def _of_method(records: Sequence[Record], method: str) -> str:
-    """A row per problem: NMSE, in brackets its ratio, and the time; then the geometric mean."""
-    here = _of(records, method=method)
+    """Returns a row per problem with NMSE, ratio in parentheses and time; then the geometric mean of ratios."""
+    of_method = _of(records, method=method)
     share = lambda r: r["codebooks"] or r["size"] / r["features"]  # noqa: E731
-    labels = sorted(_each(here, "label"), key=lambda label: max(share(r) for r in _of(here, label=label)))
+    labels = sorted(_each(of_method, "label"), key=lambda label: max(share(r) for r in _of(of_method, label=label)))
     lines = [
         f"### {method}",
         "",
         *_head(["problem", "rows x D x M", *(label or "NMSE" for label in labels), "seconds of a fit"]),
     ]
-    for name in _each(here, "problem"):
-        cells = {r["label"]: r for r in _of(here, problem=name)}
+    for name in _each(of_method, "problem"):
+        cells = {r["label"]: r for r in _of(of_method, problem=name)}
         first = next(iter(cells.values()))
         shape = f"{first['rows']} x {first['features']} x {first['outputs']}"
         seconds = np.median([r["fit_seconds"] for r in cells.values()])
         lines.append(_row([name, shape, *(_cell(cells.get(label)) for label in labels), f"{seconds:.1f}"]))
-    ratios = np.array([r["ratio"] for r in here if "ratio" in r])
+    ratios = np.array([r["ratio"] for r in of_method if "ratio" in r])
     if len(ratios):
         mean = np.exp(np.log(ratios).mean())
         lines += ["", f"{len(ratios)} ratios: geometric mean {mean:.3f}, worst {ratios.max():.3f}."]
@@ -155,10 +155,10 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _each(records: Iterable[Record], key: str) -> list[Any]:
-    """The different entries, in order of appearance."""
+    """Returns the distinct values of an entry, in order of appearance."""
     return list(dict.fromkeys(r[key] for r in records))
 
 
 def _of(records: Iterable[Record], **entries: Any) -> list[Record]:
-    """Those that have these entries."""
+    """Returns the records with these entries."""
     return [r for r in records if all(r[key] == entry for key, entry in entries.items())]

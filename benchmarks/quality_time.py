@@ -1,4 +1,4 @@
-"""How long approximations take beside the exact product: in turn, in a process with one thread."""
+"""Times of approximations relative to the exact product, measured in turn in a process with one thread."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from benchmarks import contenders, timing
 from benchmarks.approximation import Approximation
 
 ROWS = 1024
-"""Of a call: the test rows, again and again or not all."""
+"""Number of rows in a call: the test rows, repeated or cut."""
 SECONDS = 10.0
-"""For all rounds of a problem."""
+"""Seconds for all rounds of a problem."""
 ROUNDS = (9, 15)
 """The least and the largest number of rounds."""
 
@@ -26,10 +26,10 @@ ROUNDS = (9, 15)
 def relative_times(
     exact: Approximation, approximations: Sequence[Approximation], x: np.ndarray
 ) -> list[dict[str, float]]:
-    """For each, `microseconds` of a call on `ROWS` rows, and its time relative to `exact`'s in the same round.
+    """Returns, for each approximation, `microseconds` per call on `ROWS` rows and `time` relative to `exact`.
 
-    Both are medians over rounds. XLA makes as many threads as the process has processors when JAX starts: so it is
-    another process, which has one.
+    Both are medians over rounds; the relative time is computed in each round. XLA starts as many threads as the process
+    has processors, so that a new process with one processor is used.
     """
     spawn = multiprocessing.get_context("spawn")
     first = sorted(os.sched_getaffinity(0))[:1]
@@ -47,7 +47,7 @@ def relative_times(
 
 
 def _milliseconds(approximations: Sequence[Approximation], x: np.ndarray) -> list[list[float]]:
-    """Of each one's calls, by round. Freed memory is kept, so that results are no fresh pages, whoever makes them."""
+    """Times each approximation by round. Freed memory is retained, so that no result is written to fresh pages."""
     jax_maddness.retain_freed_memory()
     rows = jnp.asarray(x)
     calls = [contenders.run(a.function, rows, a.operands) for a in approximations]

@@ -1,8 +1,8 @@
-"""What the methods of `fit` are compared with: product quantisation, k-means codes in place of trees.
+"""Alternatives to the methods of `fit`: product quantization, with k-means codes in place of trees.
 
-Codes are the nearest of 16 prototypes per codebook, contiguous features to a codebook; tables hold the prototypes'
-products with `w`, in 8 bits, and `aggregate` adds them as it does ours: so look-ups cost the same, and the encoding
-makes the difference. It is the quickest of six that were tried in XLA.
+A code is the nearest of 16 prototypes of a codebook, which has contiguous features. Tables hold the products of the
+prototypes with `w` in 8 bits, and `aggregate` adds them as for `fit`: look-ups cost the same, and only the encoding
+differs. It is the fastest of six encodings that were tried in XLA.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt8
 
 ROWS = 20_000
-"""Rows that k-means sees at most."""
+"""Greatest number of rows that k-means learns from."""
 QUANTILES = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 """Shares of entries that Bolt's tables may clip at either end."""
 
 Prototypes = np.ndarray
-"""[codebooks, 16, width]"""
+"""An array [codebooks, 16, width]."""
 
 
 def pq(x_train: np.ndarray, w: np.ndarray, b: np.ndarray, size: int) -> Approximation:
-    """Product quantisation (Jegou et al. 2011)."""
+    """Product quantization (Jegou et al. 2011)."""
     prototypes = k_means(x_train, size)
     return Approximation(_look_up, (_squares(prototypes), _rescaled(_products(prototypes, w), b)))
 
@@ -45,9 +45,10 @@ def bolt(x_train: np.ndarray, w: np.ndarray, b: np.ndarray, size: int) -> Approx
 
 
 def opq(x_train: np.ndarray, w: np.ndarray, b: np.ndarray, size: int) -> Approximation:
-    """After a rotation: principal components, dealt to codebooks so that all have alike products of variances.
+    """Product quantization of principal components, dealt to codebooks such that products of variances are similar.
 
-    The parametric solution of optimised product quantisation (Ge et al. 2013). It costs D * D MACs a row.
+    This is the parametric solution of optimized product quantization (Ge et al. 2013). It takes D * D multiply-adds per
+    row.
     """
     variances, vectors = np.linalg.eigh(np.cov(x_train.T.astype(np.float64)))
     logs = np.log(np.maximum(variances, 1e-9 * max(variances[-1], 1e-30)))
@@ -61,7 +62,7 @@ def opq(x_train: np.ndarray, w: np.ndarray, b: np.ndarray, size: int) -> Approxi
 
 
 def opq_faiss(x_train: np.ndarray, w: np.ndarray, b: np.ndarray, size: int) -> Approximation:
-    """After faiss's rotation, which alternates with k-means (the non-parametric solution of the same paper)."""
+    """Product quantization after the rotation of faiss (the non-parametric solution of Ge et al. 2013)."""
     faiss: Any = importlib.import_module("faiss")
     width = -(-len(w) // size) * size
     quantizer = faiss.ProductQuantizer(width, size, 4)
@@ -76,28 +77,28 @@ def opq_faiss(x_train: np.ndarray, w: np.ndarray, b: np.ndarray, size: int) -> A
 def rotated(
     x_train: np.ndarray, w: np.ndarray, b: np.ndarray, size: int, rotation: Float[np.ndarray, "features rotated"]
 ) -> Approximation:
-    """Product quantisation of `x @ rotation`."""
+    """Product quantization of `x @ rotation`."""
     rotation = rotation.astype(np.float32)
-    found = pq(x_train @ rotation, rotation.T @ w, b, size)
-    return Approximation(_rotate_and_look_up, (jnp.asarray(rotation), found.operands))
+    quantized = pq(x_train @ rotation, rotation.T @ w, b, size)
+    return Approximation(_rotate_and_look_up, (jnp.asarray(rotation), quantized.operands))
 
 
 def k_means(x: np.ndarray, codebooks: int) -> Prototypes:
-    """16 prototypes for each codebook's features; some twice where there are fewer distinct rows."""
+    """Learns 16 prototypes of the features of each codebook; with fewer rows, some are repeated."""
     from sklearn.cluster import KMeans
 
     x = np.random.default_rng(0).permutation(x)[:ROWS]
     clusters = min(LEAVES, len(x))
     with single_threaded():
-        found = [
+        centers_of_codebooks = [
             KMeans(clusters, n_init=1, max_iter=50, random_state=0).fit(part).cluster_centers_
             for part in _parts(x, codebooks).transpose(1, 0, 2)
         ]
-    return np.stack([np.resize(centers, (LEAVES, centers.shape[1])) for centers in found])
+    return np.stack([np.resize(centers, (LEAVES, centers.shape[1])) for centers in centers_of_codebooks])
 
 
 def _parts(x: Any, codebooks: int) -> Any:
-    """[rows, features] -> [rows, codebooks, width]: contiguous features, and a zero where there is one too few."""
+    """Splits `x [rows, features]` into [rows, codebooks, width] of contiguous features, padded with zeros."""
     if x.shape[1] % codebooks == 0:
         return x.reshape(len(x), codebooks, -1)
     shares = np.array_split(np.arange(x.shape[1]), codebooks)
@@ -106,7 +107,7 @@ def _parts(x: Any, codebooks: int) -> Any:
 
 
 def _squares(prototypes: Prototypes) -> tuple[Array, Array]:
-    """What distances are made of: prototypes, and half their squares."""
+    """Returns the operands of `nearest`: the prototypes and half their squared lengths."""
     return jnp.asarray(prototypes), jnp.asarray((prototypes**2).sum(-1) / 2)
 
 
@@ -115,16 +116,16 @@ def _products(prototypes: Prototypes, w: np.ndarray) -> Float[np.ndarray, "codeb
 
 
 def _rescaled(tables: np.ndarray, b: np.ndarray) -> jax_maddness.LookupTables:
-    """8-bit tables as `fit` makes them: a scale and an offset per output."""
+    """Makes 8-bit tables as `fit` does, with a scale and an offset per output."""
     values, scale, offset = quantize_tables(jnp.asarray(tables), jnp.ones(tables.shape[:2], bool))
     return jax_maddness.LookupTables(values, scale, offset + b)
 
 
 def shared_scale(tables: Float[np.ndarray, "codebooks 16 outputs"], b: np.ndarray) -> jax_maddness.LookupTables:
-    """8-bit tables as Bolt's: one scale for all of them, an offset per codebook, quantiles clipped if that pays.
+    """Makes 8-bit tables as Bolt does: one scale for all, an offset per codebook, and quantiles clipped if that helps.
 
-    Bolt weighs the outer entries by how often queries ask for them; here all columns of `w` are known, and count alike.
-    The sums are exact.
+    Bolt weights entries by their frequency in queries; here all columns of `w` are known and have equal weight. The
+    sums are exact.
     """
     best = (np.inf, np.zeros(tables.shape, np.uint8), 0.0, 0.0)
     for share in QUANTILES:
@@ -140,7 +141,7 @@ def shared_scale(tables: Float[np.ndarray, "codebooks 16 outputs"], b: np.ndarra
 
 
 def nearest(x: Array, squares: tuple[Array, Array]) -> UInt8[Array, "rows codebooks"]:
-    """The nearest prototype of each codebook."""
+    """Encodes rows as the nearest prototype of each codebook."""
     prototypes, halves = squares
     parts = _parts(x, len(prototypes))
     return jnp.argmin(halves - (parts[:, :, None] * prototypes).sum(-1), -1).astype(jnp.uint8)
@@ -153,8 +154,8 @@ def _look_up(x: Array, operands: tuple[tuple[Array, Array], jax_maddness.LookupT
 
 
 def _rotate_and_look_up(x: Array, operands: tuple[Array, Any]) -> Array:
-    rotation, rest = operands
-    return _look_up(jax.lax.dot(x, rotation), rest)
+    rotation, inner_operands = operands
+    return _look_up(jax.lax.dot(x, rotation), inner_operands)
 
 
 METHODS = (

@@ -1,4 +1,4 @@
-"""The nouns: a problem, a measurement, and the names of what is measured. Needs neither JAX nor anything else."""
+"""The data types: a problem, a measurement, and the names of contenders. Imports the standard library only."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ INT8_GIVEN = "XLA int8, given as int8"
 INT8_DYNAMIC = "XLA int8, dynamic"
 TORCH = "torch int8, dynamic"
 RIVALS = (F32, BF16, INT8_GIVEN, INT8_DYNAMIC, TORCH)
-"""What one would use instead of `amm`, exact or nearly."""
+"""The alternatives to `amm`, which are exact or nearly so."""
 
 SMALL_BATCH = "small batch"
-"""The variant of amm whose op has a second copy of the tables, for calls of few rows."""
+"""The variant of amm with a second copy of the tables for small batches (`with_small_batch_tables`)."""
 IN_A_LOOP = "in a jitted loop"
-"""The variant without Python: what a call costs when XLA makes it."""
+"""The variant without Python: calls inside a compiled loop."""
 
 EXTRAS = ("tiers", "dtypes", "columns", "read", "loop", "threads")
-"""What may be measured besides: every tier; rows of bf16 and f16; x column by column; merely reading x; calls inside
-a jitted loop; the same with more threads."""
+"""Optional measurements: every tier; rows of bf16 and f16; column-major x; merely reading x; calls inside a jitted
+loop; all of it with more threads."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """`x [rows, features] @ w [features, outputs]`, by look-ups with each of these numbers of codebooks.
+    """A product `x [rows, features] @ w [features, outputs]`, with the numbers of codebooks to measure it at.
 
     Example:
       >>> Problem.parse("8192x1024x1024:64,32+tiers")
@@ -40,7 +40,7 @@ class Problem:
 
     @classmethod
     def parse(cls, text: str) -> Problem:
-        """From `NxDxM:C,...+extra+...`."""
+        """Parses `NxDxM:C,...+extra+...`; raises ValueError otherwise."""
         match = re.fullmatch(r"(\d+)x(\d+)x(\d+):(\d+(?:,\d+)*)((?:\+[a-z]+)*)", text)
         extras = tuple(match[5].split("+")[1:]) if match else ()
         if match is None or not set(extras) <= set(EXTRAS):
@@ -58,14 +58,15 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """How long one call of something took: median, quartiles and least over rounds, in milliseconds.
+    """The time of one call of a contender: median, quartiles and minimum over rounds, in milliseconds.
 
     Attributes:
+      what: the name of the contender.
       kind: `amm`, `rival` (one of RIVALS), `read` (of x), `loop` (a call inside a jitted loop) or `other`.
-      codebooks: of amm; 0 for everything else.
-      variant: of amm; "" is a plain call on the best tier.
-      itemsize: bytes of a number of x and y.
-      clock_ghz: the core's clock around this measurement, where it is known.
+      codebooks: number of codebooks of amm; 0 for all other contenders.
+      variant: variant of amm; "" is a plain call on the best tier.
+      itemsize: bytes of an entry of x and y.
+      clock_ghz: the clock of the core around this measurement, if it is known.
     """
 
     what: str
@@ -86,22 +87,24 @@ class Measurement:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Rows, features, outputs."""
         return self.rows, self.features, self.outputs
 
     @property
     def lookups(self) -> int:
+        """Number of look-ups in a call."""
         return self.rows * self.codebooks * self.outputs
 
     @property
     def moved_bytes(self) -> int:
-        """Bytes of x, the tables and y, each moved once; in the layout for few rows, only the entries that are used."""
+        """Bytes of x, the tables and y, each moved once; of small-batch tables, only the entries that are read."""
         entries = min(16, self.rows) if self.variant == SMALL_BATCH else 16
         in_and_out = self.rows * (self.features + self.outputs) * self.itemsize
         return in_and_out + entries * self.codebooks * self.outputs
 
 
 def per_codebook(features: int, codebooks: int) -> str:
-    """D/C, as one writes it.
+    """Formats D/C.
 
     Example:
       >>> per_codebook(1024, 64), per_codebook(100, 32)

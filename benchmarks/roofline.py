@@ -1,4 +1,4 @@
-"""Measurements -> look-ups per second and per byte, beside what the core and the memory allow."""
+"""Look-ups per second and per byte, compared with the limits of the core and of memory."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from benchmarks import records
 from benchmarks.records import Measurement
 
 ROOFS = {"avx512vnni": 64.0, "avx512bw": 64.0, "avx2": 31.0, "neon": 32.0}
-"""Look-ups per cycle that a tier's instructions allow. `vpermb` looks 64 up, once a cycle, on port 5. Without it,
+"""Look-ups per cycle that the instructions of a tier allow. `vpermb` looks 64 up, once a cycle, on port 5. Without it,
 AVX-512 loads 64 entries and adds them up in two instructions, on two ports; AVX2 takes 3.1 (one shuffle, the rest to
 add exactly) for 32 look-ups, on three of Intel's ports. NEON takes two for 16, on the four pipes of an Apple M1 (a
-Neoverse N1 allows 16). The heads of kernels_<tier>.cc derive it."""
+Neoverse N1 allows 16). The comments at the top of the kernels of a tier derive it."""
 ROOFS_AMD = ROOFS | {"avx2": 32.0}
 """The same on AMD's Zen, which has four ports for vectors of 32 bytes."""
 TOO_SMALL = 100_000
-"""Look-ups below which the call itself is what takes the time."""
+"""Number of look-ups below which the overhead of the call dominates."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One measurement in the picture."""
+    """One measurement in the picture, with its label."""
 
     label: str
     tier: str
@@ -32,15 +32,15 @@ class Point:
 
 
 def roof(tier: str, vendor: str, kernels: Sequence[Mapping[str, Any]] = ()) -> float | None:
-    """Look-ups per cycle that `tier` can reach; for one not listed above, the most that its own kernel did alone."""
+    """Returns the limit of `tier` in look-ups per cycle; for an unlisted tier, the best result of its kernel alone."""
     known = (ROOFS_AMD if "AMD" in vendor else ROOFS).get(tier)
     alone = [k["lookups_per_cycle"] for k in kernels if k["tier"] == tier and "lookups_per_cycle" in k]
     return known if known is not None else max(alone, default=None)
 
 
 def points(measurements: Iterable[Measurement], clock_ghz: float) -> list[Point]:
-    """amm on one thread and rows of f32, on every tier measured; calls too small to tell are left out."""
-    found = []
+    """Returns the measurements of amm with one thread and rows of f32, without calls that are too small."""
+    shown_points = []
     for m in measurements:
         shown = m.kind == "amm" and m.variant in ("", records.SMALL_BATCH, m.tier)
         if not shown or m.threads != 1 or m.lookups < TOO_SMALL:
@@ -49,12 +49,12 @@ def points(measurements: Iterable[Measurement], clock_ghz: float) -> list[Point]
         note = f", {m.variant}" if m.variant == records.SMALL_BATCH else ""
         label = f"{m.rows} x {m.features} x {m.outputs}, D/C = {records.per_codebook(m.features, m.codebooks)}{note}"
         per_cycle = per_second / (1e9 * (m.clock_ghz or clock_ghz))
-        found.append(Point(label, m.tier, m.lookups / m.moved_bytes, per_second, per_cycle))
-    return found
+        shown_points.append(Point(label, m.tier, m.lookups / m.moved_bytes, per_second, per_cycle))
+    return shown_points
 
 
 def bound(lookups_per_byte: float, roof_per_second: float, bytes_per_second: float) -> float:
-    """Look-ups per second that both limits allow.
+    """Returns the look-ups per second that both limits allow.
 
     Example:
       >>> bound(2.0, 100.0, 10.0), bound(20.0, 100.0, 10.0)
@@ -64,7 +64,7 @@ def bound(lookups_per_byte: float, roof_per_second: float, bytes_per_second: flo
 
 
 def table(found: Sequence[Point], vendor: str, limits: Mapping[str, Any], kernels: Sequence[Mapping[str, Any]]) -> str:
-    """The points as Markdown: look-ups per cycle, bytes per second, and their share of either limit."""
+    """Returns a table of look-ups per cycle, bytes per second, and their shares of both limits."""
     heads = "| rows x D x M | tier | look-ups/cycle | of the roof | GB/s | of memory's read rate |"
     lines = [heads, "|---|---|---|---|---|---|"]
     memory = limits["read_gb_s"][max(limits["read_gb_s"], key=int)]

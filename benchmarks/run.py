@@ -1,8 +1,8 @@
-"""amm beside what one would use instead, interleaved in one process per number of threads: python -m benchmarks.run
+"""Times of amm and its alternatives, interleaved in one process per number of threads: python -m benchmarks.run
 
-Writes results.json, table.md, roofline.md and .png, sweep.md and .png. Times only: the ops are random (accuracy is
-benchmarks/quality.py's and `make demo`'s). With `--threads 1` everything has one thread, XLA's and torch's pools alike.
-The limits and the clock come from bench_limits and bench_kernels, where `make bench` has built them.
+Writes results.json, table.md, roofline.md and .png, sweep.md and .png. Only times are measured, with random ops; for
+accuracy see benchmarks/quality.py and `make demo`. With `--threads 1` the pools of XLA and torch have one thread as
+well. The limits and the clock come from bench_limits and bench_kernels, if `make bench` has built them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.records import Measurement, Problem
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures, then writes everything to the folder."""
+    """Measures everything and writes it to the output folder."""
     args = parse(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     if args.again:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parses the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     processors = len(os.sched_getaffinity(0))
     size = parser.add_mutually_exclusive_group()
@@ -75,12 +75,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if max(args.threads) > processors:
         parser.error(f"--threads {max(args.threads)}, but this process may use {processors} processors")
     for shape in args.shapes or ():
-        Problem.parse(shape)  # an error now, not in the other process
+        Problem.parse(shape)  # so that an error is reported here, not in the other process
     return args
 
 
 def chosen(args: argparse.Namespace, threads: int) -> list[str]:
-    """The problems to measure with so many threads, as arguments of measure.py."""
+    """Returns the problems to measure with this number of threads, as arguments of measure.py."""
     if args.shapes:
         return ["--problems", *args.shapes]
     every = problems.FULL if args.full else problems.QUICK
@@ -88,12 +88,14 @@ def chosen(args: argparse.Namespace, threads: int) -> list[str]:
     return ["--problems", *wanted]
 
 
-def measure(args: argparse.Namespace, threads: int, what: Sequence[str], clock: str | None) -> list[dict[str, Any]]:
-    """What a process with so many threads measured."""
+def measure(
+    args: argparse.Namespace, threads: int, selection: Sequence[str], clock: str | None
+) -> list[dict[str, Any]]:
+    """Starts a process with this number of threads; returns its measurements."""
     with tempfile.TemporaryDirectory() as folder:
         output = pathlib.Path(folder) / "measurements.json"
         command = [sys.executable, "-m", "benchmarks.measure", "--threads", str(threads), "--output", str(output)]
-        command += ["--rounds", *map(str, args.rounds), "--seconds", str(args.seconds), *what]
+        command += ["--rounds", *map(str, args.rounds), "--seconds", str(args.seconds), *selection]
         command += ["--tiers", *args.tiers] if args.tiers else []
         command += ["--clock", clock] if clock else []
         command += ["--keep-memory"] if args.keep_memory else []
@@ -102,7 +104,7 @@ def measure(args: argparse.Namespace, threads: int, what: Sequence[str], clock: 
 
 
 def write(folder: pathlib.Path, results: dict[str, Any]) -> None:
-    """Tables and pictures; the table is printed, too."""
+    """Writes tables and pictures, and prints the table."""
     measurements = [measurement(r) for r in results["measurements"]]
     head = machine.headline(results["machine"], results["limits"])
     text = f"{head}\n{table.report(measurements)}"
@@ -127,7 +129,7 @@ def write(folder: pathlib.Path, results: dict[str, Any]) -> None:
 def write_roofline(
     folder: pathlib.Path, results: dict[str, Any], measurements: Sequence[Measurement], title: str
 ) -> None:
-    """The picture, and the numbers in it."""
+    """Writes the roofline picture and its numbers."""
     limits, kernels, vendor = results["limits"], results["kernels"], results["machine"]["vendor"]
     points = roofline.points(measurements, limits["clock_ghz"])
     if not points:
@@ -139,7 +141,7 @@ def write_roofline(
 
 
 def measurement(record: dict[str, Any]) -> Measurement:
-    """A record of the JSON file as a Measurement."""
+    """Converts a record of the JSON file to a Measurement."""
     fields = {key: entry for key, entry in record.items() if key != "axis"}
     return Measurement(**fields | {"quartiles_ms": tuple(fields["quartiles_ms"])})
 

@@ -1,8 +1,9 @@
-"""Look up, then rescore, beside exact products and faiss: recall against time. python -m benchmarks.search
+"""Recall against time of `search`, exact products and faiss: python -m benchmarks.search
 
-The scan alone; nearest neighbours among WordNet's glosses, one query at a time and in batches; a head with many
-outputs; how long indices take to build. Writes results.json, table.md and search.png. faiss and torch are measured
-where they are installed (pip install faiss-cpu torch). The first run embeds the glosses and trains the head: minutes.
+Measures the scan alone, the search for nearest neighbors among WordNet's glosses, one query at a time and in batches, a
+head with many outputs, and the time to build indices. Writes results.json, table.md and search.png. faiss and torch are
+measured if they are installed (pip install faiss-cpu torch). The first run embeds the glosses and trains the head,
+which takes minutes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ OUTPUTS, STEPS = 50_000, 300
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prepares on all processors, measures with few threads, then writes everything to the folder."""
+    """Prepares on all processors, measures with the given threads, and writes everything to the output folder."""
     args = parse(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     if args.again:
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parses the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_LIMIT:,} glosses, few rounds: about a minute")
     parser.add_argument("--codebooks", type=int, default=48, help="half a byte each, of every vector")
@@ -70,7 +71,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def prepare(args: argparse.Namespace, path: pathlib.Path) -> dict[str, Any]:
-    """Data and indices into a file; what building them took, and of what size all is."""
+    """Writes data and indices to a file; returns the seconds of building and the sizes."""
     import jax_maddness
     from benchmarks import search_problems
     from benchmarks.search_contenders import faiss_indices
@@ -85,13 +86,13 @@ def prepare(args: argparse.Namespace, path: pathlib.Path) -> dict[str, Any]:
     if args.quick:
         builds.pop(FAISS_ROTATED, None)  # its rotation takes longest
     indices, seconds = {}, {}
-    for what, build in builds.items():
-        print(f"building: {what}", file=sys.stderr, flush=True)
-        indices[what], seconds[what] = timed(build)
+    for name, build in builds.items():
+        print(f"building: {name}", file=sys.stderr, flush=True)
+        indices[name], seconds[name] = timed(build)
     head_index, head_seconds = timed(
         lambda: jax_maddness.build_index(head.w.T, args.head_codebooks, queries=head.train)
     )
-    prepared = {"codebooks": args.codebooks, "neighbours": problem, "indices": indices, "head": head,
+    prepared = {"codebooks": args.codebooks, "neighbors": problem, "indices": indices, "head": head,
                 "head_index": head_index}  # fmt: skip
     path.write_bytes(pickle.dumps(prepared))
     return {
@@ -104,7 +105,7 @@ def prepare(args: argparse.Namespace, path: pathlib.Path) -> dict[str, Any]:
 
 
 def timed(build: Callable[[], Any]) -> tuple[Any, float]:
-    """What `build()` returns, and its seconds."""
+    """Returns the result of `build()` and its seconds."""
     import jax
 
     start = time.perf_counter()
@@ -112,20 +113,20 @@ def timed(build: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def measure(args: argparse.Namespace, threads: int, prepared: pathlib.Path, clock: str | None) -> dict[str, Any]:
-    """What a process with so many threads measured."""
+    """Starts a process with this number of threads; returns its measurements."""
     output = args.output / "measured.json"
     command = [sys.executable, "-m", "benchmarks.search_measure", "--threads", str(threads), "--output", str(output)]
     command += ["--prepared", str(prepared), "--rounds", *map(str, args.rounds), "--seconds", str(args.seconds)]
     command += ["--candidates", *map(str, args.candidates), "--batches", *map(str, args.batches)]
     command += ["--clock", clock] if clock else []
     subprocess.run(command, check=True)
-    found = json.loads(output.read_text())
+    measurements = json.loads(output.read_text())
     output.unlink()
-    return {"threads": threads, **found}
+    return {"threads": threads, **measurements}
 
 
 def write(folder: pathlib.Path, results: dict[str, Any]) -> None:
-    """The table, which is printed too, and the picture."""
+    """Writes the table, which is also printed, and the picture."""
     text = machine.headline(results["machine"], results["limits"])
     for measured in results["measured"]:
         text += report(results, measured)
@@ -135,28 +136,28 @@ def write(folder: pathlib.Path, results: dict[str, Any]) -> None:
     print(text)
     from benchmarks import pictures
 
-    found = [Result(**r) for measured in results["measured"][:1] for r in measured["results"]]
+    shown = [Result(**r) for measured in results["measured"][:1] for r in measured["results"]]
     facts = results["machine"]
     title = f"{facts['cpu']}, {facts['date'][:10]}, jax {facts['versions']['jax']}"
-    pictures.recall(folder / "search.png", [r for r in found if r.task == "neighbours"], RECALL, title)
+    pictures.recall(folder / "search.png", [r for r in shown if r.task == "neighbors"], RECALL, title)
     print(f"Written to {folder}.")
 
 
 def report(results: dict[str, Any], measured: dict[str, Any]) -> str:
-    """One process's part of the table."""
-    found = [Result(**r) for r in measured["results"]]
+    """Returns the part of the table for one process."""
+    measurements = [Result(**r) for r in measured["results"]]
     vectors, features = results["database"]
     threads = f"{measured['threads']} thread" + "s" * (measured["threads"] > 1)
     aims: list[str] = []
     lines = [f"\n## Scan alone, one query, {threads}\n\n", *search_report.scans(measured["scans"])]
-    for batch in dict.fromkeys(r.batch for r in found if r.task == "neighbours"):
-        own = [r for r in found if r.task == "neighbours" and r.batch == batch]
-        title = f"10 neighbours among {vectors:,} x {features}, {'one query' if batch == 1 else batch} at a time"
+    for batch in dict.fromkeys(r.batch for r in measurements if r.task == "neighbors"):
+        own = [r for r in measurements if r.task == "neighbors" and r.batch == batch]
+        title = f"10 neighbors among {vectors:,} x {features}, {'one query' if batch == 1 else batch} at a time"
         lines += [f"\n## {title}, {threads}\n\n", *search_report.rows(own, RECALL)]
         faster = [Target(EXACT, 10.0 if batch == 1 else 5.0)]
         faster += [Target(rival, 1 / 1.3) for rival in (FAISS, FAISS_ROTATED)]
         aims += search_report.verdicts(title, own, RECALL, faster)
-    own = [r for r in found if r.task == "head"]
+    own = [r for r in measurements if r.task == "head"]
     features, outputs = results["head"]
     title = f"Greatest of {outputs:,} outputs, one row of {features}, C = {results['head_codebooks']}"
     lines += [f"\n## {title}, {threads}\n\n", *search_report.rows(own, AGREEMENT)]
@@ -164,7 +165,7 @@ def report(results: dict[str, Any], measured: dict[str, Any]) -> str:
     lines += [f"\nThe word of a held-out gloss is {', '.join(shares)}.\n"]
     targets = [Target(EXACT, 10.0), Target(TORCH, 4.0)]
     aims += search_report.verdicts(title, own, AGREEMENT, targets)
-    return "".join([*lines, f"\n## What was aimed at, {threads}\n\n", *aims])
+    return "".join([*lines, f"\n## Targets, {threads}\n\n", *aims])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""One process with so many threads: what search.py prepared in, measurements out. It is of no use by itself.
+"""Measures what search.py prepared, in one process with a given number of threads. search.py starts it.
 
-XLA's thread pool gets its size when JAX starts: so affinity comes first, and JAX is imported inside the functions.
+XLA sizes its thread pool when JAX starts. Therefore the affinity is set first, and JAX is imported inside functions.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from benchmarks.search_report import Result
 if TYPE_CHECKING:
     from benchmarks.search_contenders import Searcher
 
-NEIGHBOURS, BEST_OUTPUTS = 10, 5
+NEIGHBORS, BEST_OUTPUTS = 10, 5
 SCANNED = (40_000, 1_000_000)
-"""Vectors whose codes fit L2; and that do not, nor any cache of most machines."""
+"""Numbers of vectors in a scan: codes of the first fit into L2, those of the second into no cache of most machines."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures, and writes JSON."""
+    """Measures and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--prepared", type=pathlib.Path, required=True)
@@ -44,20 +44,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     prepared = pickle.loads(args.prepared.read_bytes())  # noqa: S301 -- search.py has just written it
-    found: dict[str, Any] = {"scans": scans(args, prepared["codebooks"]), "results": []}
+    results: dict[str, Any] = {"scans": scans(args, prepared["codebooks"]), "results": []}
     for batch in args.batches:
-        found["results"] += map(dataclasses.asdict, neighbours(args, prepared, batch))
-    found["results"] += map(dataclasses.asdict, head(args, prepared))
-    args.output.write_text(json.dumps(found))
+        results["results"] += map(dataclasses.asdict, neighbors(args, prepared, batch))
+    results["results"] += map(dataclasses.asdict, head(args, prepared))
+    args.output.write_text(json.dumps(results))
 
 
 def scans(args: argparse.Namespace, codebooks: int) -> list[dict[str, Any]]:
-    """The scan alone, and reads of the same bytes."""
+    """Times the scan alone, and reads of the same bytes."""
     from benchmarks import search_contenders
 
-    found = []
+    records = []
     for vectors in SCANNED:
-        _say(args, f"scan of {vectors:,} vectors")
+        _report(args, f"scan of {vectors:,} vectors")
         entrants = search_contenders.scans(vectors, codebooks, kept=64)
         scan, *reads = (
             timing.quartiles(own)[1]
@@ -65,29 +65,29 @@ def scans(args: argparse.Namespace, codebooks: int) -> list[dict[str, Any]]:
         )
         size = vectors * codebooks / 2
         clock = clock_ghz(args.clock)
-        found.append({"vectors": vectors, "codebooks": codebooks, "bytes": size, "scan_ms": scan,
+        records.append({"vectors": vectors, "codebooks": codebooks, "bytes": size, "scan_ms": scan,
                       "read_ms": min(reads), "threads": args.threads, "clock_ghz": clock})  # fmt: skip
-    return found
+    return records
 
 
-def neighbours(args: argparse.Namespace, prepared: dict[str, Any], batch: int) -> list[Result]:
-    """Recall and time of everyone who finds neighbours, so many queries at a time."""
+def neighbors(args: argparse.Namespace, prepared: dict[str, Any], batch: int) -> list[Result]:
+    """Measures recall and time of all searchers for neighbors, with `batch` queries at a time."""
     from benchmarks import search_contenders
 
-    _say(args, f"neighbours, {batch} at a time")
+    _report(args, f"neighbors, {batch} at a time")
     search_contenders.set_faiss_threads(args.threads)
-    problem = prepared["neighbours"]
+    problem = prepared["neighbors"]
     searchers = list(
-        search_contenders.neighbours(problem.database, prepared["indices"], NEIGHBOURS, sorted(args.candidates))
+        search_contenders.neighbors(problem.database, prepared["indices"], NEIGHBORS, sorted(args.candidates))
     )
-    return measured(args, "neighbours", searchers, problem.validation, problem.tests, batch, NEIGHBOURS)
+    return measured(args, "neighbors", searchers, problem.validation, problem.tests, batch, NEIGHBORS)
 
 
 def head(args: argparse.Namespace, prepared: dict[str, Any]) -> list[Result]:
-    """Agreement and time of everyone who finds the greatest outputs, for one row."""
+    """Measures agreement and time of all searchers for the greatest outputs of one row."""
     from benchmarks import search_contenders
 
-    _say(args, "a head, one row")
+    _report(args, "a head, one row")
     problem = prepared["head"]
     searchers = list(
         search_contenders.head(problem.w, prepared["head_index"], BEST_OUTPUTS, sorted(args.candidates), args.threads)
@@ -104,7 +104,7 @@ def measured(
     batch: int,
     k: int,
 ) -> list[Result]:
-    """What share of the exact answer's first `k` each finds, and the times of all in turn; the first one is exact."""
+    """Measures the share of the first `k` of the exact answer, and times in turn; the first searcher is exact."""
     queries = {"": validation, **tests}
     exact = {name: searchers[0].ids(own, 64)[:, :k] for name, own in queries.items()}
     first = next(iter(tests.values()))
@@ -113,18 +113,18 @@ def measured(
     )
     results = []
     for searcher, own in zip(searchers, times, strict=True):
-        found = {
+        recalls = {
             name: recall(searcher.ids(rows, 64 if batch > 1 else 1)[:, :k], exact[name])
             for name, rows in queries.items()
         }
         quartiles = timing.quartiles(own)
         what, num_candidates = searcher.what, searcher.num_candidates
-        results.append(Result(task, what, batch, args.threads, num_candidates, found.pop(""), found, quartiles))
+        results.append(Result(task, what, batch, args.threads, num_candidates, recalls.pop(""), recalls, quartiles))
     return results
 
 
 def recall(found: np.ndarray, exact: np.ndarray) -> float:
-    """The share of `exact [n, k]` that is in the same row of `found`.
+    """Returns the share of `exact [n, k]` that is in the same row of `found`.
 
     Example:
       >>> recall(np.array([[1, 2], [3, 4]]), np.array([[2, 1], [3, 5]]))
@@ -133,7 +133,7 @@ def recall(found: np.ndarray, exact: np.ndarray) -> float:
     return float(np.mean([np.isin(e, f).mean() for e, f in zip(exact, found, strict=True)]))
 
 
-def _say(args: argparse.Namespace, what: str) -> None:
+def _report(args: argparse.Namespace, what: str) -> None:
     print(f"{args.threads} thread(s): {what}", file=sys.stderr, flush=True)
 
 

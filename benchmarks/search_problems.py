@@ -1,8 +1,8 @@
-"""What benchmarks/search.py searches in: real vectors with queries of their own, and a trained head of many outputs.
+"""Problems of search.py: real vectors with queries of their own, and a trained head with many outputs.
 
-WordNet's glosses, embedded by MiniLM; glosses that were held out are the queries. The head names the word that a
-gloss defines: MiniLM's vector, a hidden layer of 768, one output for each of 50,000 words. It is trained here: no
-package was found that ships the head of a language model of that size.
+The vectors are WordNet's glosses, embedded by MiniLM; held-out glosses are the queries. The head predicts the word that
+a gloss defines, from MiniLM's vector through a hidden layer of 768, with one output for each of 50,000 words. It is
+trained here, because no package was found that ships the head of a language model of that size.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from examples import glosses
 
 WIDTH = 768
 SCALE = 20.0
-"""Of the logits of vectors of length one."""
+"""Factor of the logits, as vectors have length one."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Neighbours:
-    """Vectors to search in, and queries that are none of them.
+class Neighbors:
+    """Vectors to search in, and held-out queries.
 
     Attributes:
-      database: [M, D].
-      validation: [V, D]: what chooses how many candidates to rescore.
-      tests: by name, [Q, D]: what recall is reported on.
+      database: the vectors, [M, D].
+      validation: queries [V, D] that the number of candidates is chosen on.
+      tests: queries [Q, D] that recall is reported on, by name.
     """
 
     database: np.ndarray
@@ -43,10 +43,10 @@ class Neighbours:
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """A dense layer with many outputs, `w [D, M]`, and rows that reach it; the index may see those of `train`.
+    """A dense layer with many outputs, `w [D, M]`, and rows that it receives; the index may learn from `train`.
 
     Attributes:
-      named: the share of held-out glosses whose word is among the first 1, and the first 100, outputs.
+      named: share of held-out glosses whose word is among the first 1 and the first 100 outputs.
     """
 
     w: np.ndarray
@@ -58,25 +58,25 @@ class Head:
 
 def load(
     limit: int | None, held_out: int, others: Sequence[pathlib.Path], outputs: int, steps: int, cache: pathlib.Path
-) -> tuple[Neighbours, Head]:
-    """Both problems, from the same glosses; `held_out` of them for validation and as many for testing.
+) -> tuple[Neighbors, Head]:
+    """Loads both problems from the same glosses, of which `held_out` are for validation and as many for testing.
 
     Args:
-      limit: so many glosses, drawn at random.
-      held_out: queries of each kind.
-      others: `.npz` files whose `x_test [Q, 384]` are more queries, of vectors by the same encoder.
-      outputs: of the head.
-      steps: of training it.
-      cache: a folder.
+      limit: number of glosses, drawn at random; None: all.
+      held_out: number of queries of each kind.
+      others: `.npz` files whose `x_test [Q, 384]` are further queries, of vectors by the same encoder.
+      outputs: number of outputs of the head.
+      steps: number of training steps of the head.
+      cache: folder of the vectors and the head.
     """
     texts, words = glosses.load(limit)
     vectors = glosses.vectors(texts, cache)
     order = np.random.default_rng(1).permutation(len(texts))
-    validation, test, rest = np.split(order, [held_out, 2 * held_out])
+    validation, test, database = np.split(order, [held_out, 2 * held_out])
     tests = {"held-out glosses": vectors[test]}
     tests |= {path.stem: np.load(path)["x_test"].astype(np.float32) for path in others}
-    neighbours = Neighbours(vectors[rest], vectors[validation], tests)
-    return neighbours, _head(vectors, words, (rest, validation, test), outputs, steps, cache)
+    neighbors = Neighbors(vectors[database], vectors[validation], tests)
+    return neighbors, _head(vectors, words, (database, validation, test), outputs, steps, cache)
 
 
 def _head(
@@ -87,12 +87,12 @@ def _head(
     steps: int,
     cache: pathlib.Path,
 ) -> Head:
-    """Trains the head, or reads it."""
-    rest, validation, test = parts
+    """Trains the head, or reads it from the cache."""
+    database, validation, test = parts
     first = [text.split(", ")[0].lower() for text in words]
-    names = {name: i for i, (name, _) in enumerate(Counter(first[i] for i in rest).most_common(outputs))}
+    names = {name: i for i, (name, _) in enumerate(Counter(first[i] for i in database).most_common(outputs))}
     labels = np.array([names.get(name, -1) for name in first])
-    train = rest[labels[rest] >= 0]
+    train = database[labels[database] >= 0]
     key = hashlib.sha256(f"{len(words)} {len(names)} {steps} {WIDTH}".encode() + train.tobytes()).hexdigest()[:16]
     path = cache / f"head-{key}.npz"
     if not path.exists():
@@ -109,14 +109,14 @@ def _head(
 
 
 def _features(hidden: jax.Array, vectors: jax.Array) -> jax.Array:
-    """MiniLM's vectors [n, 384] through the hidden layer [385, WIDTH]: [n, WIDTH], of length one."""
+    """Maps MiniLM's vectors [n, 384] through the hidden layer [385, WIDTH] to [n, WIDTH], of length one."""
     x = jax.nn.gelu(jnp.sqrt(vectors.shape[1]) * vectors @ hidden[:-1] + hidden[-1])
     x = x - x.mean(-1, keepdims=True)
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def _train(vectors: np.ndarray, labels: np.ndarray, outputs: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The hidden layer and the head, by Adam on the cross-entropy; each output starts as the mean of its features."""
+    """Trains the hidden layer and the head with Adam; each output starts as the mean of its features."""
     rng = np.random.default_rng(2)
     hidden = jnp.float32(rng.standard_normal((vectors.shape[1] + 1, WIDTH)) / np.sqrt(vectors.shape[1]))
     features = np.asarray(jax.jit(_features)(hidden, vectors))

@@ -1,4 +1,4 @@
-"""What benchmarks/search.py found, in Markdown: the scan, recall against time, a head, and what was aimed at."""
+"""Results of search.py in Markdown: the scan, recall against time, a head, and targets."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ FAISS = "faiss fast scan + refine"
 FAISS_ROTATED = "faiss OPQ + fast scan + refine"
 
 RECALL = 0.99
-"""Of the exact neighbours: what the number of candidates is chosen for."""
+"""Share of the exact neighbors that the number of candidates is chosen for."""
 AGREEMENT = 0.999
-"""With the exact greatest output, the same."""
+"""Share of rows with the exact greatest output that the number of candidates is chosen for."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How well and how quickly something answered.
+    """Recall and time of a searcher.
 
     Attributes:
-      task: `neighbours` or `head`.
-      num_candidates: candidates; 0 where every product is computed.
-      validation: recall, or agreement, on the queries that choose `num_candidates`.
-      tests: the same on other queries, by their names.
-      quartiles_ms: of a call, which answers `batch` queries.
+      task: `neighbors` or `head`.
+      what: the name of the searcher.
+      batch: number of queries in a call.
+      num_candidates: number of candidates; 0 if every product is computed.
+      validation: recall or agreement on the queries on which `num_candidates` is chosen.
+      tests: recall or agreement on other queries, by their names.
+      quartiles_ms: lower quartile, median and upper quartile of a call, in milliseconds.
     """
 
     task: str
@@ -41,11 +43,12 @@ class Result:
 
     @property
     def query_ms(self) -> float:
+        """Median milliseconds per query."""
         return self.quartiles_ms[1] / self.batch
 
 
 def chosen(results: Sequence[Result], what: str, least: float) -> Result | None:
-    """The quickest of the numbers of candidates that reach `least` on validation queries; None where none does.
+    """Returns the fastest result of `what` that reaches `least` on validation queries, or None.
 
     Example:
       >>> a, b = (Result("head", "x", 1, 1, c, r, {}, (1, c, 1)) for c, r in ((1, 0.5), (2, 0.99)))
@@ -57,7 +60,7 @@ def chosen(results: Sequence[Result], what: str, least: float) -> Result | None:
 
 
 def rows(results: Sequence[Result], least: float) -> Iterator[str]:
-    """A Markdown table; what was chosen is bold."""
+    """Yields a Markdown table, in which the chosen numbers of candidates are bold."""
     tests = list(results[0].tests)
     yield f"| what | candidates | {' | '.join(tests)} | ms a query (quartiles) | times as fast |\n"
     yield "|---" * (len(tests) + 4) + "|\n"
@@ -65,26 +68,26 @@ def rows(results: Sequence[Result], least: float) -> Iterator[str]:
     for r in results:
         mark = "**" if r.num_candidates and r is chosen(results, r.what, least) else ""
         low, _, high = (ms / r.batch for ms in r.quartiles_ms)
-        found = " | ".join(f"{r.tests[name]:.4f}" for name in tests)
+        recalls = " | ".join(f"{r.tests[name]:.4f}" for name in tests)
         yield (
-            f"| {mark}{r.what}{mark} | {r.num_candidates or 'all'} | {found} "
+            f"| {mark}{r.what}{mark} | {r.num_candidates or 'all'} | {recalls} "
             f"| {r.query_ms:.3g} ({low:.3g}-{high:.3g}) | {mark}{base / r.query_ms:.1f}x{mark} |\n"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """`times` as quick as `rival`: so much was aimed at."""
+    """A target: to be `times` as fast as `rival`."""
 
     rival: str
     times: float
 
 
 def verdicts(title: str, results: Sequence[Result], least: float, targets: Sequence[Target]) -> Iterator[str]:
-    """A line for each target: what was aimed at, and what came out."""
+    """Yields a line for each target and whether it was reached."""
     own = chosen(results, LOOK_UPS, least)
     for target in targets:
-        complete = (r for r in results if r.what == target.rival and not r.num_candidates)  # as good as it gets
+        complete = (r for r in results if r.what == target.rival and not r.num_candidates)  # computes every product
         rival = next(complete, None) or chosen(results, target.rival, least)
         if rival is None:
             continue
@@ -100,7 +103,7 @@ def verdicts(title: str, results: Sequence[Result], least: float, targets: Seque
 
 
 def _named(result: Result) -> str:
-    """Candidates, if any, and the share of what is right on the first of the test queries."""
+    """Formats the number of candidates, if any, and the recall on the first test queries."""
     return (
         f"{result.num_candidates} candidates, " * bool(result.num_candidates)
         + f"{next(iter(result.tests.values())):.4f}"
@@ -108,7 +111,7 @@ def _named(result: Result) -> str:
 
 
 def scans(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The scan beside plain reads of the same bytes; the fastest read counts."""
+    """Yields a table of the scan and the fastest plain read of the same bytes."""
     yield "| vectors | codebooks | MB | scan, ms | GB/s | look-ups/cycle | fastest read, GB/s | share of it |\n"
     yield "|---|---|---|---|---|---|---|---|\n"
     for f in found:
@@ -122,7 +125,7 @@ def scans(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def building(seconds: Mapping[str, float], processors: int) -> Iterator[str]:
-    """How long each index took."""
+    """Yields a table of the seconds that each index took to build."""
     yield f"| index | seconds on {processors} processors |\n|---|---|\n"
-    for what, took in seconds.items():
-        yield f"| {what} | {took:.1f} |\n"
+    for name, duration in seconds.items():
+        yield f"| {name} | {duration:.1f} |\n"

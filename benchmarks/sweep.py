@@ -1,8 +1,8 @@
-"""Measurements along N, D, C and M -> a table, and in words where the cost jumps.
+"""Cost along N, D, C and M as a table, with jumps of the cost described in words.
 
-A call costs so much per row, per encoding, per look-up, per byte, and something fixed. So along any one letter, with
-the others constant, cost per unit never rises; and no size costs more than a larger one. Where either is violated by
-more than noise there is a cliff: a cache that overflows, a remainder that is handled badly.
+The cost of a call is a fixed part and a part per row, encoding, look-up and byte. Along any one letter, with the others
+constant, the cost per unit should therefore never rise, and no size should cost more than a larger one. A violation by
+more than noise is a cliff: a cache that overflows, or a remainder that is handled badly.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from benchmarks.records import Measurement
 from benchmarks.table import digits
 
 STEEP = 1.3
-"""How many times dearer than a neighbour makes a cliff."""
+"""Least ratio of the cost of a size to that of a round size beside it that counts as a cliff."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cliff:
-    """A size that costs more than a round size next to it promises."""
+    """A size that costs more than a round size beside it suggests."""
 
     axis: str
     at: Measurement
@@ -29,46 +29,46 @@ class Cliff:
 
     def __str__(self) -> str:
         letter = self.axis[0]
-        here, there = (f"{letter} = {value(self.axis, m)}" for m in (self.at, self.beside))
+        size, round_size = (f"{letter} = {value(self.axis, m)}" for m in (self.at, self.beside))
         others = ", ".join(f"{k} = {v}" for k, v in _sizes(self.at).items() if k not in _moving(self.axis))
         what = f"{_UNIT[letter]} as" if self.per_unit else "in all as the larger"
         rate = 1e-6 * self.at.moved_bytes / _cost(self.at)
-        return f"{here} ({others}) costs {self.ratio:.1f} times as much {what} {there}; it moves {rate:.0f} GB/s."
+        return f"{size} ({others}) costs {self.ratio:.1f} times as much {what} {round_size}; it moves {rate:.0f} GB/s."
 
 
 _UNIT = {"N": "per look-up", "M": "per look-up", "C": "per look-up", "D": "per feature"}
 
 
 def cliffs(axis: str, along: Sequence[Measurement]) -> list[Cliff]:
-    """Where cost per unit rises above that of the round size below, or cost in all above that of the one above it.
+    """Finds sizes with a higher cost per unit than the round size below, or a higher cost than the one above.
 
-    Round are the powers of two. The least times are compared: other processes, on a busy machine, can only add to them.
+    Powers of two are round. Minimum times are compared, as other processes can only add to them.
     """
     ordered = sorted(along, key=lambda m: value(axis, m))
-    found = []
+    steep = []
     for m in ordered:
         size = value(axis, m)
         below = [r for r in ordered if value(axis, r) < size and _is_round(axis, r)]
         above = [r for r in ordered if value(axis, r) > size and _is_round(axis, r)]
         if below:
             ratio = _cost(m) / _cost(below[-1]) * value(axis, below[-1]) / size
-            found += [Cliff(axis, m, below[-1], ratio, True)] if ratio > STEEP else []
+            steep += [Cliff(axis, m, below[-1], ratio, True)] if ratio > STEEP else []
         if above:
             ratio = _cost(m) / _cost(above[0])
-            found += [Cliff(axis, m, above[0], ratio, False)] if ratio > STEEP else []
-    return found
+            steep += [Cliff(axis, m, above[0], ratio, False)] if ratio > STEEP else []
+    return steep
 
 
 def value(axis: str, m: Measurement) -> int:
-    """What varies along the axis."""
+    """Returns the size that varies along the axis."""
     return _sizes(m)[axis[0]]
 
 
 def report(by_axis: dict[str, list[Measurement]]) -> str:
-    """The cliffs in words, then a table per axis."""
-    found = [str(cliff) for axis, along in by_axis.items() for cliff in cliffs(axis, along)]
-    verdict = f"{len(found)} cliffs:\n\n- " + "\n- ".join(found) if found else "No cliffs."
-    rule = f"A cliff is a cost {STEEP:g} times that of a round neighbour: per unit, or in all where that one is larger."
+    """Returns the cliffs in words, then a table per axis."""
+    described = [str(cliff) for axis, along in by_axis.items() for cliff in cliffs(axis, along)]
+    verdict = f"{len(described)} cliffs:\n\n- " + "\n- ".join(described) if described else "No cliffs."
+    rule = f"A cliff is a cost {STEEP:g} times that of a round size beside it: per unit, or in all if that is larger."
     parts = ["### Cost along N, M, C and D", rule, verdict]
     return "\n\n".join([*parts, *(_table(axis, along) for axis, along in by_axis.items())]) + "\n"
 
@@ -96,7 +96,7 @@ def _sizes(m: Measurement) -> dict[str, int]:
 
 
 def _moving(axis: str) -> str:
-    """The letters that vary along an axis: with C, D does, as D/C is constant there."""
+    """Returns the letters that vary along an axis; along C, D varies as well, as D/C is constant."""
     return "CD" if axis[0] == "C" else axis[0]
 
 

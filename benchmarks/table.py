@@ -1,6 +1,6 @@
-"""Measurements -> Markdown: where look-ups win, where they lose, what threads bring, everything in detail.
+"""Tables in Markdown: where look-ups win, where they lose, the effect of threads, and all measurements.
 
-The measurements decide what is a win: amm is clearly faster than the fastest of all alternatives that were measured.
+A win is a measurement of amm that is clearly faster than the fastest measured alternative.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from benchmarks import records
 from benchmarks.records import Measurement
 
 CLEARLY = 1.05
-"""A win is at least this many times faster than the fastest alternative: less than that is noise."""
+"""Least speed-up over the fastest alternative that counts as a win; less may be noise."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Contest:
-    """amm on a problem, beside what was measured in its stead in the same rounds."""
+    """amm on a problem, and the alternatives that were measured in the same rounds."""
 
     amm: Measurement
     rivals: dict[str, Measurement]
@@ -29,7 +29,7 @@ class Contest:
 
     @property
     def speed_up(self) -> float:
-        """How many times faster than the fastest alternative amm is."""
+        """Speed of amm relative to the fastest alternative."""
         return self.best.median_ms / self.amm.median_ms
 
     @property
@@ -39,14 +39,15 @@ class Contest:
 
 
 def contests(measurements: Iterable[Measurement], threads: int) -> list[Contest]:
-    """One per shape and number of codebooks: amm on the best tier, in the layout that suits the rows best.
+    """Returns a contest per shape and number of codebooks: amm on the best tier, in the faster layout.
 
-    Where calls inside a jitted loop were measured, these decide: from Python such a call costs more than its work.
+    If calls inside a jitted loop were measured, these decide: called from Python, such a small problem takes longer
+    than its work.
     """
-    here = [m for m in measurements if m.threads == threads]
-    found = []
-    for shape in dict.fromkeys(m.shape for m in here):
-        of_shape = [m for m in here if m.shape == shape]
+    of_threads = [m for m in measurements if m.threads == threads]
+    decided = []
+    for shape in dict.fromkeys(m.shape for m in of_threads):
+        of_shape = [m for m in of_threads if m.shape == shape]
         loops = [m for m in of_shape if m.kind == "loop"]
         rivals = {m.what: m for m in of_shape if m.kind == "rival"}
         plain = [m for m in of_shape if m.kind == "amm" and m.variant in ("", records.SMALL_BATCH)]
@@ -56,17 +57,17 @@ def contests(measurements: Iterable[Measurement], threads: int) -> list[Contest]
         for codebooks in dict.fromkeys(m.codebooks for m in plain):
             amm = min((m for m in plain if m.codebooks == codebooks), key=lambda m: m.median_ms)
             if rivals:
-                found.append(Contest(amm, rivals))
-    return found
+                decided.append(Contest(amm, rivals))
+    return decided
 
 
 def report(measurements: Sequence[Measurement]) -> str:
-    """All tables: the summary, by threads, then every measurement."""
+    """Returns all tables: the summaries by number of threads, then every measurement."""
     parts = []
     for threads in sorted({m.threads for m in measurements}):
-        found = contests(measurements, threads)
+        all_contests = contests(measurements, threads)
         for title, won in (("Where look-ups win", True), ("Where they lose", False)):
-            of_title = sorted((c for c in found if c.won == won), key=lambda c: -c.speed_up)
+            of_title = sorted((c for c in all_contests if c.won == won), key=lambda c: -c.speed_up)
             if of_title:
                 parts += [f"### {title}, {_threads(threads)}", summary(of_title)]
     parts += [f"### {title}\n\n{text}" for title, text in (("Threads", scaling(measurements)),) if text]
@@ -75,12 +76,12 @@ def report(measurements: Sequence[Measurement]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def summary(found: Sequence[Contest]) -> str:
-    """One row per contest; each alternative's time as a multiple of amm's."""
-    names = [name for name in records.RIVALS if any(name in c.rivals for c in found)]
+def summary(shown: Sequence[Contest]) -> str:
+    """Returns a row per contest, with the time of each alternative as a multiple of that of amm."""
+    names = [name for name in records.RIVALS if any(name in c.rivals for c in shown)]
     heads = ["rows x D x M", "D/C", "amm, ms", *names, "amm against the fastest of these"]
     lines = [_row(heads), "|---" * len(heads) + "|"]
-    for c in found:
+    for c in shown:
         m = c.amm
         ratios = [times(c.rivals[n].median_ms / m.median_ms) if n in c.rivals else "" for n in names]
         note = f" ({m.variant})" if m.variant else ""
@@ -90,48 +91,48 @@ def summary(found: Sequence[Contest]) -> str:
 
 
 def scaling(measurements: Sequence[Measurement]) -> str:
-    """What more threads bring, for amm and XLA's f32; empty where one number of threads was measured."""
-    few, *more = sorted({m.threads for m in measurements})
-    heads = ["rows x D x M", "", *(f"{n} threads over {few}" for n in more)]
+    """Returns the speed-up by more threads of amm and XLA's f32; empty with one number of threads."""
+    few, *others = sorted({m.threads for m in measurements})
+    heads = ["rows x D x M", "", *(f"{n} threads over {few}" for n in others)]
     lines = [_row(heads), "|---" * len(heads) + "|"]
-    for one in measurements:
-        if one.threads != few or not ((one.kind == "amm" and not one.variant) or one.what == records.F32):
+    for first in measurements:
+        if first.threads != few or not ((first.kind == "amm" and not first.variant) or first.what == records.F32):
             continue
-        same = {m.threads: m for m in measurements if m.shape == one.shape and m.what == one.what}
-        if same.keys() >= set(more):
-            ratios = [f"{one.median_ms / same[n].median_ms:.2f}x" for n in more]
-            lines.append(_row([_shape(one.shape), one.what, *ratios]))
-    return "\n".join(lines) if more else ""
+        same = {m.threads: m for m in measurements if m.shape == first.shape and m.what == first.what}
+        if same.keys() >= set(others):
+            ratios = [f"{first.median_ms / same[n].median_ms:.2f}x" for n in others]
+            lines.append(_row([_shape(first.shape), first.what, *ratios]))
+    return "\n".join(lines) if others else ""
 
 
 def details(measurements: Sequence[Measurement]) -> list[str]:
-    """One table per shape: what, how long, and how many times faster it is than f32, int8 dynamic and reading x."""
+    """Returns a table per shape: times, and speeds relative to f32, int8 dynamic and reading x."""
     shapes = dict.fromkeys(m.shape for m in measurements)
     return [_details([m for m in measurements if m.shape == shape]) for shape in shapes]
 
 
-def _details(here: Sequence[Measurement]) -> str:
-    unit, scale = ("us", 1000) if all(m.median_ms < 1 for m in here) else ("ms", 1)
+def _details(measurements: Sequence[Measurement]) -> str:
+    unit, scale = ("us", 1000) if all(m.median_ms < 1 for m in measurements) else ("ms", 1)
     references = {
-        "f32": [m for m in here if m.what == records.F32],
-        "int8 dynamic": [m for m in here if m.what == records.INT8_DYNAMIC],
-        "reading x": [m for m in here if m.kind == "read"],
+        "f32": [m for m in measurements if m.what == records.F32],
+        "int8 dynamic": [m for m in measurements if m.what == records.INT8_DYNAMIC],
+        "reading x": [m for m in measurements if m.kind == "read"],
     }
-    against = {name: min(m.median_ms for m in found) for name, found in references.items() if found}
-    in_loop = next((m.median_ms for m in here if m.kind == "loop" and not m.codebooks), None)
-    heads = [_shape(here[0].shape), f"{unit} (quartiles)", *(f"against {name}" for name in against)]
+    against = {name: min(m.median_ms for m in matches) for name, matches in references.items() if matches}
+    in_loop = next((m.median_ms for m in measurements if m.kind == "loop" and not m.codebooks), None)
+    heads = [_shape(measurements[0].shape), f"{unit} (quartiles)", *(f"against {name}" for name in against)]
     lines = [_row(heads), "|---" * len(heads) + "|"]
-    for m in here:
+    for m in measurements:
         middle, low, high = (digits(ms * scale) for ms in (m.median_ms, *m.quartiles_ms))
         ratios = [times(ms / m.median_ms) for ms in against.values()]
-        if in_loop is not None and m.kind == "loop":  # without Python: only the product in the same loop compares
+        if in_loop is not None and m.kind == "loop":  # comparable only with the product in the same loop
             ratios = [times(in_loop / m.median_ms)] + [""] * (len(against) - 1)
         lines.append(_row([m.what, f"{middle} ({low}-{high})", *ratios]))
     return "\n".join(lines)
 
 
 def digits(number: float) -> str:
-    """Three digits that count, without an exponent.
+    """Formats a number with three significant digits, without an exponent.
 
     Example:
       >>> [digits(x) for x in (1234.5, 12.345, 0.0012345)]
@@ -143,7 +144,7 @@ def digits(number: float) -> str:
 
 
 def times(ratio: float) -> str:
-    """A ratio with two digits that count.
+    """Formats a ratio with two significant digits.
 
     Example:
       >>> [times(x) for x in (1234.5, 12.345, 1.234, 0.01234)]

@@ -1,10 +1,9 @@
-"""Where an exact term pays: NMSE on test rows, and time beside XLA's f32 product, with terms of several sizes.
+"""NMSE on test rows and time relative to XLA's f32 product, of ops with exact terms of several sizes.
 
     taskset -c 1 python -m benchmarks.terms [--problems FOLDER] [--only a,b] [--method paper] [--output FOLDER]
 
-A low-rank product by itself, without codes, stands beside them: it is what one would use instead. Times are medians of
-interleaved rounds on `ROWS` rows, with memory kept (`retain_freed_memory`), relative to XLA's f32 product in the same
-run.
+A low-rank product without codes is measured as the alternative. Times are medians of interleaved rounds on `ROWS` rows,
+with freed memory retained (`retain_freed_memory`), relative to XLA's f32 product in the same run.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ SIZES: tuple[tuple[int, dict[str, Any]], ...] = (
     (16, {"outliers": 4}),
     (16, {"outliers": 8}),
 )
-"""Codebooks, and the exact term beside them."""
+"""Number of codebooks, and the options of the exact term."""
 ALONE = (4, 16, 32)
 """Ranks of a product without codes."""
 ROWS = 4096
-"""Rows that are timed."""
+"""Number of rows that are timed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Timed:
 
 
 def measure(problem: Matrices, method: str, seconds: float) -> list[dict[str, Any]]:
-    """A record for each of `SIZES` and `ALONE` that the problem allows, and for XLA's product."""
+    """Returns a record for each of `SIZES` and `ALONE` that the problem allows, and for XLA's product."""
     x = jnp.asarray(np.resize(problem.x_test, (ROWS, problem.x_test.shape[1])))
     w, b = jnp.asarray(problem.w), jnp.asarray(problem.b)
     exact = problem.x_test @ problem.w + problem.b
@@ -76,19 +75,19 @@ def measure(problem: Matrices, method: str, seconds: float) -> list[dict[str, An
         op = jax_maddness.fit(problem.x_train, problem.w, problem.b, num_codebooks=codebooks, config=config)
         add(named(codebooks, term), jax_maddness.amm, op)
     for rank in (r for r in ALONE if r <= most):
-        low, rest = terms.split(rows, problem.w, jax_maddness.FitConfig(rank=rank))
+        low, residual = terms.split(rows, problem.w, jax_maddness.FitConfig(rank=rank))
         assert low is not None
-        offset = jnp.asarray(rows.mean @ rest + problem.b, jnp.float32)
+        offset = jnp.asarray(rows.mean @ residual + problem.b, jnp.float32)
         add(f"rank {rank} alone", lambda x, down, up, b: (x @ down) @ up + b, low.down, low.up, offset)
     figures = timing.interleaved([Timed(call) for call in calls], seconds=seconds, rounds=(5, 25))
     ratios = [statistics.median(a / b for a, b in zip(own, figures[0], strict=True)) for own in figures]
     shape = {"problem": problem.name, "features": w.shape[0], "outputs": w.shape[1], "method": method}
-    found = zip(names, errors, figures, ratios, strict=True)
-    return [{**shape, "name": n, "nmse": e, "ms": statistics.median(t), "ratio": r} for n, e, t, r in found]
+    results = zip(names, errors, figures, ratios, strict=True)
+    return [{**shape, "name": n, "nmse": e, "ms": statistics.median(t), "ratio": r} for n, e, t, r in results]
 
 
 def named(codebooks: int, term: dict[str, int]) -> str:
-    """What the table calls it.
+    """Returns the name of a size in the table.
 
     Example:
       >>> named(16, {"rank": 4}), named(32, {})
@@ -98,17 +97,17 @@ def named(codebooks: int, term: dict[str, int]) -> str:
 
 
 def markdown(records: Sequence[dict[str, Any]]) -> str:
-    """A row per size, a column per problem: NMSE, and the time in per cent of XLA's."""
+    """Returns a row per size and a column per problem: NMSE, and the time in percent of XLA's."""
     problems = {r["problem"]: f"{r['problem']} {r['features']} x {r['outputs']}" for r in records}
     lines = ["| | " + " | ".join(problems.values()) + " |", "|---" * (1 + len(problems)) + "|"]
     for name in dict.fromkeys(r["name"] for r in records):
-        found = {r["problem"]: f"{r['nmse']:.4f}, {100 * r['ratio']:.0f} %" for r in records if r["name"] == name}
-        lines.append(f"| {name} | " + " | ".join(found.get(p, "") for p in problems) + " |")
+        cells = {r["problem"]: f"{r['nmse']:.4f}, {100 * r['ratio']:.0f} %" for r in records if r["name"] == name}
+        lines.append(f"| {name} | " + " | ".join(cells.get(p, "") for p in problems) + " |")
     return "\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures, prints the table, writes it."""
+    """Measures, prints and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=pathlib.Path, help="a folder of .npz; without it, scikit-learn's data")
     parser.add_argument("--only", type=lambda s: s.split(","), help="names of problems")

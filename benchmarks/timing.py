@@ -1,8 +1,8 @@
-"""Times contenders in turn, round after round, in one process: what slows the machine down slows all of them.
+"""Times contenders in turn, round after round, in one process, so that a slower machine affects all of them alike.
 
-Of the libraries, pyperf gives every benchmark processes of its own, pytest-benchmark and richbench finish one before
-the next; google-benchmark interleaves, but takes one number of rounds for all, from tiny calls to seconds, through
-a file and a global registry: more code to drive than the loop below.
+No library does this in less code: pyperf runs every benchmark in processes of its own, pytest-benchmark and richbench
+finish one before the next; google-benchmark interleaves, but with one number of rounds for all, from tiny calls to
+seconds, and through a file and a global registry.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 
 class Timed(Protocol):
-    """What is timed."""
+    """The interface of a contender."""
 
     @property
     def call(self) -> Callable[[], Any]:
@@ -30,22 +30,22 @@ class Timed(Protocol):
 SLICE = 0.02
 """Seconds of calls that a contender gets in a round, unless one call takes longer."""
 PAUSE = 0.005
-"""Seconds between two contenders, in which thread pools of the last one stop spinning."""
+"""Seconds between two contenders, so that the thread pools of the first one stop spinning."""
 
 
 def interleaved(
     contenders: Sequence[Timed], *, seconds: float, rounds: tuple[int, int], slice_seconds: float = SLICE
 ) -> list[list[float]]:
-    """Milliseconds of a call, per contender and round.
+    """Returns the milliseconds of a call, per contender and round.
 
-    In a round each contender is called as often as fits in a slice, back to back, so that small operands are hot; the
-    round's figure is the median of its calls. The order changes from round to round.
+    In a round each contender is called as often as fits into a slice, back to back, so that small operands are in the
+    caches; the figure of the round is the median of its calls. The order changes from round to round.
 
     Args:
-      contenders: what to time.
-      seconds: how long all rounds may take; the least number of rounds is run in any case.
-      rounds: the least and the largest number of rounds.
-      slice_seconds: of calls per contender and round.
+      contenders: the contenders.
+      seconds: time limit of all rounds; the least number of rounds is run in any case.
+      rounds: the least and the greatest number of rounds.
+      slice_seconds: seconds of calls per contender and round.
     """
     order = random.Random(0)  # noqa: S311
     calls = [_calls_in_a_slice(contender, slice_seconds) for contender in contenders]
@@ -61,7 +61,7 @@ def interleaved(
 
 
 def _calls_in_a_slice(contender: Timed, slice_seconds: float) -> int:
-    """How many calls fit, by the second of two calls; the first one compiles, allocates, reads from memory."""
+    """Returns how many calls fit, by the time of the second call: the first compiles, allocates and reads memory."""
     with contender.context():
         for _ in range(2):
             begin = time.perf_counter()
@@ -73,7 +73,7 @@ def _calls_in_a_slice(contender: Timed, slice_seconds: float) -> int:
 
 
 def _slice(contender: Timed, calls: int) -> float:
-    """Median milliseconds of so many calls; where there are several, one more, before them, is not counted."""
+    """Returns the median milliseconds of `calls` calls; if there are several, a call before them is not counted."""
     times = []
     with contender.context():
         if calls > 1:
@@ -86,7 +86,7 @@ def _slice(contender: Timed, calls: int) -> float:
 
 
 def quartiles(figures: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile.
+    """Returns lower quartile, median and upper quartile.
 
     Example:
       >>> quartiles([4.0, 1.0, 2.0, 3.0, 5.0])

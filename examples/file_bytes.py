@@ -1,8 +1,8 @@
-"""Files on this machine's disk as inputs of the file-type model: bytes, without labels, split by package.
+"""Files of the machine as inputs of the file-type model: bytes without labels, split by package.
 
-What a fresh machine has: Python's standard library and installed packages, and the system's folders. Packages, by
-their names, are either for training, for validation or for the test, so that no file of the test is of a kind that
-only its own package has, and was trained on.
+The files are those that a fresh machine has: Python's standard library, installed packages, and the folders of the
+system. Each package, by its name, is either for training, for validation or for the test, so that the test has no files
+of a kind that only its own package has and that was trained on.
 """
 
 from __future__ import annotations
@@ -20,74 +20,74 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 PAD = 256
-"""The token where a file has no more bytes."""
+"""The token for bytes beyond the end of a file."""
 HALF = 1024
-"""Bytes that the model sees of each end of a file."""
+"""Number of bytes of each end of a file that the model reads."""
 BLOCK = 4096
-"""Bytes that are read of each end: whitespace is stripped before the model's are taken."""
+"""Number of bytes of each end that whitespace is stripped from before `HALF` of them are taken."""
 LEAST = 8
-"""A file of fewer bytes is none for the model."""
+"""Least number of bytes of a file for the model."""
 SPLITS = {"training": 6, "validation": 1, "test": 5}
-"""Shares of the packages."""
+"""Shares of the packages in each split."""
 PER_PACKAGE, PER_KIND = 96, 16
-"""At most so many files of a package, and so many of them with the same extension."""
+"""Greatest numbers of files of a package, and of those with the same extension."""
 PER_EXTENSION = 0.08
-"""At most this share of a split has the same extension."""
+"""Greatest share of files with the same extension in a split."""
 
 
 def roots() -> list[str]:
-    """Folders in which each entry is a package; those within others first."""
+    """Returns folders in which each entry is a package; a folder inside of another one comes first."""
     system = ["/usr/lib/python3/dist-packages", "/usr/share/doc", "/usr/lib", "/usr/share", "/usr/include", "/etc"]
     platforms = sorted(
         str(path) for top in ("/usr/lib", "/usr/include") for path in pathlib.Path(top).glob("*-linux-*")
     )
     python = [sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")]
-    found = [os.path.realpath(root) for root in (*python, *platforms, *system) if os.path.isdir(root)]
-    return sorted(dict.fromkeys(found), key=lambda root: (-len(root), root))
+    folders = [os.path.realpath(root) for root in (*python, *platforms, *system) if os.path.isdir(root)]
+    return sorted(dict.fromkeys(folders), key=lambda root: (-len(root), root))
 
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """Where a file is: its path is `root/inside`."""
+    """A file, at the path `root/inside`."""
 
     root: str
     inside: str
 
     @property
     def path(self) -> str:
-        """Of the file."""
+        """The path of the file."""
         return os.path.join(self.root, self.inside)
 
     @property
     def order(self) -> tuple[int, str]:
-        """By which files are sorted: any order that does not depend on where the root is."""
+        """Key by which files are sorted, which does not depend on the root."""
         return zlib.crc32(os.fsencode(self.inside)), self.inside
 
     @property
     def package(self) -> str:
-        """The name of the folder in its root, up to a version: the same in several roots is one package."""
+        """Name of the folder in the root, without a version; the same name in several roots is one package."""
         return self.inside.split(os.sep)[0].split("-")[0].split(".")[0].lower()
 
     @property
     def extension(self) -> str:
-        """Of its name, without a version after it; "" where there is none."""
+        """Extension of the name, without a version after it; "" if there is none."""
         return os.path.splitext(re.sub(r"(\.\d+)+$", "", self.inside))[1].lower()
 
     @property
     def split(self) -> str:
-        """A key of `SPLITS`, by the package's name."""
+        """Key of `SPLITS`, which the name of the package determines."""
         place = zlib.crc32(os.fsencode(self.package)) % sum(SPLITS.values())
         return next(name for name, end in zip(SPLITS, np.cumsum(list(SPLITS.values())), strict=True) if place < end)
 
 
 def listed(folders: Iterable[str]) -> list[File]:
-    """All files below some folders that everyone may read, in the order in which they are taken.
+    """Returns all files in some folders that everyone may read, in the order in which they are taken.
 
-    Python's caches are left out, as they come and go; so is what is a link to something else.
+    Python's caches are left out, because they change, and so are links.
     """
     folders = list(folders)
-    found = [File(root, inside) for root in folders for inside in _walk(root, set(folders) - {root})]
-    return sorted(found, key=lambda file: file.order)
+    files = [File(root, inside) for root in folders for inside in _walk(root, set(folders) - {root})]
+    return sorted(files, key=lambda file: file.order)
 
 
 def _walk(root: str, others: set[str]) -> Iterator[str]:
@@ -104,9 +104,9 @@ def _walk(root: str, others: set[str]) -> Iterator[str]:
 
 
 def tokens(path: str) -> np.ndarray | None:
-    """What the model sees of a file, int16 [2 * HALF]: its first bytes and its last ones; None: too few are left.
+    """Returns the input of the model for a file, int16 [2 * HALF]: its first and last bytes; None if there are too few.
 
-    As Magika's own code has it, whitespace that the file begins or ends with is stripped, of the first and of the last
+    As in Magika's own code, whitespace at the beginning and the end of the file is stripped from the first and the last
     `BLOCK` bytes.
     """
     with open(path, "rb") as file:
@@ -117,21 +117,21 @@ def tokens(path: str) -> np.ndarray | None:
     first, last = start.lstrip()[:HALF], end.rstrip()[-HALF:]
     if len(first) < LEAST:
         return None
-    found = np.full(2 * HALF, PAD, np.int16)
-    found[: len(first)] = np.frombuffer(first, np.uint8)
-    found[2 * HALF - len(last) :] = np.frombuffer(last, np.uint8)
-    return found
+    filled = np.full(2 * HALF, PAD, np.int16)
+    filled[: len(first)] = np.frombuffer(first, np.uint8)
+    filled[2 * HALF - len(last) :] = np.frombuffer(last, np.uint8)
+    return filled
 
 
 def load(counts: dict[str, int], folders: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """Inputs of the model by split, int16 [files, 2 * HALF]: at most `counts` of each, no two of all the same.
+    """Returns inputs of the model by split, int16 [files, 2 * HALF]: at most `counts` of each, all of them distinct.
 
     Raises:
-      ValueError: there are fewer than half as many files as asked for.
+      ValueError: there are fewer than half as many files as requested.
     """
-    found: dict[str, list[np.ndarray]] = {name: [] for name in counts}
+    inputs: dict[str, list[np.ndarray]] = {name: [] for name in counts}
     taken: collections.Counter[tuple[str, ...]] = collections.Counter()
-    seen: set[bytes] = set()
+    known: set[bytes] = set()
     for file in listed(roots() if folders is None else folders):
         split, extension = file.split, file.extension
         limits = {
@@ -139,17 +139,17 @@ def load(counts: dict[str, int], folders: Iterable[str] | None = None) -> dict[s
             (file.package, extension): PER_KIND,
             ("", split, extension): max(1, int(PER_EXTENSION * counts.get(split, 0))),
         }
-        if len(found.get(split, ())) >= counts.get(split, 0) or any(taken[key] >= limits[key] for key in limits):
+        if len(inputs.get(split, ())) >= counts.get(split, 0) or any(taken[key] >= limits[key] for key in limits):
             continue
         row = _tokens_or_none(file.path)
-        if row is not None and row.tobytes() not in seen:
-            seen.add(row.tobytes())
-            found[split].append(row)
+        if row is not None and row.tobytes() not in known:
+            known.add(row.tobytes())
+            inputs[split].append(row)
             taken.update(limits.keys())
-    for name, rows in found.items():
+    for name, rows in inputs.items():
         if 2 * len(rows) < counts[name]:
             raise ValueError(f"There are only {len(rows)} files of {counts[name]} for {name}. Ask for fewer.")
-    return {name: np.stack(rows) for name, rows in found.items()}
+    return {name: np.stack(rows) for name, rows in inputs.items()}
 
 
 def _tokens_or_none(path: str) -> np.ndarray | None:

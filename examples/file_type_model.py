@@ -1,11 +1,12 @@
-"""Magika, Google's model of file types, as a plain Flax nnx model: bytes of a file -> logits of 214 types.
+"""Magika, Google's model of file types, as a plain Flax nnx model from the bytes of a file to logits of 214 types.
 
 More than 99.9 % of its work is one convolution over groups of four bytes. The weights, of version standard_v3_3, come
 inside the package magika, as an ONNX graph: nothing is downloaded at run time.
 
-What the graph computes for every byte, the activation of a vector, is computed here once for each of the 257 tokens;
-and of what it pools, first activated and then the greatest, here only the greatest is activated. That is equal where
-the greatest is not negative, as GELU grows from there on; where it is, GELU is within 0.17 of zero.
+The model differs from the graph in two places. The graph applies an activation to the vector of every byte; here it is
+applied once to each of the 257 tokens. The graph applies another activation before max pooling; here it is applied to
+the maxima only. That is equal if the maximum is not negative, as GELU increases from there on; otherwise GELU is within
+0.17 of zero.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ PLACES = {
     "head": "jax2tf_get_logits_/Const_24:0",
     "head bias": f"{_FLAX}Dense_1/Reshape:0",
 }
-"""Where each weight is in the graph, which was made from a Flax model."""
+"""The name of each weight in the graph, which was exported from a Flax model."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes; the defaults are those of standard_v3_3."""
+    """Sizes of the model; the defaults are those of standard_v3_3."""
 
     tokens: int = 257
     length: int = 2048
@@ -51,12 +52,12 @@ class Config:
 
     @property
     def positions(self) -> int:
-        """Groups of bytes that the convolution sees."""
+        """Number of groups of bytes that the convolution reads."""
         return self.length // self.group
 
 
 class Norm(nnx.Module):
-    """Normalises every channel over positions; each position has a gain and a shift of its own."""
+    """Normalizes every channel over positions; each position has a gain and a shift of its own."""
 
     def __init__(self, config: Config):
         self.epsilon = config.epsilon
@@ -64,14 +65,14 @@ class Norm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((config.positions, 1)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [batch, positions, channels] -> the same shape."""
+        """Normalizes `x [batch, positions, channels]`."""
         mean = x.mean(1, keepdims=True)
         variance = jnp.maximum((x * x).mean(1, keepdims=True) - mean * mean, 0)
         return (x - mean) * (jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]) + self.bias[...]
 
 
 class FileTypes(nnx.Module):
-    """tokens [batch, length] -> logits [batch, types]."""
+    """The model, which maps tokens [batch, length] to logits [batch, types]."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         self.config = config
@@ -83,22 +84,22 @@ class FileTypes(nnx.Module):
         self.head = nnx.Linear(config.features, config.types, rngs=rngs)
 
     def groups(self, tokens: jax.Array) -> jax.Array:
-        """What the convolution reads: [batch, positions, channels]."""
+        """Returns the input of the convolution, [batch, positions, channels]."""
         x = self.bytes(tokens.astype(jnp.int32))
         return self.norm(x.reshape(len(tokens), self.config.positions, -1))
 
     def features(self, tokens: jax.Array) -> jax.Array:
-        """What the head reads: the convolution's maxima over positions, normalised: [batch, features]."""
+        """Returns the input of the head, the normalized maxima of the convolution over positions, [batch, features]."""
         pooled = self.conv(self.groups(tokens)).max(1)
         return self.pooled_norm(jax.nn.gelu(pooled, approximate=True))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Logits."""
+        """Returns the logits."""
         return self.head(self.features(tokens))
 
 
 def folder() -> pathlib.Path:
-    """Where the package keeps the weights; its code is not run.
+    """Returns the folder of the weights in the package, whose code is not run.
 
     Raises:
       ModuleNotFoundError: the package is not installed.
@@ -110,12 +111,12 @@ def folder() -> pathlib.Path:
 
 
 def types() -> list[str]:
-    """The names of the types, in the order of the logits."""
+    """Returns the names of the types, in the order of the logits."""
     return json.loads((folder() / "config.min.json").read_text())["target_labels_space"]
 
 
 def load() -> FileTypes:
-    """The model with its trained weights."""
+    """Returns the model with its trained weights."""
     import onnx
 
     graph = onnx.load(folder() / "model.onnx").graph

@@ -1,10 +1,10 @@
-"""make example-magika: Google's model of file types, its convolution replaced by look-ups; agreement and time of each.
+"""Google's model of file types with its convolution replaced by look-ups: agreement and time (`make example-magika`).
 
 Nearly all of the model's work is a convolution over 512 groups of four bytes, of which only the maxima over positions
-are used. Look-ups propose where these are, exact products decide, each of 0.2 % of the work; some positions of abnormal
-scale stay exact. Files are those of this machine, without labels; packages of the test are not trained on. What counts
-is how often the most probable type is the exact model's. Times are of one thread.
-Run `python -m examples.file_types --help` for its options.
+are used. Look-ups propose the positions of the maxima, and exact products decide, each of which takes 0.2 % of the
+work; some outlier positions stay exact. Files are those of this machine, without labels; packages of the test are not
+trained on. Agreement is the share of files whose most probable type is that of the exact model. Times are of one
+thread. Run `python -m examples.file_types --help` for its options.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ BATCH = 16
 FILES = {"training": 3600, "validation": 500, "test": 1200}
 QUICK = {"training": 128, "validation": 32, "test": 64}
 CODEBOOKS = 32
-"""Of a position, which is four bytes of 64 channels each."""
+"""Number of codebooks of a position, which is four bytes of 64 channels each."""
 EXACT = 16
-"""Positions of 508 that stay exact."""
+"""Number of positions, of 508, that stay exact."""
 ROWS = 2**17
-"""To learn from; each is of one position."""
+"""Number of training rows, each of one position."""
 STEPS = 300
-"""Of tuning."""
+"""Number of steps of tuning."""
 NUM_CANDIDATES = (1, 4, 8, 16)
-"""Candidates for each output."""
+"""Numbers of candidates for each output."""
 
 
 def rule(codebooks: int, quick: bool) -> Rule:
-    """How the convolution is replaced; each position is encoded once, and its codes serve all taps."""
+    """Returns the rule for the convolution: each position is encoded once, and its codes serve all taps."""
     config = FitConfig("paper") if quick else FitConfig("oblique", width=64)  # a tree sees a whole byte
     return Rule(
         "conv", num_codebooks=5 * codebooks, conv="shared", config=config, exact_rows=EXACT / 508, num_candidates=1
@@ -51,14 +51,14 @@ def rule(codebooks: int, quick: bool) -> Rule:
 
 
 def with_options(model: FileTypes, **options: float | None) -> FileTypes:
-    """A copy of a replaced model, with the same tables and other options of the rule."""
+    """Returns a copy of a replaced model, with the same tables and other options of the rule."""
     copy = nnx.clone(model)
     copy.conv.spec = dataclasses.replace(copy.conv.spec, **options)
     return copy
 
 
 class Int8(nnx.Module):
-    """What one would use instead: XLA's int8 dot of patches, a scale per output, another one for what comes in."""
+    """The alternative to look-ups: XLA's int8 dot of patches, with a scale per output and one per input."""
 
     def __init__(self, conv: nnx.Conv):
         w = conv.kernel[...].reshape(-1, conv.out_features)
@@ -68,7 +68,10 @@ class Int8(nnx.Module):
         self.taps = conv.kernel_size[0]
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [batch, positions, channels] -> the maxima over positions, as a single one: rescaling increases."""
+        """Maps `x [batch, positions, channels]` to its maxima over positions, as one position.
+
+        The maximum is taken before rescaling, which is increasing.
+        """
         step = jnp.maximum(jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True), 1e-12) / 127
         q = jnp.round(x / step).astype(jnp.int8)
         last = x.shape[1] - self.taps + 1
@@ -78,21 +81,21 @@ class Int8(nnx.Module):
 
 
 def in_int8(model: FileTypes) -> FileTypes:
-    """A copy of `model` with its convolution in int8."""
+    """Returns a copy of `model` with its convolution in int8."""
     copy = nnx.clone(model)
     copy.conv = Int8(model.conv)
     return copy
 
 
 def batches(tokens: np.ndarray) -> list[jax.Array]:
-    """Whole ones."""
+    """Returns all full batches."""
     return [jnp.asarray(tokens[i : i + BATCH]) for i in range(0, len(tokens) - BATCH + 1, BATCH)]
 
 
 def tune(fast: FileTypes, model: FileTypes, training: np.ndarray, validation: np.ndarray, quick: bool) -> FileTypes:
-    """Distils the exact model into the tables: types, what the head reads, and how each output ranks the positions.
+    """Distills the exact model into the tables: types, inputs of the head, and the ranking of positions per output.
 
-    The last wants the outputs at all positions, which are not there where look-ups only propose.
+    The ranking needs the outputs at all positions, so that rescoring is switched off meanwhile.
     """
     steps = 4 if quick else STEPS
     tuned = jax_maddness.finetune(
@@ -109,7 +112,7 @@ def tune(fast: FileTypes, model: FileTypes, training: np.ndarray, validation: np
 
 
 def answers(model: nnx.Module, tokens: np.ndarray) -> np.ndarray:
-    """The most probable types."""
+    """Returns the most probable type of each file."""
     graph, state = nnx.split(model)
     run = jax.jit(lambda state, x: nnx.merge(graph, state)(x).argmax(-1))
     filled = np.concatenate([tokens, tokens[: -len(tokens) % BATCH]])
@@ -117,15 +120,15 @@ def answers(model: nnx.Module, tokens: np.ndarray) -> np.ndarray:
 
 
 def medians(models: list[tuple[Any, Any]], tokens: np.ndarray, rounds: int) -> list[float]:
-    """Milliseconds of each model, taken apart by `nnx.split`."""
+    """Returns the milliseconds of each model, split by `nnx.split`."""
     x = jnp.asarray(tokens)
     return [statistics.median(own) for own in milliseconds([compiled(*model, x) for model in models], rounds)]
 
 
 def print_table(models: dict[str, nnx.Module], tuned: dict[str, nnx.Module], test: np.ndarray, rounds: int) -> None:
-    """As Markdown: agreement with the first model on the files of the test; milliseconds for a file, one thread.
+    """Prints agreement with the first model on the test files, and milliseconds per file with one thread, as Markdown.
 
-    Models of the same names in `tuned` have other tables, which take as long.
+    Models of the same names in `tuned` have other tables, which take the same time.
     """
     split = [nnx.split(model) for model in models.values()]
     times = [on_one_thread(medians, split, test[:size], rounds) for size in (1, BATCH)]
@@ -145,15 +148,16 @@ def print_table(models: dict[str, nnx.Module], tuned: dict[str, nnx.Module], tes
 
 
 def variants(fast: FileTypes) -> dict[str, nnx.Module]:
-    """The same tables with and without what exact products bring."""
-    found = {"look-ups": with_options(fast, exact_rows=0.0, num_candidates=0)}
-    found[f"and {EXACT} exact positions"] = with_options(fast, num_candidates=0)
+    """Returns models with the same tables, with and without exact positions and rescoring."""
+    models = {"look-ups": with_options(fast, exact_rows=0.0, num_candidates=0)}
+    models[f"and {EXACT} exact positions"] = with_options(fast, num_candidates=0)
     for num_candidates in NUM_CANDIDATES:
-        found[f"and rescoring {num_candidates}"] = with_options(fast, num_candidates=num_candidates)
-    return found
+        models[f"and rescoring {num_candidates}"] = with_options(fast, num_candidates=num_candidates)
+    return models
 
 
 def main(args: argparse.Namespace) -> None:
+    """Replaces, tunes, measures and prints the table."""
     files = file_bytes.load(QUICK if args.quick else FILES)
     print(", ".join(f"{len(rows)} files for {name}" for name, rows in files.items()), flush=True)
     training, validation, test = files.values()
@@ -163,11 +167,11 @@ def main(args: argparse.Namespace) -> None:
         print(f"{what}: {time.perf_counter() - start:.0f} s after the start", flush=True)
 
     rows = 1024 if args.quick else ROWS
-    checked = jax_maddness.replace(model, rule(args.codebooks, args.quick), batches(training), max_rows=rows)
+    rescored = jax_maddness.replace(model, rule(args.codebooks, args.quick), batches(training), max_rows=rows)
     done("replaced")
-    tuned = tune(checked, model, training, validation, args.quick)
+    tuned = tune(rescored, model, training, validation, args.quick)
     done("tuned")
-    models = {"exact f32": model, "int8 dynamic": in_int8(model), **variants(checked)}
+    models = {"exact f32": model, "int8 dynamic": in_int8(model), **variants(rescored)}
     print()
     print_table(models, variants(tuned), validation if args.validation else test, 3 if args.quick else 60)
 
@@ -175,6 +179,6 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few files and few steps: only shows that it runs")
-    parser.add_argument("--validation", action="store_true", help="the table is of the files that choices are made by")
+    parser.add_argument("--validation", action="store_true", help="measure on the files that choices are made on")
     parser.add_argument("--codebooks", type=int, default=CODEBOOKS, help="of each position, which is four bytes")
     main(parser.parse_args())

@@ -1,6 +1,6 @@
-"""WordNet's glosses, their classes and their vectors: what the examples and a benchmark search in, and classify.
+"""WordNet's glosses, their classes and their vectors: the data of the examples and of a benchmark.
 
-The glosses come inside the package nlptoolkit-wordnet, as one XML file of WordNet 3.1; nothing of its code is used.
+The glosses come inside the package nlptoolkit-wordnet, as one XML file of WordNet 3.1; its code is not used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from examples import minilm
 
 CACHE = pathlib.Path("build/search")
-"""Where vectors are kept; embedding all glosses takes minutes."""
+"""Folder in which vectors are stored, as embedding all glosses takes minutes."""
 
 FILES = {
     "n": {
@@ -34,11 +34,11 @@ FILES = {
     },
 }  # fmt: skip
 """The lexicographer files of nouns and verbs, 40 without that of the topmost nouns, by the number of their first
-synset: WordNet 3.1 numbers synsets file by file, so that a synset's number says which file it is from."""
+synset: WordNet 3.1 numbers synsets file by file, so that the number of a synset determines its file."""
 
 
 def load(limit: int | None = None) -> tuple[list[str], list[str]]:
-    """Glosses, each once, and the words that each defines; with `limit`, so many of them, drawn at random.
+    """Returns distinct glosses and the words that each defines; with `limit`, that many of them, drawn at random.
 
     Raises:
       ModuleNotFoundError: the package is not installed.
@@ -53,21 +53,21 @@ def load(limit: int | None = None) -> tuple[list[str], list[str]]:
 
 
 def load_classes() -> tuple[list[str], list[str]]:
-    """Glosses of nouns and verbs, each once, and the class of each, such as `"n.animal"`: its lexicographer file.
+    """Returns distinct glosses of nouns and verbs, and the class of each: its lexicographer file, such as "n.animal".
 
     Raises:
       ModuleNotFoundError: the package is not installed.
     """
-    found: dict[str, str] = {}
+    classes: dict[str, str] = {}
     for number, gloss, _ in _synsets():
         name = lexicographer_file(number)
         if name is not None:
-            found.setdefault(gloss, name)
-    return list(found), list(found.values())
+            classes.setdefault(gloss, name)
+    return list(classes), list(classes.values())
 
 
 def lexicographer_file(number: str) -> str | None:
-    """The class of a synset; None for adjectives, adverbs and the topmost nouns.
+    """Returns the class of a synset; None for adjectives, adverbs and the topmost nouns.
 
     Example:
       >>> lexicographer_file("ENG31-02944025-n"), lexicographer_file("ENG31-00001740-a")
@@ -79,7 +79,7 @@ def lexicographer_file(number: str) -> str | None:
 
 
 def _synsets() -> Iterator[tuple[str, str, list[str]]]:
-    """Number, gloss and words of each."""
+    """Yields number, gloss and words of each synset."""
     spec = importlib.util.find_spec("WordNet")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("The package nlptoolkit-wordnet is not installed: `make example-search` installs it.")
@@ -91,9 +91,10 @@ def _synsets() -> Iterator[tuple[str, str, list[str]]]:
 
 
 def vectors(texts: Sequence[str], cache: pathlib.Path = CACHE) -> np.ndarray:
-    """The vectors of `texts`, float32 [len(texts), 384] rounded to float16: from the cache, or embedded into it.
+    """Returns the vectors of `texts`, float32 [len(texts), 384] rounded to float16, from the cache if they are there.
 
-    A run that was stopped goes on where it stopped: rows that are not a number are missing.
+    Otherwise the texts are embedded and the vectors are stored. A run that was interrupted continues where it stopped:
+    rows of NaN in the partial file are missing.
     """
     done = _file(texts, cache)
     everything = load()[0]
@@ -109,9 +110,9 @@ def vectors(texts: Sequence[str], cache: pathlib.Path = CACHE) -> np.ndarray:
             np.save(part, np.full((len(texts), model.words.features), np.nan, np.float16))
         kept = np.lib.format.open_memmap(part, mode="r+")
         missing = np.flatnonzero(np.isnan(kept[:, 0]))
-        rest = [texts[i] for i in missing]
-        for which, found in minilm.embedded(rest, model, tokenizer, progress="embedding, once"):
-            kept[missing[which]] = found
+        remaining = [texts[i] for i in missing]
+        for which, embedded in minilm.embedded(remaining, model, tokenizer, progress="embedding, once"):
+            kept[missing[which]] = embedded
         kept.flush()
         part.rename(done)
     return np.load(done).astype(np.float32)

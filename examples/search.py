@@ -1,9 +1,10 @@
-"""make example-search: WordNet searched by meaning; look-ups propose, exact products decide.
+"""Search in WordNet by meaning: look-ups propose, exact products decide (`make example-search`).
 
     python -m examples.search "a place where one borrows books" "unable to sleep"
 
-embeds 116,461 glosses with MiniLM (once, minutes; kept in build/search), builds an index of 24 bytes a gloss, and
-prints the ten nearest glosses of each query, with the time that it took, and the time that the exact answer takes.
+embeds 116,461 glosses with MiniLM (once, for some minutes; the vectors are stored in build/search), builds an index of
+24 bytes per gloss, and prints the ten nearest glosses of each query, with the times of the search and of the exact
+answer.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ QUERIES = ("a place where one borrows books", "unable to sleep", "music made by 
 
 
 def exact(queries: jax.Array, database: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """What one would do without an index: every product, then the greatest."""
+    """Searches without an index: computes every product and takes the greatest."""
     return jax.lax.top_k(queries @ database.T, k)
 
 
 def milliseconds(calls: Sequence[Callable[[], object]], rounds: int = 21) -> list[float]:
-    """Medians over rounds in which every call has its turn."""
+    """Returns medians over rounds in which all calls are made in turn."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for call, own in zip(calls, times, strict=True):
@@ -55,7 +56,7 @@ class Search:
         self.exact = jax.jit(exact, static_argnames="k")
 
     def answer(self, query: str) -> None:
-        """Prints the nearest glosses, and what they cost beside the exact answer."""
+        """Prints the nearest glosses, and the time of the search and of the exact answer."""
         vector = jnp.asarray(minilm.embed([query], self.model, self.tokenizer))
         (embedding,) = milliseconds([lambda: minilm.embed([query], self.model, self.tokenizer)], rounds=3)
         calls = (
@@ -67,19 +68,19 @@ class Search:
         print(f"\n{query}")
         for score, i in zip(scores[0].tolist(), ids[0].tolist(), strict=True):
             print(f"  {score:.3f}  {self.words[i]}: {self.texts[i]}")
-        found = len(set(ids[0].tolist()) & set(exact_ids[0].tolist()))
+        common = len(set(ids[0].tolist()) & set(exact_ids[0].tolist()))
         print(
-            f"  {quick:.2f} ms; {found} of the exact {exact_ids.shape[1]}, which take {slow:.2f} ms: "
+            f"  {quick:.2f} ms; {common} of the exact {exact_ids.shape[1]}, which take {slow:.2f} ms: "
             f"{slow / quick:.1f} times as long. Embedding the query: {embedding:.1f} ms."
         )
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parses the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("queries", nargs="*", default=QUERIES, help='each is answered; "-": line by line as typed')
-    parser.add_argument("--limit", type=int, help="so many glosses, drawn at random, for a quick run")
-    parser.add_argument("--k", type=int, default=10, help="neighbours")
+    parser.add_argument("--limit", type=int, help="number of glosses, drawn at random, for a quick run")
+    parser.add_argument("--k", type=int, default=10, help="neighbors")
     parser.add_argument("--candidates", type=int, default=64, help="candidates whose products are exact")
     parser.add_argument("--codebooks", type=int, default=48, help="half a byte each, of every gloss")
     return parser.parse_args(argv)

@@ -3,9 +3,12 @@
     op = jax_maddness.fit(x_train, w, bias=b, num_codebooks=32)
     y = jax.jit(jax_maddness.amm)(x, op)
 
-Then `y` approximates `x @ w + b`, by look-ups. With Flax, layers of a trained model are replaced by rules:
+Here `y` approximates `x @ w + b` by look-ups in 8-bit tables (Blalock & Guttag 2021, "Multiplying Matrices Without
+Multiplying"). With Flax, rules name the layers of a trained model that are replaced:
 
     fast = jax_maddness.replace(model, [Rule("encoder/.*", num_codebooks=64)], batches)
+
+`build_index` and `search` find the vectors nearest to a query by the same look-ups.
 """
 
 from __future__ import annotations

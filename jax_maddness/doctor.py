@@ -1,4 +1,4 @@
-"""Says whether this installation is well: versions, tiers, FFI version check, threads, a self-test."""
+"""Reports on this installation: versions, tiers, FFI versions, threads, and a self-test of the kernels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from jax_maddness.core.types import LookupTables, MaddnessOp, ObliqueTrees, Spli
 
 
 def report() -> tuple[list[tuple[str, str]], list[str]]:
-    """What there is, as pairs of a topic and a finding; and what is wrong with it, empty where all is well."""
+    """Collects facts about the installation and runs the self-test.
+
+    Returns:
+      The facts, as pairs of a topic and a finding; and a description of each problem, none if everything works.
+    """
     facts = [
         ("jax_maddness", jax_maddness.__version__),
         ("jax, jaxlib", f"{jax.__version__}, {jax.lib.__version__}"),
@@ -31,33 +35,33 @@ def report() -> tuple[list[tuple[str, str]], list[str]]:
         return facts, [str(error)]
     built, running = ffi.api_versions()
     facts.append(("XLA FFI", f"extension built for {_dotted(built)}, running jaxlib has {_dotted(running)}"))
-    if (why := ffi.why_unavailable()) is not None:
+    if (reason := ffi.why_unavailable()) is not None:
         consequence = "every call fails" if ffi.backend() == "ffi" else "everything runs in pure JAX"
-        return facts, [f"the kernels cannot be used, {consequence}: {why}"]
+        return facts, [f"the kernels cannot be used, {consequence}: {reason}"]
     facts.append(("tiers", f"built {', '.join(ffi.tiers())}; this CPU runs {', '.join(ffi.supported_tiers())}"))
     try:
         facts.append(("active tier", str(ffi.active_tier())))
     except ValueError as error:
         return facts, [str(error)]
     with testing.force_backend("ffi"):
-        wrong = list(_self_test())
-    facts.append(("self-test", "failed" if wrong else "every tier agrees with pure JAX"))
+        problems = list(_self_test())
+    facts.append(("self-test", "failed" if problems else "every tier agrees with pure JAX"))
     if ffi.backend() == "jax":
-        wrong.append("the kernels are switched off by JAX_MADDNESS_BACKEND=jax, everything runs in pure JAX")
-    return facts, wrong
+        problems.append("the kernels are switched off by JAX_MADDNESS_BACKEND=jax, everything runs in pure JAX")
+    return facts, problems
 
 
 def main() -> int:
-    """Prints the report; returns the exit status: 0 where all is well."""
-    facts, wrong = report()
+    """Prints the report; returns the exit status, which is 0 if there is no problem and 1 otherwise."""
+    facts, problems = report()
     for topic, finding in facts:
         print(f"{topic:>14}  {finding}")
-    print("All is well." if not wrong else "Not well: " + "; ".join(wrong))
-    return 1 if wrong else 0
+    print("All is well." if not problems else "Not well: " + "; ".join(problems))
+    return 1 if problems else 0
 
 
 def _self_test() -> Iterator[str]:
-    """Complaints about tiers that disagree with the definitions."""
+    """Yields a message for each result of a tier that differs from the definition in pure JAX."""
     for op, x in _examples():
         kind = type(op.trees)
         trees = tuple(a[None] for a in op.trees.arrays())
@@ -76,7 +80,7 @@ def _self_test() -> Iterator[str]:
 
 
 def _examples() -> list[tuple[MaddnessOp, jax.Array]]:
-    """Ops and rows of awkward sizes, with ties, NaN, infinities and denormals among the features."""
+    """Returns ops and rows of sizes beside block edges, with ties, NaN, infinities and denormals among features."""
     rows, features, outputs, codebooks, width = 77, 37, 19, 5, 9
     rng = np.random.default_rng(0)
     special = np.array([0.0, -0.0, 1.0, np.nan, np.inf, -np.inf, 1e-40, -1e-40], np.float32)

@@ -1,17 +1,17 @@
-"""For your own tests: force a backend or a tier, and check that a function of yours lowers for other platforms.
+"""Helpers for tests of code that uses this package: force a backend or a tier, and assert portability.
 
 For example:
 
     from jax_maddness import testing
 
     with testing.force_backend("jax"):
-        expected = model(x)                      # what TPU and GPU run
+        expected = model(x)                      # the code that TPU and GPU run
     for tier in jax_maddness.supported_tiers():
         with testing.force_tier(tier):
             np.testing.assert_allclose(model(x), expected, rtol=1e-5)
     testing.assert_portable(model, x, platforms=("tpu", "cuda"))
 
-Codes and sums are identical on all of them; outputs agree up to the last rounding of the rescaling.
+Codes and sums are identical on all backends and tiers; outputs agree up to the last rounding of the rescaling.
 """
 
 from __future__ import annotations
@@ -28,24 +28,48 @@ from jax_maddness.core import ffi
 
 
 def force_backend(backend: str) -> contextlib.AbstractContextManager:
-    """Runs `jax` (the pure JAX definition), `ffi` (the kernels, or an error) or `auto` inside the context.
+    """Returns a context that selects the backend of all operations of this package.
 
-    The choice is made while tracing, and is part of the key of `jax.jit`'s cache: a function that was compiled
-    outside is traced again, and both versions stay. It holds for the calling thread.
+    The backend is chosen while a function is traced, and it is part of the key of the cache of `jax.jit`: a function
+    that was compiled outside of the context is traced again, and both versions are kept. The choice holds for the
+    calling thread.
+
+    Args:
+      backend: `jax` for the definitions in pure JAX, `ffi` for the kernels, with an error if they cannot be used, or
+        `auto` for the kernels if they can be used.
+
+    Returns:
+      The context manager.
 
     Raises:
       ValueError: `backend` is none of the three.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jax_maddness import SplitTrees, encode
+      >>> trees = SplitTrees(jnp.zeros((1, 4), int), jnp.zeros((1, 15)))
+      >>> with force_backend("jax"):
+      ...     encode(jnp.array([[1.0]]), trees).tolist()
+      [[15]]
     """
     return ffi.force_backend(backend)
 
 
 @contextlib.contextmanager
 def force_tier(tier: str) -> Iterator[None]:
-    """Runs every kernel on `tier` inside the context, in functions compiled earlier too; for the whole process.
+    """Returns a context in which every kernel of the process runs on `tier`, in functions compiled earlier too.
+
+    Args:
+      tier: the name of a tier, one of `jax_maddness.supported_tiers()`.
 
     Raises:
       ValueError: the tier is unknown, or this CPU does not support it.
       RuntimeError: the kernels are missing.
+
+    Example:
+      >>> for tier in ffi.supported_tiers():
+      ...     with force_tier(tier):
+      ...         assert ffi.active_tier() == tier
     """
     before = ffi.forced_tier()
     ffi.set_tier(tier)
@@ -56,26 +80,40 @@ def force_tier(tier: str) -> Iterator[None]:
 
 
 def custom_calls(lowered_text: str) -> list[str]:
-    """Names of the targets of all custom calls in a StableHLO text, in order, repeated as they occur."""
+    """Returns the names of the targets of all custom calls in a StableHLO text, in order, with repetitions.
+
+    Args:
+      lowered_text: the text of a module, such as `jax.jit(f).lower(x).as_text()`.
+
+    Example:
+      >>> custom_calls("%0 = stablehlo.custom_call @jax_maddness_encode(%arg0)")
+      ['jax_maddness_encode']
+    """
     return re.findall(r"stablehlo\.custom_call @([\w.$-]+)", lowered_text)
 
 
 def assert_portable(
     function: Callable[..., Any], *args: Any, platforms: Sequence[str] = ("tpu", "cuda"), **kwargs: Any
 ) -> None:
-    """Checks that `jit(function)(*args, **kwargs)` lowers for `platforms` without any custom call of this package.
+    """Asserts that `jit(function)(*args, **kwargs)` lowers for `platforms` without any custom call of this package.
 
-    Works on a machine that has none of them: the function is exported (`jax.export`), not run. Custom calls of
-    others (a sharding annotation, a linear-algebra routine) are their business.
+    The machine needs none of the platforms: the function is exported (`jax.export`), not run. Other custom calls, such
+    as a sharding annotation or a linear-algebra routine, are ignored.
 
     Args:
-      function: traceable, or jitted already.
-      args, kwargs: arrays, or `jax.ShapeDtypeStruct` in their place.
-      platforms: any of `tpu`, `cuda`, `rocm`, `cpu`. On `cpu` the kernels are custom calls, and this raises.
+      function: a function that JAX can trace, jitted or not.
+      args: its positional arguments: pytrees of arrays, or of `jax.ShapeDtypeStruct` in their place.
+      platforms: any of `tpu`, `cuda`, `rocm`, `cpu`. On `cpu` the kernels are custom calls, so that the assertion fails
+        if they are used.
+      kwargs: its keyword arguments, likewise.
 
     Raises:
       ValueError: `platforms` is empty or a string.
-      AssertionError: names the platform and the custom calls.
+      AssertionError: the function calls a kernel on one of the platforms; the message names both.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> assert_portable(jnp.sin, jnp.ones(3), platforms=("tpu",))
     """
     if isinstance(platforms, str) or not platforms:
         raise ValueError(f"`platforms` is {platforms!r}; expected a sequence of names, such as ('tpu', 'cuda').")

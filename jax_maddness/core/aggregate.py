@@ -1,4 +1,4 @@
-"""codes, tables -> sums: look up and add."""
+"""Aggregation: turns codes and lookup tables into integer sums."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ def aggregate(codes: UInt8[Array, "... codebooks"], tables: LookupTables) -> Int
     the low four bits of a code count.
 
     Args:
-      codes: one code per codebook, as `encode` returns them; any leading dimensions.
-      tables: the entries; `scale` and `offset` play no part here.
+      codes: uint8, one code per codebook, as `encode` returns them; any leading dimensions.
+      tables: the lookup tables, whose `values` are summed. `scale` and `offset` are not used.
+
+    Returns:
+      The sums, int32, in `[0, 255 * codebooks]`, with the leading dimensions of `codes`.
 
     Raises:
       TypeError: `codes` is not uint8.
@@ -37,9 +40,10 @@ def aggregate(codes: UInt8[Array, "... codebooks"], tables: LookupTables) -> Int
 def definition(
     codes: UInt8[Array, "ops ... codebooks"], values: UInt8[Array, "ops outputs codebooks 16"]
 ) -> Int32[Array, "ops ... outputs"]:
-    """`aggregate` for a batch of ops, in pure JAX: the answer that every tier must give.
+    """Aggregates the codes of a batch of ops, in pure JAX: the answer that every tier must give.
 
-    One-hot codes times tables, as an integer product: a matrix unit's natural work, and it partitions like any dot.
+    The sums are an integer product of one-hot codes and tables, not a gather, because matrix units compute products
+    and because a product is partitioned like any other dot, where a gather fails on explicit meshes.
     """
     leaves = jnp.arange(LEAVES, dtype=jnp.uint8).reshape((1,) * codes.ndim + (-1,))
     one_hot = ((codes[..., None] & (LEAVES - 1)) == leaves).astype(jnp.uint8)

@@ -1,4 +1,4 @@
-"""amm(x, op): encode, aggregate, rescale, perhaps add the exact term; and what is differentiated."""
+"""Approximate products: encode, aggregate, rescale, add the exact term if there is one; and their derivatives."""
 
 from __future__ import annotations
 
@@ -20,26 +20,35 @@ from jax_maddness.core.types import KINDS, SMALL_BATCH, LookupTables, MaddnessOp
 def amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... outputs"]:
     """Approximates `x @ w + b` by look-ups: `scale * aggregate(encode(x)) + offset`, plus an exact term if any.
 
-    Codes and sums are the same on every backend and tier; the last step is computed in float32 and rounded to the
-    dtype of `x`. An exact term is a product of XLA's, added in float32 to that and rounded again. Composes with jit,
+    The method is that of Blalock & Guttag (2021), with exact sums in place of their averages. Codes and sums are the
+    same on every backend and tier; the last step is computed in float32 and rounded to the dtype of `x`. An exact term
+    is an XLA product that is added to it in float32, and the result is rounded again. The function composes with jit,
     vmap (over `x`, `op` or both), grad, scan, checkpoint, sharding and export.
 
-    What is differentiated: codes are piecewise constant in `x`, so the true derivative is zero. The derivative with
-    respect to `x` and `op.weights` is that of the exact product `x @ op.weights` instead (straight-through), which
-    needs `fit(..., keep_weights=True)`. With respect to `op.tables.scale`, `op.tables.offset`, `op.exact.up` and
-    `op.exact.down` it is the true one; with respect to the thresholds it is zero. Forward and reverse mode both work.
+    Derivatives: codes are piecewise constant in `x`, so the true derivative is zero. The derivative with respect to
+    `x` and `op.weights` is that of the exact product `x @ op.weights` instead (straight-through), which needs
+    `fit(..., keep_weights=True)`. The derivative with respect to `op.tables.scale`, `op.tables.offset`, `op.exact.up`
+    and `op.exact.down` is the true one; with respect to the thresholds it is zero. Forward and reverse mode both work.
 
     Args:
-      x: rows of float32, bfloat16 or float16; any leading dimensions, also none, also empty ones.
-      op: what `fit` learned.
+      x: rows of float32, bfloat16 or float16, with any leading dimensions, including none and empty ones.
+      op: the op that `fit` returned for `w` and `b`.
 
     Returns:
-      An array of the same dtype as `x`.
+      The approximate product, in the dtype of `x`, with the leading dimensions of `x`.
 
     Raises:
-      TypeError: `x` is of another dtype.
-      ValueError: `x` does not have the features that `op` was learned from, or its derivative is asked for and
+      TypeError: `x` is neither float32, bfloat16 nor float16.
+      ValueError: `x` does not have the features that `op` was learned from, or its derivative is requested and
         `op` does not keep `w`.
+
+    Example:
+      >>> from jax_maddness import SplitTrees
+      >>> trees = SplitTrees(jnp.zeros((1, 4), int), jnp.zeros((1, 15)), 1)
+      >>> values = jnp.arange(16, dtype=jnp.uint8).reshape(1, 1, 16)
+      >>> op = MaddnessOp(trees, LookupTables(values, scale=jnp.array([0.5]), offset=jnp.array([1.0])))
+      >>> amm(jnp.array([[-1.0], [1.0]]), op).tolist()  # codes 0 and 15
+      [[1.0], [8.5]]
     """
     validate.op(op)
     x = validate.rows(x, op.trees)
@@ -49,7 +58,7 @@ def amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... ou
 @jax.custom_jvp
 def _amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... outputs"]:
     tables = op.tables
-    by_code = tables.by_code if _has_few_rows(x) else None
+    by_code = tables.by_code if _is_small_batch(x) else None
     stacked = _stacked[type(op.trees)]
     call, entries = (stacked.by_output, tables.values) if by_code is None else (stacked.by_code, by_code)
     y = call(
@@ -67,14 +76,17 @@ def _amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... o
 def amm_of_codes(
     codes: UInt8[Array, "... codebooks"], tables: LookupTables, dtype: jax.typing.DTypeLike = jnp.float32
 ) -> Float[Array, "... outputs"]:
-    """The rest of `amm` where codes are known: `scale * aggregate(codes) + offset`, without the sums in memory.
+    """Computes `scale * aggregate(codes) + offset`: the part of `amm` after encoding, without the sums in memory.
 
-    What is differentiated: with respect to `tables.scale` and `tables.offset` it is the true derivative.
+    The derivative with respect to `tables.scale` and `tables.offset` is the true one.
 
     Args:
-      codes: one code per codebook, as `encode` returns them; any leading dimensions.
-      tables: the entries.
-      dtype: of the result: float32, bfloat16 or float16.
+      codes: uint8, one code per codebook, as `encode` returns them; any leading dimensions.
+      tables: the lookup tables.
+      dtype: dtype of the result: float32, bfloat16 or float16.
+
+    Returns:
+      The outputs, in `dtype`, with the leading dimensions of `codes`.
 
     Raises:
       TypeError: `codes` is not uint8.
@@ -97,8 +109,8 @@ def _amm_of_codes_jvp(dtype: jnp.dtype, primals: tuple, tangents: tuple) -> tupl
     return y, (sums * _along_rows(dtables.scale, y) + _along_rows(dtables.offset, y)).astype(dtype)
 
 
-def _has_few_rows(x: Array) -> bool:
-    lead = x.shape[:-1]  # symbolic in an export for any number of rows
+def _is_small_batch(x: Array) -> bool:
+    lead = x.shape[:-1]  # symbolic in an export for any number of rows, which counts as a large batch
     return all(isinstance(n, int) for n in lead) and math.prod(lead) <= SMALL_BATCH
 
 
@@ -136,20 +148,20 @@ def _is_zero(tangent: object) -> bool:
 
 
 def _along_rows(per_output: Array, y: Array) -> Array:
-    """[outputs] as float32 [1, ..., outputs]."""
+    """Reshapes `[outputs]` to `[1, ..., outputs]`, in float32, to be combined with `y`."""
     return per_output.astype(jnp.float32).reshape((1,) * (y.ndim - 1) + (-1,))
 
 
-# ---- Stacked, for both kinds of trees ----
+# ---- One `Stacked` call for each kind of trees ----
 
 _Definition = Callable[..., Any]
 
 
 def definition(kind: type[Trees]) -> _Definition:
-    """`amm` for a batch of ops, in pure JAX: the answer that every tier must give, up to the last f32 rounding.
+    """Returns `amm` for a batch of ops, in pure JAX: the answer of every tier, up to the last float32 rounding.
 
-    Its arguments are `x [ops, ..., features]`, the arrays of the trees of that kind, each for all ops, then those of
-    the tables: `values [ops, outputs, codebooks, 16]`, `scale` and `offset` [ops, outputs].
+    The arguments of the returned function are `x [ops, ..., features]`, the arrays of the trees of that kind, each for
+    all ops, then those of the tables: `values [ops, outputs, codebooks, 16]`, `scale` and `offset` [ops, outputs].
     """
 
     def amm(x: Array, *arrays: Array) -> Float[Array, "ops ... outputs"]:
@@ -160,7 +172,7 @@ def definition(kind: type[Trees]) -> _Definition:
 
 
 def definition_of_codes(dtype: jax.typing.DTypeLike) -> _Definition:
-    """`amm_of_codes` for a batch of ops: what every tier must make of codes, up to the last f32 rounding."""
+    """Returns `amm_of_codes` for a batch of ops: the answer of every tier, up to the last float32 rounding."""
 
     def amm_of_codes(codes: Array, values: Array, scale: Array, offset: Array) -> Float[Array, "ops ... outputs"]:
         sums = aggregate.definition(codes, values)
@@ -171,7 +183,10 @@ def definition_of_codes(dtype: jax.typing.DTypeLike) -> _Definition:
 
 
 def definition_by_code(kind: type[Trees]) -> _Definition:
-    """The same answer from `by_code [ops, codebooks, 16, outputs]` in place of `values` (`with_small_batch_tables`)."""
+    """Returns `definition(kind)` for the second table layout, that of `with_small_batch_tables`.
+
+    It takes `by_code [ops, codebooks, 16, outputs]` in place of `values`; the results are the same.
+    """
 
     def amm_by_code(x: Array, *arrays: Array) -> Float[Array, "ops ... outputs"]:
         *trees, by_code, scale, offset = arrays

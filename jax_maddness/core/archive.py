@@ -1,4 +1,4 @@
-"""A stable, versioned file of arrays: what `save`, `save_index` and `save_model` share.
+"""A stable, versioned file of arrays: the format that `save`, `save_index` and `save_model` share.
 
 The file is a zip archive of plain members, stored without compression, as NumPy's `.npz` is:
 
@@ -6,9 +6,9 @@ The file is a zip archive of plain members, stored without compression, as NumPy
                         header itself (as JSON with sorted keys, without that entry)
     NAME.npy, ...       each array in NumPy's `.npy` format
 
-Why: every language has a zip and a JSON reader, `numpy.load(path)` opens the arrays without this package, and
-nothing in it can execute (no pickle). bfloat16, which `.npy` does not know, is stored as its bits in uint16 with the
-true dtype in the header. The digests find damage; they are no signature.
+The reasons for this format: every language can read zip and JSON, `numpy.load(path)` opens the arrays without this
+package, and nothing in the file can be executed (it has no pickle). bfloat16, which `.npy` does not know, is stored as
+its bits in uint16, with the true dtype in the header. The digests detect damage; they are not a signature.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 
 DTYPES = ("uint8", "int8", "int32", "float32", "float16", "bfloat16")
+"""The dtypes that a file may hold."""
 Reader = Callable[[], dict[str, np.ndarray]]
-"""Reads all arrays, and raises where one is damaged."""
+"""Reads all arrays of a file; raises ValueError if one is damaged."""
 _HEADER = "header.json"
 _MAX_HEADER_BYTES = 1 << 20
 _T = TypeVar("_T")
@@ -36,7 +37,15 @@ _T = TypeVar("_T")
 def write(
     path: str | os.PathLike[str], kind: str, version: int, static: dict[str, Any], arrays: dict[str, np.ndarray]
 ) -> None:
-    """Writes the file whole or not at all: an existing one is replaced only by a complete one."""
+    """Writes a file as a whole or not at all: an existing file is replaced only by a complete one.
+
+    Args:
+      path: the file.
+      kind: the name of the format, which `read` compares.
+      version: the version of the format, from 1.
+      static: further entries of the header, which JSON can represent.
+      arrays: the arrays by name, of `DTYPES`.
+    """
     header = {
         "format": kind,
         "version": version,
@@ -44,7 +53,7 @@ def write(
         "arrays": {name: describe(array) for name, array in arrays.items()},
     }
     header["sha256"] = digest_header(header)
-    path = pathlib.Path(path).resolve()  # a link stays a link
+    path = pathlib.Path(path).resolve()  # a symbolic link is kept, and its target replaced
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
@@ -64,11 +73,20 @@ def read(
     assemble: Callable[[dict[str, Any], Reader], _T],
     dtypes: tuple[str, ...] = DTYPES,
 ) -> _T:
-    """What `assemble` makes of the header, which is whole and of a version up to `newest`, and of the arrays.
+    """Reads a file that `write` wrote, and returns the result of `assemble(header, reader)`.
+
+    Args:
+      path: the file.
+      kind: the name of the format that is expected.
+      newest: the newest version of the format that is understood.
+      noun: the word for the contents in error messages, such as "an op".
+      assemble: is called with the validated header, and a function that reads and validates all arrays. It may raise
+        ValueError.
+      dtypes: the dtypes that are allowed.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is damaged, of another kind or newer, or `assemble` found something wrong.
+      ValueError: the file is damaged, of another format or newer, or `assemble` raised an error.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -115,8 +133,9 @@ def _header(archive: zipfile.ZipFile, kind: str, newest: int) -> dict[str, Any]:
 
 
 def digest_header(header: dict[str, Any]) -> str:
-    rest = {key: value for key, value in header.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    """Returns the SHA-256 of `header`, as JSON with sorted keys, without its entry `sha256`."""
+    content = {key: value for key, value in header.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _array(archive: zipfile.ZipFile, name: str, described: dict[str, Any], dtypes: tuple[str, ...]) -> np.ndarray:
@@ -136,6 +155,7 @@ def _array(archive: zipfile.ZipFile, name: str, described: dict[str, Any], dtype
 
 
 def describe(array: np.ndarray) -> dict[str, Any]:
+    """Returns the entry of `array` in a header: its dtype, shape and SHA-256."""
     digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
     return {"dtype": array.dtype.name, "shape": list(array.shape), "sha256": digest}
 
@@ -152,5 +172,5 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def _write(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    """A member with a fixed date, so that equal ops make equal files."""
+    """Adds a member with a fixed date, so that equal contents make equal files."""
     archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)

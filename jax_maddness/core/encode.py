@@ -1,4 +1,4 @@
-"""x -> codes: which leaf of each codebook's split tree a row reaches."""
+"""Encoding: finds the leaf of each codebook's split tree that a row reaches."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ def encode(x: Float[Array, "... features"], trees: Trees) -> UInt8[Array, "... c
     """Encodes every row of `x` as one 4-bit code per codebook.
 
     Codebook `c` walks a balanced tree of depth 4. At level `l` a row goes right when
-    `x[..., indices[c, l]] > threshold` of the node it stands on; the leaf it reaches is its code
-    (Blalock & Guttag 2021, Algorithm 1). The comparison is IEEE f32's on every backend: bfloat16 and float16 are
-    widened first, ties and NaN go left, -0 equals +0, denormals count. `ObliqueTrees` compare integer projections of
-    rounded features in place of the features.
+    `x[..., indices[c, l]] > threshold` of the node that it has reached; the leaf that it reaches is its code
+    (Blalock & Guttag 2021, Algorithm 1). The comparison follows IEEE 754 float32 on every backend: bfloat16 and
+    float16 are widened first, ties and NaN go left, -0 equals +0, and denormals count. `ObliqueTrees` compare integer
+    projections of rounded features in place of single features.
 
-    Codes are not differentiable: gradients stop here.
+    Codes are not differentiable: the derivative with respect to `x` and `trees` is zero.
 
     Args:
-      x: rows of float32, bfloat16 or float16; any leading dimensions, also none, also empty ones.
-      trees: one split tree per codebook, of either kind.
+      x: rows of float32, bfloat16 or float16, with any leading dimensions, including none and empty ones.
+      trees: one split tree per codebook, `SplitTrees` or `ObliqueTrees`.
+
+    Returns:
+      The codes, uint8 in 0..15, with the leading dimensions of `x`.
 
     Raises:
-      TypeError: `x` is of another dtype.
+      TypeError: `x` is neither float32, bfloat16 nor float16.
       ValueError: `x` does not have the number of features that `trees` was learned from.
 
     Example:

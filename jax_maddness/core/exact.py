@@ -1,4 +1,4 @@
-"""The exact term: x -> few numbers -> outputs, in plain JAX, in float32."""
+"""The exact term: a product of low rank, or of a few features, in plain JAX and float32."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from jaxtyping import Array, Float
 from jax_maddness.core.types import ExactTerm
 
 _UNROLLED = 8
-"""Up to this rank the last product is a sum of outer products, which XLA:CPU fuses with what it is added to: one pass
-over the outputs, not three. At 4096 x 384 x 1152 and rank 4 that takes half off what the term costs; at 16, little.
+"""Greatest rank at which the last product is computed as a sum of outer products.
+
+XLA:CPU fuses such a sum with the addition to the look-ups, so that the outputs are passed over once, not three times.
+At 4096 x 384 x 1152 and rank 4 this halves the cost of the term; at rank 16 it saves little.
 """
 
 
 def reduced(x: Float[Array, "... features"], term: ExactTerm) -> Float[Array, "... rank"]:
-    """What the term sees of every row: the features it takes as they are, then the projections."""
+    """Reduces every row to the numbers that the term multiplies: its chosen features, then its projections."""
     parts = []
     if term.indices is not None:
         parts.append(jnp.take(x, term.indices, axis=-1, mode="clip").astype(jnp.float32))
@@ -24,12 +26,12 @@ def reduced(x: Float[Array, "... features"], term: ExactTerm) -> Float[Array, ".
 
 
 def product(x: Float[Array, "... inner"], w: Float[Array, "inner outer"]) -> Float[Array, "... outer"]:
-    """`x @ w`, in float32 on all platforms."""
+    """Computes `x @ w` in float32 on all platforms."""
     return jnp.matmul(x.astype(jnp.float32), w.astype(jnp.float32), precision="highest")
 
 
 def expanded(r: Float[Array, "... rank"], up: Float[Array, "rank outputs"]) -> Float[Array, "... outputs"]:
-    """`r @ up`, of `reduced` rows."""
+    """Computes `r @ up` for rows `r` that `reduced` returned."""
     if len(up) > _UNROLLED:
         return product(r, up)
     rows = up.astype(jnp.float32).reshape(len(up), *[1] * (r.ndim - 1), -1)

@@ -1,4 +1,4 @@
-"""op, the layer before -> an op that reads contiguous features, and that layer with what it reads, and no more."""
+"""Moves the order in which an op reads features into the layer before it, and drops the features that it skips."""
 
 from __future__ import annotations
 
@@ -15,15 +15,26 @@ from jax_maddness.core.types import MaddnessOp
 def fold_feature_order(
     op: MaddnessOp, w_before: Float[ArrayLike, "inputs features"], b_before: Float[ArrayLike, " features"]
 ) -> tuple[MaddnessOp, Array, Array]:
-    """Moves the order in which `op` reads features into the layer before it, where order is free.
+    """Moves the order in which `op` reads features into the layer before it, where order costs nothing.
 
-    Returns `op2, w2, b2` such that `amm(act(h @ w2 + b2), op2)` is `amm(act(h @ w_before + b_before), op)` for every
-    elementwise activation `act`, or none: columns that trees read are put in the order in which they read them. Those
-    that several codebooks read are repeated; those that none reads are dropped, and need not be computed at all:
-    `SplitTrees` read at most 4 features per codebook. Codes are the same as long as the two products round alike.
+    The results `op2, w2, b2` are such that `amm(act(h @ w2 + b2), op2)` equals `amm(act(h @ w_before + b_before), op)`
+    for every elementwise activation `act`, or none. The columns of `w2` are in the order in which the trees read them:
+    a column that several codebooks read is repeated, and one that no codebook reads is dropped and is no longer
+    computed (`SplitTrees` read at most 4 features per codebook). Codes are the same as long as both products round
+    alike.
 
-    Normalisation between the two (softmax, LayerNorm) is not elementwise: it sees repeated and missing features. Where
-    its gain and offset are the last step, fold into those instead: they are a `b_before`, with `w_before` of one row.
+    Normalization between the two layers (softmax, LayerNorm) is not elementwise: it would see repeated and missing
+    features. If its last step is a gain and an offset, pass the gain as `w_before` with one row and the offset as
+    `b_before`.
+
+    Args:
+      op: a single op, not a stack of ops, whose inputs are the outputs of the layer before it.
+      w_before: weights of the layer before `op`, of any floating dtype.
+      b_before: bias of that layer.
+
+    Returns:
+      `(op2, w2, b2)`: the op that reads its features in order; `w_before` with the columns that it reads, in that
+      order, `[inputs, features read]`; and `b_before` likewise, `[features read]`.
 
     Raises:
       TypeError: `op` is not a `MaddnessOp`.
@@ -54,6 +65,6 @@ def fold_feature_order(
 
 
 def _kept(weights: Float[Array, "features outputs"], read: Int32[np.ndarray, " read"]) -> Float[Array, "read outputs"]:
-    """Weights of the features that are left, for gradients: a repeated feature's are shared out."""
+    """Takes the weights of the features that are read, for gradients: those of a repeated feature are divided."""
     times = np.bincount(read, minlength=len(weights))[read]
     return weights[read] / jnp.asarray(times, weights.dtype)[:, None]

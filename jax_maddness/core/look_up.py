@@ -1,4 +1,4 @@
-"""codes, float tables -> sums, for training: look up and add, and the gradient of the tables."""
+"""Aggregation with float tables, for training: looks up and adds, with the gradient of the tables."""
 
 from __future__ import annotations
 
@@ -19,9 +19,17 @@ def look_up(
 ) -> Float[Array, "... outputs"]:
     """Sums the float entries that the codes select: `y[..., m] = sum_c values[m, c, codes[..., c]]`.
 
-    `aggregate` for tables that are trained. Only the low four bits of a code count. The kernels take float32. They
-    add in the order of codebooks and of rows, so that sums and gradients are the same on every tier and with any number
-    of threads; products, which take their place elsewhere, may round otherwise. They have no forward-mode derivatives.
+    It is `aggregate` for tables that are being trained. Only the low four bits of a code count. The kernels take
+    float32. They add in the order of codebooks and of rows, so that sums and gradients are the same on every tier and
+    with any number of threads; the products that replace them elsewhere may round differently. The kernels have no
+    forward-mode derivatives.
+
+    Args:
+      codes: uint8, one code per codebook, as `encode` returns them; any leading dimensions.
+      values: the entries of the tables, of any floating dtype.
+
+    Returns:
+      The sums, in the dtype of `values`, with the leading dimensions of `codes`.
 
     Example:
       >>> values = jnp.arange(32.0).reshape(1, 2, 16)  # one output, two codebooks
@@ -34,7 +42,7 @@ def look_up(
     mesh = jax.sharding.get_abstract_mesh()
     if values.dtype != jnp.float32 or mesh.explicit_axes or not ffi.enabled():
         return definition(codes[None], values[None])[0]
-    if mesh.manual_axes:  # inside shard_map: a zero of each shard's own, so that JAX adds the gradients of all shards
+    if mesh.manual_axes:  # inside shard_map: a zero that varies over shards makes JAX sum the gradients of all shards
         values = values + codes[..., :0].sum(dtype=values.dtype)
     return _look_up(codes, values)
 
@@ -42,14 +50,14 @@ def look_up(
 def definition(
     codes: UInt8[Array, "ops ... codebooks"], values: Float[Array, "ops outputs codebooks 16"]
 ) -> Float[Array, "ops ... outputs"]:
-    """`look_up` for a batch of ops, in pure JAX: one-hot codes times tables."""
+    """Computes `look_up` for a batch of ops, in pure JAX: one-hot codes times tables."""
     return jnp.einsum("b...ck,bmck->b...m", _one_hot(codes, values.dtype), values)
 
 
 def gradient_definition(
     codes: UInt8[Array, "ops ... codebooks"], dy: Float[Array, "ops ... outputs"]
 ) -> Float[Array, "ops outputs codebooks 16"]:
-    """Its gradient, the other product with one-hot codes: `[m, c, k]` sums `dy[n, m]` over the rows with that code."""
+    """Computes the gradient of the tables: entry `[m, c, k]` sums `dy[n, m]` over the rows `n` with code `k`."""
     codes, dy = (a.reshape(a.shape[0], math.prod(a.shape[1:-1]), a.shape[-1]) for a in (codes, dy))
     return jnp.einsum("bnck,bnm->bmck", _one_hot(codes, dy.dtype), dy)
 

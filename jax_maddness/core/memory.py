@@ -1,4 +1,4 @@
-"""Memory of large results: kept by the process between calls, if the user wishes so."""
+"""Memory of large results: lets the process keep it between calls, if the user asks for that."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ _NEVER = -1
 
 
 def retain_freed_memory() -> bool:
-    """Lets the process keep the memory that large arrays give back, so that the next ones need no fresh pages.
+    """Lets the process keep the memory that large arrays free, so that later arrays need no fresh pages.
 
-    XLA allocates every result, and every intermediate, anew. The C library takes large ones (from 128 KB to 32 MB on,
-    as the process goes on) from the system each time, which has to clear their pages: 2 to 10 ms for 32 MB, where the
-    look-ups of 8192 x 1024 x 1024 take 5. After this call freed memory stays with the process and is used again, by
-    everything in it that calls `malloc`: the process does not shrink any more, at most it stays as large as it once
-    was. The same from outside: `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 python ...`.
+    XLA allocates every result and every intermediate anew. For a large one (more than 128 KB at first, more than up to
+    32 MB later in the process) the C library asks the operating system each time, which has to clear the pages: 2 to
+    10 ms for 32 MB, where the look-ups of 8192 x 1024 x 1024 take 5 ms. After this call, freed memory stays with the
+    process and is reused by everything in it that calls `malloc`. The process no longer shrinks: it stays as large as
+    it was at its peak. The environment has the same effect: `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 python ...`.
 
-    Call it once, early. `benchmarks/run.py --keep-memory` measures what it brings.
+    Call it once, early. `benchmarks/run.py --keep-memory` measures its effect.
 
     Returns:
-      Whether the C library agreed: False where it is not glibc, and nothing has changed.
+      True if the C library accepted both settings; False if it did not or is not glibc, in which case nothing changed.
+
+    Example:
+      >>> retain_freed_memory()  # doctest: +SKIP
+      True
     """
     if platform.libc_ver()[0] != "glibc":
         return False

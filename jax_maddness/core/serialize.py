@@ -1,9 +1,10 @@
-"""save / load: an op as one stable, versioned file.
+"""Saves and loads an op as one stable, versioned file.
 
-`archive.py` says what the file is. Its arrays are called `trees.indices` and so on.
+`archive.py` describes the format. The arrays of the file are called `trees.indices` and so on, after the fields of
+the op.
 
-Version 1 knows `SplitTrees` alone, version 2 brought `ObliqueTrees`, which have other arrays, version 3 an op's exact
-term. An op is written as the oldest version that knows all of it.
+Version 1 has `SplitTrees` only. Version 2 added `ObliqueTrees`, which have other arrays, and version 3 the exact term
+of an op. An op is written in the oldest version that can represent it, so that older releases can read it.
 """
 
 from __future__ import annotations
@@ -26,10 +27,29 @@ _OPTIONAL = {"weights": 1, "exact.up": 3, "exact.indices": 3, "exact.down": 3}  
 
 
 def save(path: str | os.PathLike[str], op: MaddnessOp) -> None:
-    """Writes `op` to the file `path`, whole or not at all: an existing file is replaced only by a complete one.
+    """Writes `op` to the file `path`, as a whole or not at all: an existing file is replaced only by a complete one.
+
+    The file is a zip archive of arrays in NumPy's `.npy` format, with a header in JSON and digests of all contents. It
+    does not contain the second copy of the tables that `with_small_batch_tables` makes.
+
+    Args:
+      path: the file. No suffix is added.
+      op: a single op, not a stack of ops, with concrete arrays of uint8, int8, int32, float32, float16 or bfloat16.
 
     Raises:
-      TypeError, ValueError: `op` is not a single, consistent op (a stacked one is not; save its elements).
+      TypeError: `op` is traced or not an op, or one of its arrays has another dtype.
+      ValueError: `op` is a stack of ops (save its elements), its arrays do not agree with each other, or an index is
+        out of range.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> from jax_maddness import SplitTrees
+      >>> trees = SplitTrees(jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 15)), 8)
+      >>> op = MaddnessOp(trees, LookupTables(jnp.zeros((3, 1, 16), jnp.uint8), jnp.ones(3), jnp.zeros(3)))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save(pathlib.Path(folder) / "op.maddness", op)
+      ...     load(pathlib.Path(folder) / "op.maddness")
+      MaddnessOp(8 -> 3, 1 codebooks, 148 bytes)
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(op)):
         raise TypeError("`op` is traced: `save` writes values, so it cannot run inside of jax.jit or jax.vmap.")
@@ -49,6 +69,15 @@ def save(path: str | os.PathLike[str], op: MaddnessOp) -> None:
 def load(path: str | os.PathLike[str]) -> MaddnessOp:
     """Reads an op that `save` wrote.
 
+    The contents are validated: digests, shapes, dtypes and the ranges of indices. Nothing in the file is executed.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The op, with its arrays on the default device and in the dtypes in which they were saved. See `save` for an
+      example.
+
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: the file is truncated, damaged, not an op, or of a newer version; the message says which.
@@ -66,12 +95,12 @@ def _read(header: dict[str, Any], read: archive.Reader) -> MaddnessOp:
 
 
 def _tree_fields(kind: type[Trees]) -> list[str]:
-    """The names of the arrays of a kind of trees in a file."""
+    """Returns the names that the arrays of a kind of trees have in a file."""
     return [f"trees.{name}" for name in kind.array_names()]
 
 
 def _kind(described: object, version: int) -> type[Trees]:
-    """The kind of trees whose arrays the header describes."""
+    """Returns the kind of trees whose arrays the header describes."""
     optional = [name for name, since in _OPTIONAL.items() if version >= since]
     known = [kind for kind in KINDS if version >= kind.file_version]
     for kind in known:
@@ -84,7 +113,7 @@ def _kind(described: object, version: int) -> type[Trees]:
 
 
 def _assemble(arrays: dict[str, np.ndarray], kind: type[Trees], num_features: int | None) -> MaddnessOp:
-    """The op, if its arrays agree with each other."""
+    """Returns the op, if its arrays agree with each other."""
     _validate_values(arrays, kind, num_features)
     data = {name: jnp.asarray(array) for name, array in arrays.items()}
     exact = None
@@ -102,7 +131,7 @@ def _assemble(arrays: dict[str, np.ndarray], kind: type[Trees], num_features: in
 
 
 def _validate_values(arrays: dict[str, np.ndarray], kind: type[Trees], num_features: int | None) -> None:
-    """Raises unless the values of a file's arrays, of which shapes tell nothing, are in their documented ranges."""
+    """Raises ValueError unless the values of a file's arrays are in their documented ranges."""
     of_trees = {name: arrays[f"trees.{name}"] for name in kind.array_names()}
     limit = kind.validate_values(of_trees, num_features)
     if "exact.indices" in arrays:

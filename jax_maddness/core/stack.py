@@ -1,11 +1,11 @@
-"""How one definition runs everywhere: the transformations around an FFI call, outermost first.
+"""Runs one definition on every platform: the transformations around an FFI call, outermost first.
 
     custom_vmap > custom_partitioning > platform_dependent(cpu=FFI call, default=definition)
 
-- custom_vmap: a batch of rows is folded into the rows, a batch of ops into the ops; tables are never expanded.
-- custom_partitioning: rows and outputs may be sharded, everything else is replicated; no collective is needed, except
-  to add what shards of rows sum up.
-- platform_dependent: the C++ kernels on CPU, the pure JAX definition on TPU, GPU and in their exports.
+- custom_vmap: a batch of rows is folded into the rows and a batch of ops into the ops; tables are never expanded.
+- custom_partitioning: rows and outputs may be sharded, everything else is replicated. No collective is needed, except
+  where a result sums over rows: then the sums of all shards are added.
+- platform_dependent: the C++ kernels run on CPU, the pure JAX definition on TPU and GPU and in exports for them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jax_maddness.core import ffi
 
 
 def on_platform(definition: Callable[..., Any], target: str, *args: Array) -> Any:
-    """What `definition` makes of `args`: by the kernel `target` on CPU, by itself elsewhere. An array or a tuple."""
+    """Computes `definition(*args)`, an array or a tuple: by the kernel `target` on CPU, by itself elsewhere."""
     return lax.platform_dependent(*args, cpu=functools.partial(_ffi_call, definition, target), default=definition)
 
 
@@ -35,7 +35,7 @@ def _ffi_call(definition: Callable[..., Any], target: str, *args: Array) -> Any:
 
     def in_mesh(result: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         if mesh.manual_axes and result.sharding is None:
-            # eval_shape says which manual axes the result varies over, but leaves out of which mesh.
+            # eval_shape knows the manual axes over which the result varies, but does not record their mesh.
             return result.update(sharding=NamedSharding(mesh, PartitionSpec()))
         return result
 
@@ -43,11 +43,17 @@ def _ffi_call(definition: Callable[..., Any], target: str, *args: Array) -> Any:
 
 
 class Stacked:
-    """`definition` with the FFI target `target` behind it on CPU.
+    """A definition in pure JAX, together with the FFI target that computes the same on CPU.
 
-    The first argument has rows, `[ops, ..., last]`; the others have the shapes that `rule` names. `rule` is an
-    einsum-like string with `{rows}` for the row dimensions; a factor of the result is what may be sharded. Where the
-    result `sums_rows`, the other arguments have rows, too, and a batch of rows is a batch of ops.
+    The first argument of the definition has rows, `[ops, ..., last]`; the others have the shapes that `rule` names.
+
+    Args:
+      definition: the function in pure JAX, for a batch of ops.
+      target: the name of the FFI target.
+      rule: an einsum-like string of the dimensions of all arguments and of the result, with `{rows}` for the row
+        dimensions. The dimensions of the result may be sharded.
+      sums_rows: whether the result sums over rows. Then the other arguments have rows, too, and a batch of rows is
+        treated as a batch of ops.
     """
 
     def __init__(self, definition: Callable[..., Array], target: str, rule: str, sums_rows: bool = False):
@@ -57,20 +63,20 @@ class Stacked:
         self._sums_rows = sums_rows
         self._vmapped = custom_vmap(self._dispatch)
         self._vmapped.def_vmap(self._batch)
-        # Compiled as one function where nobody has called jit; a part of the caller's where somebody has.
+        # Outside of any `jit`, a call is compiled as one function; inside of one, it becomes a part of the caller.
         self._one_op = jax.jit(lambda *args: self._vmapped(*(a[None] for a in args))[0], inline=True)
 
     def __call__(self, *args: Array) -> Array:
-        """The result for one op: every argument and the result without the leading dimension `ops`."""
+        """Computes the result for one op: the arguments and the result have no leading dimension `ops`."""
         return self._one_op(*args)
 
-    def _batch(self, axis_size: int, in_batched: list[bool], rows: Array, *rest: Array) -> tuple[Array, bool]:
-        rows_batched, *rest_batched = in_batched
-        if not any(rest_batched) and not self._sums_rows:
-            return jnp.moveaxis(self._vmapped(jnp.moveaxis(rows, 0, 1), *rest), 1, 0), True
+    def _batch(self, axis_size: int, in_batched: list[bool], rows: Array, *others: Array) -> tuple[Array, bool]:
+        rows_batched, *others_batched = in_batched
+        if not any(others_batched) and not self._sums_rows:
+            return jnp.moveaxis(self._vmapped(jnp.moveaxis(rows, 0, 1), *others), 1, 0), True
         args = [
             a if batched else jnp.broadcast_to(a, (axis_size, *a.shape))
-            for a, batched in zip((rows, *rest), (rows_batched, *rest_batched), strict=True)
+            for a, batched in zip((rows, *others), (rows_batched, *others_batched), strict=True)
         ]
         num_ops = rows.shape[int(rows_batched)]
         result = self._vmapped(*(a.reshape(axis_size * num_ops, *a.shape[2:]) for a in args))
@@ -80,7 +86,7 @@ class Stacked:
         if not ffi.enabled():
             return self._definition(*args)
         if jax.sharding.get_abstract_mesh().manual_axes:
-            return self._on_platform(*args)  # inside shard_map: these are the shards already
+            return self._on_platform(*args)  # inside shard_map the arguments are shards already
         return self._partitioned(args[0].ndim - 2)(*args)
 
     @functools.cache  # noqa: B019 -- instances live as long as the module
@@ -96,10 +102,10 @@ class Stacked:
     def _partition(
         self, rule: str, mesh: jax.sharding.Mesh, arg_shapes: Any, result_shape: Any
     ) -> tuple[jax.sharding.Mesh, Callable[..., Array], NamedSharding, tuple[NamedSharding, ...]]:
-        """Shards of the result need no other shard: keep the result's factors, replicate all others."""
+        """Keeps the sharding of the dimensions of the result and replicates all others, which needs no collective."""
         operands, result = rule.split("->")
         factors = result.split()
-        spec = tuple(getattr(result_shape.sharding, "spec", ()))  # none: a single device inside a mesh context
+        spec = tuple(getattr(result_shape.sharding, "spec", ()))  # a single device has none, even in a mesh context
         axes = dict(zip(factors, spec + (None,) * (len(factors) - len(spec)), strict=True))
         summed = self._summed(operands, axes, arg_shapes[0])
         axes |= summed
@@ -111,7 +117,7 @@ class Stacked:
         return mesh, on_shard, result_sharding, arg_shardings
 
     def _summed(self, operands: str, axes: Mapping[str, Any], rows: Any) -> dict[str, Any]:
-        """Where the result `sums_rows`: the mesh axes over which these stay sharded, by factor."""
+        """Returns the mesh axes over which summed rows stay sharded, by dimension; none unless the result sums rows."""
         if not self._sums_rows:
             return {}
         taken = set(jax.tree.leaves(tuple(axes.values())))

@@ -1,14 +1,14 @@
-"""The nouns: split trees of two kinds, lookup tables, and the op that holds both. Read this file first.
+"""The data types: split trees of two kinds, lookup tables, and the op that holds both. Read this file first.
 
-`y = amm(x, op)` is three steps over them, each with a file of its own:
+`y = amm(x, op)` takes three steps, each with a file of its own:
 
     x [..., D] --encode--> codes [..., C] u8 --aggregate--> sums [..., M] i32 --rescale--> y [..., M]
 
-and, for an op that has an exact term, a fourth one that adds it.
+For an op that has an exact term, a fourth step adds it.
 
-D = features, C = codebooks, M = outputs. All of them are frozen dataclasses registered as pytrees: arrays are
-leaves (a changed array does not retrace), the other fields are static metadata (a changed one does). Two of them are
-equal only when they are the same object, and they can be hashed: compare arrays with `jax.tree.map` instead.
+D = features, C = codebooks, M = outputs. All types are frozen dataclasses that are registered as pytrees: arrays are
+leaves (a changed array does not retrace), and the other fields are static metadata (a changed one does). Instances are
+compared and hashed by identity; compare their arrays with `jax.tree.map` instead.
 """
 
 from __future__ import annotations
@@ -42,19 +42,25 @@ __all__ = [
 ]
 
 SMALL_BATCH = 8
-"""A call of at most this many rows uses `LookupTables.by_code`, if an op has it."""
+"""Greatest number of rows in a call that uses `LookupTables.by_code`, if an op has it."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class LookupTables:
-    """8-bit tables: `y[m] = scale[m] * sum_c values[m, c, code_c] + offset[m]`.
+    """Lookup tables of 8-bit entries: `y[m] = scale[m] * sum_c values[m, c, code_c] + offset[m]`.
+
+    An entry stands for the product of a prototype with a column of `w` (Blalock & Guttag 2021, section 4.3).
 
     Attributes:
-      values: for each output and codebook, the 16 entries that a code chooses from.
-      scale: the width of one step of `values`, per output.
-      offset: what is added to every row, per output: bias, mean and the tables' minima.
-      by_code: `values` once more, in the order that calls of few rows want (`with_small_batch_tables`); or None.
+      values: uint8; for each output and codebook, the 16 entries of which a code selects one.
+      scale: difference between outputs whose sums differ by 1, per output.
+      offset: number that is added to the output of every row, per output: bias, mean and the minima of the tables.
+      by_code: a copy of `values` in the order that suits small batches (see `with_small_batch_tables`), or None.
+
+    Example:
+      >>> LookupTables(jnp.zeros((3, 2, 16), jnp.uint8), scale=jnp.ones(3), offset=jnp.zeros(3)).num_codebooks
+      2
     """
 
     values: UInt8[Array, "outputs codebooks 16"]
@@ -64,24 +70,32 @@ class LookupTables:
 
     @property
     def num_outputs(self) -> int:
+        """Number of outputs, M."""
         return self.values.shape[-3]
 
     @property
     def num_codebooks(self) -> int:
+        """Number of codebooks, C."""
         return self.values.shape[-2]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExactTerm:
-    """A product that is not approximated: `y += [x[indices], x @ down] @ up`, of low rank.
+    """A product of low rank that is not approximated: `y += [x[indices], x @ down] @ up`.
 
-    It takes `rank * M` multiply-adds per row, and `D` more for each column of `down`.
+    It takes `rank * M` multiply-adds per row, and `D` more for each column of `down`. The rank counts both chosen
+    features and directions.
 
     Attributes:
-      up: what each of the numbers in brackets adds to the outputs.
-      indices: features that are taken as they are, in `[0, num_features)`; others are clipped. None: there are none.
-      down: directions that rows are projected on. None: there are none. `rank` counts both.
+      up: weights of the chosen features, then of the projections, for every output.
+      indices: chosen features that enter the product as they are, in `[0, num_features)`; an index that is out of range
+        is clipped. None: no features are chosen.
+      down: directions that rows are projected on. None: there are no projections.
+
+    Example:
+      >>> print(ExactTerm(up=jnp.ones((3, 5)), indices=jnp.array([7]), down=jnp.ones((8, 2))))
+       + 1 exact features + rank 2
     """
 
     up: Float[Array, "rank outputs"]
@@ -100,13 +114,19 @@ class ExactTerm:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class MaddnessOp:
-    """Everything that `amm` needs besides `x`: approximates `x @ w + b`.
+    """An op: everything that `amm` needs besides `x` to approximate `x @ w + b`.
 
     Attributes:
-      trees: hash a row of D features to C codes.
-      tables: turn C codes into M outputs.
-      weights: the exact `w`, kept only where gradients with respect to `x` are wanted (`fit(..., keep_weights=True)`).
-      exact: the part of the product that is not left to codes; None: there is none.
+      trees: split trees, which encode a row of D features as C codes.
+      tables: lookup tables, which turn C codes into M outputs.
+      weights: the exact `w`, for gradients with respect to `x` and for rescoring (`fit(..., keep_weights=True)`), or
+        None.
+      exact: an exact term that is added to the look-ups, or None.
+
+    Example:
+      >>> trees = SplitTrees(jnp.zeros((2, 4), int), jnp.zeros((2, 15)), 8)
+      >>> MaddnessOp(trees, LookupTables(jnp.zeros((3, 2, 16), jnp.uint8), jnp.ones(3), jnp.zeros(3)))
+      MaddnessOp(8 -> 3, 2 codebooks, 272 bytes)
     """
 
     trees: Trees
@@ -116,14 +136,17 @@ class MaddnessOp:
 
     @property
     def num_features(self) -> int | None:
+        """Number of features, D, or None if the trees do not record it."""
         return self.trees.num_features
 
     @property
     def num_outputs(self) -> int:
+        """Number of outputs, M."""
         return self.tables.num_outputs
 
     @property
     def num_codebooks(self) -> int:
+        """Number of codebooks, C."""
         return self.tables.num_codebooks
 
     @property
@@ -144,14 +167,18 @@ class MaddnessOp:
 
 
 def with_small_batch_tables(op: MaddnessOp) -> MaddnessOp:
-    """`op` with a second copy of its tables, for calls of a few rows: the same results, much sooner.
+    """Adds a second table layout that is faster for batches of at most 8 rows; the results are unchanged.
 
-    A shuffle reads all 16 entries of every table to use one. A call of at most `SMALL_BATCH` rows reads, with this
-    copy,
-    only the entries that its codes select: a sixteenth of the bytes for one row. It costs 16 bytes of memory per
-    codebook and output. Calls of more rows are as before. After a change of `tables.values`, call it again.
+    The usual layout suits a shuffle instruction, which reads all 16 entries of a table to use one of them. With the
+    copy, a call of at most `SMALL_BATCH` (8) rows reads only the entries that its codes select: a sixteenth of the
+    bytes for one row. The copy takes 16 bytes of memory per codebook and output. Calls of more rows do not use it. The
+    function must be called again after `tables.values` has changed. `save` does not write the copy.
 
-    Works on stacked ops too. A file that `save` writes does not contain the copy.
+    Args:
+      op: an op, or a stack of ops.
+
+    Returns:
+      The op with `tables.by_code` set; `op` itself is unchanged.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What `encode`, `aggregate` and `amm` accept, and what they say about the rest, while tracing."""
+"""Validates the arguments of `encode`, `aggregate` and `amm` while they are traced."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from jax_maddness.core.trees.base import LEAVES, Trees, validate_array
 from jax_maddness.core.types import ExactTerm, LookupTables, MaddnessOp
 
 ROW_DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+"""The dtypes that rows may have."""
 
 
 def rows(x: Array, split_trees: Trees) -> Array:
-    """`x` as an array whose last dimension is the features of `split_trees`."""
+    """Returns `x` as an array, if its last dimension has the features that `split_trees` need; raises otherwise."""
     x = _as_array(x, "x")
     if x.dtype not in ROW_DTYPES:
         raise TypeError(f"`x` is {x.dtype}; expected float32, bfloat16 or float16. Cast it: `x.astype(jnp.float32)`.")
@@ -29,7 +30,7 @@ def rows(x: Array, split_trees: Trees) -> Array:
 
 
 def codes(array: Array, tables: LookupTables) -> Array:
-    """`array` as codes for `tables`."""
+    """Returns `array` as an array, if it holds codes for `tables`; raises otherwise."""
     array = _as_array(array, "codes")
     if array.dtype != jnp.uint8:
         raise TypeError(f"`codes` is {array.dtype}; expected uint8, as `encode` returns them.")

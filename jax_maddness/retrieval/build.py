@@ -1,5 +1,6 @@
-"""vectors -> index: codes, what they stand for, and how many candidates a search should rescore. Outside of
-`jax.jit`.
+"""Builds and changes vector indices: prototypes, codes, and the recall that a number of candidates reaches.
+
+All functions run outside of `jax.jit`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,15 @@ from jax_maddness.retrieval import validate as arguments
 from jax_maddness.retrieval.index import VectorIndex, whole
 
 SAMPLE = 2**15
-"""Vectors that prototypes are learned from, at most."""
+"""Greatest number of vectors that prototypes are learned from."""
 CALIBRATION = 256
-"""Queries on which recall is measured, at most."""
+"""Greatest number of queries on which recall is measured."""
 _pack = jax.jit(scan.pack)
-_SHRINK = 0.1  # of the queries' second moment toward that of queries from everywhere, in units of its mean
+_SHRINK = 0.1
+"""Weight of the identity that is added to the second moment of the queries, in units of its mean diagonal entry.
+
+Queries that are searched for later differ from the sample, so that products must be right in every direction.
+"""
 
 
 def build_index(
@@ -45,32 +50,38 @@ def build_index(
     seed: int = 0,
     progress: bool | None = None,
 ) -> VectorIndex:
-    """Encodes vectors so that `search` finds those nearest to a query by look-ups: half a byte per codebook and vector.
+    """Encodes vectors for `search`, which finds those nearest to a query by look-ups.
 
-    Codes are learned from a random sample of `SAMPLE` vectors so that products with `queries` have the least error.
-    The same arguments give the same index on the same machine. Call it outside of `jax.jit`.
+    An index takes half a byte per codebook and vector, besides the exact vectors. Prototypes are learned from a random
+    sample of at most `SAMPLE` (32,768) vectors, such that products with `queries` have the least error (additive
+    quantization, Babenko & Lempitsky 2014; see `quantizer.py`). The same arguments give the same index on the same
+    machine. Call the function outside of `jax.jit`.
 
-    Without `queries`, some hundreds of the vectors stand in for them, which are not learned from and do not find
-    themselves. That is right where queries are like the vectors, as in "which sentence is like this one". Where they
-    are not, as for the outputs of a layer, pass some hundreds of real ones: half of them are learned from, on the
-    others, at most `CALIBRATION`, recall is measured.
+    Without `queries`, some hundreds of held-out vectors take their place; these do not find themselves. That is right
+    if queries are like the vectors, as in "which sentence is like this one". If they are not, as for the outputs of a
+    layer, pass some hundreds of real queries: one half is learned from, and recall is measured on the other half, with
+    at most `CALIBRATION` (256) held-out queries.
 
     Args:
-      database: real, finite; learned from in float32.
-      num_codebooks: C, from 1 to the number of features, at most 256.
-      metric: "ip", the inner product; "l2", the distance; or "cosine".
-      bias: what is added to the products of each vector; for "ip" only: the bias of a layer.
-      queries: samples of what will be searched for.
-      ids: names of the vectors, not negative, none twice; by default 0, 1, 2, ...
-      keep_vectors: keep them for exact products: True, False, or the dtype to keep them in. True keeps float16 and
-        bfloat16 as they are, all others as float32.
-      method: "kmeans", or "trees": codes by split trees, quicker to find and less accurate, for vectors that come and
-        go (`add_vectors`).
-      seed: of samples.
-      progress: show a progress bar; None shows it where building takes longer than two seconds.
+      database: the vectors, `[vectors, features]`, of any real dtype, with finite values; computed with in float32.
+      num_codebooks: C, from 1 to the number of features, and at most 256.
+      metric: "ip" for the inner product, "l2" for the Euclidean distance, or "cosine".
+      bias: number that is added to the products of each vector, `[vectors]`, such as the bias of a layer; only for
+        "ip".
+      queries: samples of later queries, `[queries, features]`.
+      ids: distinct int32 ids of the vectors, 0 or greater, `[vectors]`; None: 0, 1, 2, ...
+      keep_vectors: whether the index keeps the exact vectors for rescoring: True, False, or the dtype to keep them in.
+        True keeps float16 and bfloat16 as they are and all other dtypes as float32.
+      method: "kmeans", or "trees" for codes by split trees, which are faster to compute and less accurate; they suit
+        an index whose vectors change often (`add_vectors`).
+      seed: seed of the random samples.
+      progress: whether to show a progress bar; None shows it if building takes longer than two seconds.
+
+    Returns:
+      The index, on the default device. Its vectors are in ascending order of ids.
 
     Raises:
-      TypeError: an argument is of the wrong kind, or is traced.
+      TypeError: an argument has the wrong type, or is traced.
       ValueError: shapes do not match, there are no vectors, values are not finite or overflow, or an option is unknown.
 
     Example:
@@ -85,37 +96,55 @@ def build_index(
     names, order = arguments.names(ids, len(rows))
     rows, added = rows[order], None if added is None else added[order]
     kept = arguments.kept(keep_vectors, given)
-    asked = None if queries is None else arguments.rows(queries, metric, None, rows.shape[1], "queries")[0]
-    learned_from, others, held_out = _split(np.random.default_rng(seed), len(rows), asked)
+    samples = None if queries is None else arguments.rows(queries, metric, None, rows.shape[1], "queries")[0]
+    learned_from, query_rows, held_out = _split(np.random.default_rng(seed), len(rows), samples)
     with Progress(progress, "build_index") as bar, modes():
         bar.expect(quantizer.ROUNDS + 1 + math.ceil(len(rows) / quantizer.BLOCK))
         augmented = _augmented(rows, added)
-        moment = _moment(rows[learned_from] if others is None else others)
-        found, trees = _learn(augmented[learned_from], moment, codebooks, method, seed, bar)
-        codes = _pack(_encode(augmented, found, trees, bar))
+        moment = _moment(rows[learned_from] if query_rows is None else query_rows)
+        learned, trees = _learn(augmented[learned_from], moment, codebooks, method, seed, bar)
+        codes = _pack(_encode(augmented, learned, trees, bar))
         bias = None if added is None else jnp.asarray(added)
-        exact = VectorIndex(codes, found, jnp.asarray(names), bias, jnp.asarray(rows), trees, metric, len(rows))
+        exact = VectorIndex(codes, learned, jnp.asarray(names), bias, jnp.asarray(rows), trees, metric, len(rows))
         bar.stage("recall")
-        asked, own = (rows[held_out], held_out) if asked is None else (asked[held_out], None)
-        measured = calibrate.measure(exact, asked, own)
+        held_out_queries, own = (rows[held_out], held_out) if samples is None else (samples[held_out], None)
+        measured = calibrate.measure(exact, held_out_queries, own)
     return dataclasses.replace(exact, vectors=None if kept is None else jnp.asarray(rows, kept), recall=measured)
 
 
 def add_vectors(
     index: VectorIndex,
-    vectors: Float[ArrayLike, "more features"],
-    ids: Int32[ArrayLike, " more"] | None = None,
+    vectors: Float[ArrayLike, "added features"],
+    ids: Int32[ArrayLike, " added"] | None = None,
     *,
-    bias: Float[ArrayLike, " more"] | None = None,
+    bias: Float[ArrayLike, " added"] | None = None,
 ) -> VectorIndex:
-    """A new index with `vectors` besides those of `index`; by default with the ids that follow its greatest.
+    """Returns an index with `vectors` besides those of `index`, which is unchanged.
 
-    The codes are those that `build_index` would have given them with the prototypes of `index`, which were learned from
-    other vectors: build anew when the kind of vectors has changed. A sharded index comes back whole. The measured
-    recall is that of the index that was built.
+    The new vectors are encoded with the prototypes of `index`, which were learned from other vectors: build a new index
+    when the distribution of the vectors has changed. The measured recall is kept from the index that was built. Call
+    the function outside of `jax.jit`.
+
+    Args:
+      index: an index that `build_index` made. A sharded index is gathered to one device.
+      vectors: the new vectors, `[added, features]`, of any real dtype, with finite values.
+      ids: their ids, distinct int32, `[added]`, none of which `index` has; None: those that follow its greatest id.
+      bias: number that is added to the products of each new vector, `[added]`; required if `index` was built with
+        `bias`, and not allowed otherwise.
+
+    Returns:
+      The new index, on one device.
 
     Raises:
-      TypeError, ValueError: as `build_index`; or an id is there already.
+      TypeError: an argument has the wrong type, or is traced.
+      ValueError: shapes do not match, values are not finite or overflow, an id exists already, or `bias` is missing or
+        not allowed.
+
+    Example:
+      >>> vectors = np.random.default_rng(0).standard_normal((1000, 8))
+      >>> index = add_vectors(build_index(vectors, 4), vectors[:2], ids=[5000, 5001])
+      >>> index.count, index.ids[-2:].tolist()
+      (1002, [5000, 5001])
     """
     index = whole(index)
     if (bias is None) != (index.bias is None or index.metric == "l2"):
@@ -123,9 +152,9 @@ def add_vectors(
     rows, added = arguments.rows(vectors, index.metric, bias, index.num_features, "vectors")
     old = np.asarray(index.ids)
     new, order = arguments.names(ids, len(rows), int(old.max(initial=-1)) + 1)
-    if len(twice := np.intersect1d(old, new)):
+    if len(duplicates := np.intersect1d(old, new)):
         raise ValueError(
-            f"`ids` has {len(twice)} that are there already, such as {twice[0]}. `remove_vectors` them first."
+            f"`ids` has {len(duplicates)} that are there already, such as {duplicates[0]}. `remove_vectors` them first."
         )
     rows, added = rows[order], None if added is None else added[order]
     with modes():
@@ -134,17 +163,32 @@ def add_vectors(
     return _rearranged(index, names, np.argsort(names), codes, rows, added)
 
 
-def remove_vectors(index: VectorIndex, ids: Int32[ArrayLike, " gone"]) -> VectorIndex:
-    """A new index without the vectors called `ids`. A sharded index comes back whole.
+def remove_vectors(index: VectorIndex, ids: Int32[ArrayLike, " removed"]) -> VectorIndex:
+    """Returns an index without the vectors that have the given ids; `index` is unchanged.
+
+    The prototypes and the measured recall are kept. Call the function outside of `jax.jit`.
+
+    Args:
+      index: an index that `build_index` made. A sharded index is gathered to one device.
+      ids: ids of the vectors to remove, integers, `[removed]`. An id may occur several times.
+
+    Returns:
+      The new index, on one device.
 
     Raises:
-      ValueError: an id is not there.
+      TypeError: `index` is not an index, or is traced.
+      ValueError: `index` has no vector with one of the ids.
+
+    Example:
+      >>> vectors = np.random.default_rng(0).standard_normal((1000, 8))
+      >>> remove_vectors(build_index(vectors, 4), ids=[0, 999]).count
+      998
     """
     index = whole(index)
-    old, gone = np.asarray(index.ids), np.unique(np.asarray(ids))
-    if len(unknown := np.setdiff1d(gone, old)):
+    old, removed = np.asarray(index.ids), np.unique(np.asarray(ids))
+    if len(unknown := np.setdiff1d(removed, old)):
         raise ValueError(f"`ids` has {len(unknown)} that are not in `index`, such as {unknown[0]}.")
-    return _rearranged(index, old, np.flatnonzero(~np.isin(old, gone)))
+    return _rearranged(index, old, np.flatnonzero(~np.isin(old, removed)))
 
 
 def _rearranged(
@@ -155,7 +199,7 @@ def _rearranged(
     rows: np.ndarray | None = None,
     added: np.ndarray | None = None,
 ) -> VectorIndex:
-    """The vectors of `index`, then `rows` with their codes, in another order."""
+    """Appends `rows` and their codes to the vectors of `index`, and takes the vectors in the given order."""
 
     def with_new(old: Any, new: np.ndarray | None) -> Any:
         if old is None:
@@ -163,10 +207,10 @@ def _rearranged(
         both = np.asarray(old) if new is None else np.concatenate([np.asarray(old), new.astype(old.dtype)])
         return jnp.asarray(both[order])
 
-    there = np.asarray(scan.unpack(index.codes))[: index.count, : index.num_codebooks]
+    old_codes = np.asarray(scan.unpack(index.codes))[: index.count, : index.num_codebooks]
     return dataclasses.replace(
         index,
-        codes=_pack(with_new(there, codes)),
+        codes=_pack(with_new(old_codes, codes)),
         ids=jnp.asarray(names[order]),
         bias=with_new(index.bias, added),
         vectors=with_new(index.vectors, rows),
@@ -181,7 +225,7 @@ def _learn(
     if method == "kmeans":
         return quantizer.learn(sample, moment, codebooks, seed, bar.step), None
     values, axes = np.linalg.eigh(moment)
-    root = axes * np.sqrt(np.maximum(values, 0.0))  # |e @ root|^2 = e^T M e: what `fit` makes small
+    root = axes * np.sqrt(np.maximum(values, 0.0))  # |e @ root|^2 = e^T M e, which `fit` therefore minimizes
     trees = fit(sample, root, num_codebooks=codebooks, progress=False, config=FitConfig("oblique")).trees
     assert isinstance(trees, ObliqueTrees)
     center = sample.mean(0, dtype=np.float64).astype(np.float32)
@@ -190,13 +234,13 @@ def _learn(
 
 
 def _encode(
-    augmented: np.ndarray, found: quantizer.Quantizer, trees: ObliqueTrees | None, bar: Progress | None
+    augmented: np.ndarray, learned: quantizer.Quantizer, trees: ObliqueTrees | None, bar: Progress | None
 ) -> UInt8[np.ndarray, "vectors codebooks"]:
     step = (lambda: None) if bar is None else bar.step
     if bar is not None:
         bar.stage("codes")
     if trees is None:
-        return quantizer.encode(found, augmented, step=step)
+        return quantizer.encode(learned, augmented, step=step)
     codes = [
         np.asarray(encode_by_trees(jnp.asarray(augmented[at : at + quantizer.BLOCK]), trees))
         for at in range(0, len(augmented), quantizer.BLOCK)
@@ -205,12 +249,12 @@ def _encode(
 
 
 def _augmented(rows: np.ndarray, added: np.ndarray | None) -> Float[np.ndarray, "vectors features+1"]:
-    """Vectors with what is added to their products as one feature more."""
+    """Appends the numbers that are added to products, or zeros, to the vectors as one more feature."""
     return np.concatenate([rows, (np.zeros(len(rows), np.float32) if added is None else added)[:, None]], 1)
 
 
 def _moment(queries: np.ndarray) -> Float[np.ndarray, "features+1 features+1"]:
-    """The second moment of queries with a 1 at the end, shrunk: products are to be right in every direction."""
+    """Returns the second moment of queries with a 1 appended, shrunk toward the identity by `_SHRINK`."""
     moment = _augmented(queries, np.ones(len(queries), np.float32)).astype(np.float64)
     moment = moment.T @ moment / len(queries)
     features = len(moment) - 1
@@ -219,13 +263,19 @@ def _moment(queries: np.ndarray) -> Float[np.ndarray, "features+1 features+1"]:
 
 
 def _split(
-    rng: np.random.Generator, count: int, asked: np.ndarray | None
+    rng: np.random.Generator, count: int, queries: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Which vectors to learn from; queries to learn from, if there are others; and which to measure recall with."""
-    if asked is None:
+    """Chooses what to learn from and what to measure recall with.
+
+    Returns:
+      The row numbers of the vectors that prototypes are learned from; the queries that the second moment is learned
+      from, or None if there are no `queries`; and the row numbers of the held-out queries, or of the held-out vectors
+      if there are no `queries`.
+    """
+    if queries is None:
         held_out = rng.choice(count, min(CALIBRATION, count // 8), replace=False)
-        rest = np.setdiff1d(np.arange(count), held_out)
-        return np.sort(rng.permutation(rest)[:SAMPLE]), None, held_out
-    order = rng.permutation(len(asked))
-    held_out = order[: min(CALIBRATION, len(asked) // 2)]
-    return np.sort(rng.permutation(count)[:SAMPLE]), asked[order[len(held_out) :]], held_out
+        remaining = np.setdiff1d(np.arange(count), held_out)
+        return np.sort(rng.permutation(remaining)[:SAMPLE]), None, held_out
+    order = rng.permutation(len(queries))
+    held_out = order[: min(CALIBRATION, len(queries) // 2)]
+    return np.sort(rng.permutation(count)[:SAMPLE]), queries[order[len(held_out) :]], held_out

@@ -1,4 +1,4 @@
-"""save_index / load_index: an index as one stable, versioned file (core/archive.py says what that is)."""
+"""Saves and loads an index as one stable, versioned file; `core/archive.py` describes the format."""
 
 from __future__ import annotations
 
@@ -25,10 +25,25 @@ _OPTIONAL = ("bias", "vectors")
 
 
 def save_index(path: str | os.PathLike[str], index: VectorIndex) -> None:
-    """Writes `index` to the file `path`, whole or not at all. A sharded index is written as a whole one.
+    """Writes `index` to the file `path`, as a whole or not at all: an existing file is replaced only by a complete one.
+
+    The file is a zip archive of arrays in NumPy's `.npy` format, with a header in JSON and digests of all contents.
+
+    Args:
+      path: the file. No suffix is added.
+      index: an index that `build_index` made. A sharded index is gathered first, and its sharding is not saved.
 
     Raises:
       TypeError: `index` is not an index, or is traced.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> from jax_maddness import build_index
+      >>> index = build_index(np.random.default_rng(0).standard_normal((1000, 8)), 4)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_index(pathlib.Path(folder) / "vectors.index", index)
+      ...     load_index(pathlib.Path(folder) / "vectors.index").count
+      1000
     """
     index = whole(index)
     arrays: dict[str, Any] = {
@@ -46,6 +61,14 @@ def save_index(path: str | os.PathLike[str], index: VectorIndex) -> None:
 
 def load_index(path: str | os.PathLike[str]) -> VectorIndex:
     """Reads an index that `save_index` wrote.
+
+    The contents are validated: digests, shapes, dtypes and the order of ids. Nothing in the file is executed.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The index, on the default device; `shard_index` shards it. See `save_index` for an example.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -65,7 +88,7 @@ def _assemble(header: dict[str, Any], read: archive.Reader) -> VectorIndex:
     metric, count, recall = header.get("metric"), header.get("count"), header.get("recall")
     if metric not in METRICS or type(count) is not int or count < 0:
         raise ValueError(f"its metric is {metric!r} and its count {count!r}; expected {METRICS} and an integer.")
-    _check_shapes({name: (a.dtype.name, a.shape) for name, a in arrays.items()}, metric, count)
+    _validate_shapes({name: (a.dtype.name, a.shape) for name, a in arrays.items()}, metric, count)
     if np.any(np.diff(arrays["ids"]) <= 0):
         raise ValueError("its ids do not ascend.")
     data = {name: jnp.asarray(a) for name, a in arrays.items()}
@@ -88,9 +111,9 @@ def _assemble(header: dict[str, Any], read: archive.Reader) -> VectorIndex:
     )
 
 
-def _check_shapes(found: dict[str, tuple[str, tuple[int, ...]]], metric: str, count: int) -> None:
-    """Raises unless all arrays are of the sizes that the prototypes and the number of vectors ask for."""
-    shape = found["quantizer.prototypes"][1]
+def _validate_shapes(stored: dict[str, tuple[str, tuple[int, ...]]], metric: str, count: int) -> None:
+    """Raises unless all arrays have the dtypes and shapes that the prototypes and the number of vectors require."""
+    shape = stored["quantizer.prototypes"][1]
     if len(shape) != 3 or shape[1] != LEAVES or not 1 <= shape[0] <= scan.MAX_CODEBOOKS:
         raise ValueError(f"its prototypes have the shape {shape}; expected [codebooks, {LEAVES}, features].")
     codebooks, _, features = shape
@@ -104,11 +127,11 @@ def _check_shapes(found: dict[str, tuple[str, tuple[int, ...]]], metric: str, co
         "bias": ("float32", (count,)),
     }
     for name, described in expected.items():
-        if name in found and found[name] != described:
-            raise ValueError(f"{name} is {found[name]}; expected {described}.")
-    if "vectors" in found and found["vectors"][1] != (count, features):
-        raise ValueError(f"vectors have the shape {found['vectors'][1]}; expected {(count, features)}.")
-    if metric == "l2" and "bias" not in found:
+        if name in stored and stored[name] != described:
+            raise ValueError(f"{name} is {stored[name]}; expected {described}.")
+    if "vectors" in stored and stored["vectors"][1] != (count, features):
+        raise ValueError(f"vectors have the shape {stored['vectors'][1]}; expected {(count, features)}.")
+    if metric == "l2" and "bias" not in stored:
         raise ValueError("it lacks the lengths, `bias`, that distances need.")
 
 

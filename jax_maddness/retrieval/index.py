@@ -1,4 +1,4 @@
-"""The noun of retrieval: vectors, their codes, and what the codes stand for."""
+"""The data type of retrieval: vectors, their codes, and the prototypes that the codes stand for."""
 
 from __future__ import annotations
 
@@ -13,27 +13,34 @@ from jax_maddness.core.types import ObliqueTrees
 from jax_maddness.retrieval.quantizer import Quantizer
 
 METRICS = ("ip", "l2", "cosine")
+"""Inner product, Euclidean distance and cosine."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class VectorIndex:
-    """What `search` needs besides queries, as `build_index` makes it.
+    """An index that `build_index` made: everything that `search` needs besides queries. A pytree.
 
-    A vector's position is its place in `ids`, `vectors` and `bias`. Positions are in the order of ids.
+    The position of a vector is its row in `ids`, `vectors` and `bias`. Positions are in ascending order of ids.
 
     Attributes:
-      codes: in the order of `scan.pack`.
-      quantizer: what they stand for.
-      ids: names, ascending.
-      bias: what is added to products; for "l2" it is minus half the squared length. None: nothing.
-      vectors: for exact products, for "cosine" of length 1; None: only approximate ones are to be had.
-      trees: encode the vectors that are added, if the index was built with `method="trees"`.
+      codes: two 4-bit codes per byte, in the order that `scan.pack` describes.
+      quantizer: the prototypes that the codes stand for.
+      ids: ids of the vectors, ascending.
+      bias: number that is added to the products of each vector; for "l2", minus half its squared length. None: nothing.
+      vectors: the vectors for rescoring, of length 1 for "cosine"; None: scores can only be approximate.
+      trees: split trees that encode vectors, if the index was built with `method="trees"`; otherwise None.
       metric: "ip", "l2" or "cosine".
-      count: how many vectors there are; a sharded index has more places than that.
-      recall: what was measured when it was built: rows of a number of candidates and, for each of `calibrate.TOPS`,
-        the share of the true neighbours among them.
-      mesh, axis: over which devices the vectors are spread; None: over none.
+      count: number of vectors; the arrays of a sharded index are padded to more rows than that.
+      recall: recall that was measured when the index was built: rows of a number of candidates and, for each of
+        `calibrate.TOPS`, the share of the true neighbors among them.
+      mesh, axis: the devices over which the vectors are sharded, and the axis of the mesh; None: it is not sharded.
+
+    Example:
+      >>> from jax_maddness import build_index
+      >>> index = build_index(np.random.default_rng(0).standard_normal((1000, 8)), 4)
+      >>> index.num_features, index.num_codebooks, index.codes.shape
+      (8, 4, (16, 2, 64))
     """
 
     codes: UInt8[Array, "blocks pairs 64"]
@@ -50,10 +57,12 @@ class VectorIndex:
 
     @property
     def num_features(self) -> int:
+        """Number of features of a vector, D."""
         return self.quantizer.prototypes.shape[-1]
 
     @property
     def num_codebooks(self) -> int:
+        """Number of codebooks, C."""
         return self.quantizer.prototypes.shape[-3]
 
     @property
@@ -72,7 +81,11 @@ class VectorIndex:
 
 
 def whole(index: VectorIndex) -> VectorIndex:
-    """`index` on one device, without places that are not taken. Outside of `jax.jit`."""
+    """Gathers `index` to one device and removes its padding; returns `index` itself if it is not sharded.
+
+    Raises:
+      TypeError: `index` is not an index, or is traced.
+    """
     if not isinstance(index, VectorIndex):
         raise TypeError(f"`index` is {type(index).__name__}; expected a VectorIndex. `build_index` makes one.")
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(index)):

@@ -1,4 +1,4 @@
-"""Rows that are unlike those that look-ups were learned from, and `amm` with exact products for them."""
+"""Outlier rows, which are unlike those that look-ups were learned from, and `amm` with exact products for them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,19 @@ from jax_maddness.retrieval.top_k import exact_einsum, exact_weights
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class OutlierRows:
-    """Says which rows are abnormal: those far from the rows that `fit_outlier_rows` saw.
+    """A rule that finds outlier rows: those far from the rows that `fit_outlier_rows` was given. A pytree.
+
+    A row is an outlier if `sqrt(mean_d ((x[d] - center[d]) / scale[d])**2)` is greater than `threshold`.
 
     Attributes:
-      center, scale: mean and standard deviation of each feature.
-      threshold: a row is abnormal if its root mean squared distance, in standard deviations, is greater.
+      center: mean of each training feature.
+      scale: standard deviation of each training feature, in the units of the feature.
+      threshold: greatest distance of a row that is no outlier, in standard deviations.
+
+    Example:
+      >>> rule = OutlierRows(center=jnp.zeros(2), scale=jnp.ones(2), threshold=jnp.float32(3))
+      >>> rule(jnp.array([[0.0, 1.0], [9.0, 0.0]])).tolist()
+      [False, True]
     """
 
     center: Float[Array, " features"]
@@ -32,24 +40,38 @@ class OutlierRows:
     threshold: Float[Array, ""]
 
     def distance(self, x: Float[Array, "... features"]) -> Float[Array, "..."]:
-        """In standard deviations; infinite for a row with NaN."""
+        """Returns the distance of each row from the center, in standard deviations; infinity for a row with NaN."""
         distance = jnp.sqrt((((x.astype(jnp.float32) - self.center) / self.scale) ** 2).mean(-1))
         return jnp.where(jnp.isnan(distance), jnp.inf, distance)
 
     def __call__(self, x: Float[Array, "... features"]) -> Bool[Array, "..."]:
-        """Which rows are abnormal."""
+        """Returns, for each row, whether it is an outlier."""
         return self.distance(x) > self.threshold
 
     def share(self, x: Float[Array, "... features"]) -> Float[Array, ""]:
-        """The share of the rows of `x` that are abnormal: what exact rows will cost."""
+        """Returns the share of the rows of `x` that are outliers, which determines the cost of exact rows."""
         return self(x).mean(dtype=jnp.float32)
 
 
 def fit_outlier_rows(x_train: Float[ArrayLike, "... features"], share: float = 0.01) -> OutlierRows:
-    """A rule by which the given share of the rows of `x_train` is abnormal.
+    """Learns a rule by which the given share of the rows of `x_train` are outliers.
+
+    Args:
+      x_train: training rows, of any real dtype, with finite values; any leading dimensions.
+      share: share of these rows that are outliers, between 0 and 1.
+
+    Returns:
+      The rule, for `amm_with_exact_rows`.
 
     Raises:
-      ValueError: `share` is not between 0 and 1, or `x_train` is as `fit` would not take it.
+      TypeError: `x_train` has the wrong type, or is traced.
+      ValueError: `share` is not between 0 and 1, or `x_train` has no rows or values that are not finite.
+
+    Example:
+      >>> rows = np.random.default_rng(0).standard_normal((1000, 8))
+      >>> rule = fit_outlier_rows(rows, share=0.05)
+      >>> round(float(rule.share(jnp.float32(rows))), 2)
+      0.05
     """
     if not 0 < share < 1:
         raise ValueError(f"`share` is {share}; expected a number between 0 and 1.")
@@ -68,22 +90,36 @@ def amm_with_exact_rows(
     w: Float[Array, "features outputs"] | None = None,
     bias: Float[Array, " outputs"] | None = None,
 ) -> Float[Array, "... outputs"]:
-    """`amm(x, op)` with up to `max_exact` of its rows exact: those that a rule calls abnormal, or that a mask names.
+    """Computes `amm(x, op)` with exact products for up to `max_exact` rows: outlier rows, or those of a mask.
 
-    Look-ups are worst on rows unlike those that they were learned from, and a few of these can decide a maximum. Where
-    more than `max_exact` rows qualify, the farthest are exact by a rule, the first by a mask.
+    Look-ups have the largest errors on rows unlike those that they were learned from, and a few such rows can decide a
+    maximum. If more than `max_exact` rows qualify, those farthest from the center are exact by a rule, and the first
+    ones by a mask.
 
     Args:
-      x: rows.
-      op: what `fit` learned.
-      rows: what `fit_outlier_rows` learned, or a mask of the shape of `x` without its last dimension.
-      max_exact: how many rows, over all leading dimensions, are multiplied exactly: always that many, as shapes are
-        static under `jax.jit`. `rule.share(x)` tells how many it takes.
-      w: the weights, for an op that does not keep them.
-      bias: what is added to the products; an op has it in its tables only, so that it is needed here again.
+      x: rows of float32, bfloat16 or float16; any leading dimensions.
+      op: the op that `fit` returned.
+      rows: the rule that `fit_outlier_rows` returned, or a mask of the shape of `x` without its last dimension.
+      max_exact: number of rows, over all leading dimensions, that are multiplied exactly. It is always that many,
+        because shapes are static under `jax.jit`; `rule.share(x)` tells how many are needed.
+      w: the exact weights, for an op that does not keep them.
+      bias: bias of the exact products. An op has its bias only as a part of its tables, so that it must be passed here
+        again.
+
+    Returns:
+      The outputs, in the dtype of `x`, with its leading dimensions.
 
     Raises:
+      TypeError: `x` is neither float32, bfloat16 nor float16.
       ValueError: the mask has another shape, `max_exact` is negative, or there are no weights.
+
+    Example:
+      >>> from jax_maddness import LookupTables, SplitTrees
+      >>> trees = SplitTrees(jnp.zeros((1, 4), int), jnp.zeros((1, 15)), 1)
+      >>> op = MaddnessOp(trees, LookupTables(jnp.zeros((1, 1, 16), jnp.uint8), jnp.ones(1), jnp.zeros(1)))
+      >>> x, w = jnp.array([[1.0], [2.0], [3.0]]), jnp.array([[10.0]])
+      >>> amm_with_exact_rows(x, op, jnp.array([False, True, False]), max_exact=1, w=w).tolist()
+      [[0.0], [20.0], [0.0]]
     """
     if max_exact < 0:
         raise ValueError(f"`max_exact` is {max_exact}; expected a number of rows.")

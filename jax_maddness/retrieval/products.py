@@ -1,4 +1,4 @@
-"""queries, index -> products with its vectors: approximate ones by look-ups, exact ones, and the best of either."""
+"""Products of queries with the vectors of an index: tables for approximate ones, exact ones, and the best of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _dot = functools.partial(jnp.matmul, precision="highest")
 
 
 class Tables(NamedTuple):
-    """Of each query: the score of a vector is about `scale * sum of entries + offset`."""
+    """Lookup tables of queries: the score of a vector is approximately `scale * sum of entries + offset`."""
 
     entries: UInt8[Array, "queries codebooks 16"]
     scale: Float[Array, " queries"]
@@ -24,12 +24,13 @@ class Tables(NamedTuple):
 
 
 def tables_of(queries: Float[Array, "queries features"], index: VectorIndex) -> Tables:
-    """Products with all prototypes, less the least of each codebook, in steps of a 127th of the largest range.
+    """Makes the lookup tables of queries: their products with all prototypes, as 7-bit entries.
 
-    Rounded to nearest: each entry is off by at most half of `scale`.
+    The least product of each codebook is subtracted first. A step of an entry, `scale`, is a 127th of the largest range
+    that a codebook of the query has. Entries are rounded to nearest, so that each is off by at most half of `scale`.
     """
     prototypes, constants, _, center = index.quantizer
-    # In the default precision: entries have 7 bits, and on CPUs a single query takes half the time.
+    # The default precision suffices for entries of 7 bits, and on CPUs it halves the time of a single query.
     products = (queries @ prototypes.reshape(-1, prototypes.shape[-1]).T).reshape(len(queries), *constants.shape)
     products = products + constants
     low = products.min(-1, keepdims=True)
@@ -42,7 +43,11 @@ def tables_of(queries: Float[Array, "queries features"], index: VectorIndex) -> 
 def exact(
     queries: Float[Array, "queries features"], index: VectorIndex, count: int | Array, k: int
 ) -> tuple[Float[Array, "queries k"], Int32[Array, "queries k"]]:
-    """The `k` greatest of all products, with what is added to them, and their positions; -inf and -1 beyond `count`."""
+    """Finds the `k` vectors with the greatest exact products, `bias` included; returns their scores and positions.
+
+    Only the first `count` vectors take part. If there are fewer than `k`, the remaining scores are -inf and their
+    positions -1.
+    """
     assert index.vectors is not None
     vectors = index.vectors.astype(jnp.float32)
     scores = _dot(queries, vectors.T) + (0.0 if index.bias is None else index.bias)
@@ -53,7 +58,10 @@ def exact(
 def best(
     scores: Float[Array, "queries candidates"], names: Int32[Array, "queries candidates"], k: int
 ) -> tuple[Float[Array, "queries k"], Int32[Array, "queries k"]]:
-    """The `k` greatest scores, of equal ones the first, and their names; -inf and -1 where there are fewer."""
+    """Returns the `k` greatest scores and their names; of equal scores the first is taken first.
+
+    If there are fewer than `k`, the remaining scores are -inf and their names -1.
+    """
     missing = ((0, 0), (0, max(k - scores.shape[1], 0)))
     scores, at = lax.top_k(jnp.pad(scores, missing, constant_values=-jnp.inf), k)
     names = jnp.take_along_axis(jnp.pad(names, missing, constant_values=-1), at, 1)

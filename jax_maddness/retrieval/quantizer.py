@@ -1,17 +1,18 @@
-"""vectors -> prototypes -> codes: additive quantisation, for vectors at rest, whose codes may take long to find.
+"""Additive quantization of the vectors of an index: learns prototypes and finds codes.
 
-A vector is approximated by a sum of prototypes, one of each codebook, all of them dense; then its product with a query
-is a sum of look-ups: `q . v` is about `sum_c q . prototypes[c, code_c(v)]`. What is added to products (a bias, or half
-the squared length for distances) is one feature more, which queries have as 1. What counts is the error of products, so
-codes minimise `e^T M e` with `e` what the sum leaves of the vector, and `M` the second moment of the queries.
+A vector is approximated by a sum of prototypes, one of each codebook, all of them dense. Then its product with a query
+is a sum of look-ups: `q . v` is about `sum_c q . prototypes[c, code_c(v)]`. A number that is added to products (a bias,
+or minus half the squared length for distances) is treated as one more feature, which is 1 in every query. The error of
+products matters, so codes minimize `e^T M e`, where `e` is the residual of the vector and `M` the second moment of the
+queries. Vectors are encoded once and searched often, so that codes may take long to find.
 
     sample --rotation--> groups --k_means--> codes --+--> prototypes, by ridge regression (learn/tables/ridge.py)
                                                 ^    |
                                                 +----+  encode: each codebook's code in turn, given the others'
 
-The start is product quantisation (Jegou et al. 2011) of principal components, dealt out to groups whose products of
-variances are about equal (Ge et al. 2013); alternating after it is additive quantisation (Babenko & Lempitsky 2014),
-its codes found by coordinate descent.
+The start is product quantization (Jegou et al. 2011) of principal components, which are dealt out to groups whose
+products of variances are about equal (Ge et al. 2013). The alternation after it is additive quantization (Babenko &
+Lempitsky 2014), with codes found by coordinate descent.
 """
 
 from __future__ import annotations
@@ -33,24 +34,25 @@ from jax_maddness.learn.tables.ridge import ridge_regression
 from jax_maddness.learn.validate import largest
 
 BLOCK = 4096
-"""Vectors that are encoded at once, at most."""
+"""Greatest number of vectors that are encoded at once."""
 ROUNDS = 4
-"""Times that prototypes and codes are improved in turn: on sentence embeddings more bring next to nothing."""
+"""Number of times that prototypes and codes are improved in turn; more rounds hardly help on sentence embeddings."""
 SWEEPS = 4
-"""Times that `encode` considers every codebook's code."""
+"""Number of times that `encode` chooses the code of every codebook."""
 _LLOYD_STEPS = 10
-_RIDGE = 0.1  # in rows: for codes that are rare; there are mostly as many rows as vectors to approximate
+_RIDGE = 0.1  # in rows; small, as it has to regularize the prototypes of rare codes only
 _dot = functools.partial(jnp.matmul, precision="highest")
 
 
 class Quantizer(NamedTuple):
-    """What codes stand for.
+    """The prototypes that codes stand for, in float32.
 
     Attributes:
-      prototypes: their sum, one of each codebook, is a vector less its mean.
-      constants: the same for what is added to products.
-      encoder: `[prototypes, constants] @ M`.
-      center: the mean vector, and the mean of what is added.
+      prototypes: the sum of one prototype per codebook approximates a vector minus the mean vector.
+      constants: the sum of one constant per codebook approximates the number that is added to the products of a vector,
+        minus its mean.
+      encoder: `[prototypes, constants] @ M`, from which `encode` computes the gain of each code.
+      center: the mean vector, then the mean of the number that is added.
     """
 
     prototypes: Float[Array, "codebooks 16 features"]
@@ -66,9 +68,14 @@ def learn(
     seed: int,
     step: Callable[[], None],
 ) -> Quantizer:
-    """Prototypes for vectors like those of `sample`, and queries with the second moment `moment`.
+    """Learns prototypes for vectors like those of `sample` and queries with the second moment `moment`.
 
-    Calls `step` after each of `ROUNDS + 1` parts.
+    Args:
+      sample: vectors, with the number that is added to their products as the last feature.
+      moment: second moment M of the queries, whose last feature is 1.
+      num_codebooks: C.
+      seed: seed of k-means.
+      step: is called after each of `ROUNDS + 1` parts, to report progress.
     """
     center = sample.mean(0, dtype=np.float64).astype(np.float32)
     codes = first_codes(sample - center, moment, num_codebooks, seed)
@@ -86,14 +93,14 @@ def first_codes(
     num_codebooks: int,
     seed: int,
 ) -> UInt8[np.ndarray, "sample codebooks"]:
-    """Product quantisation of the principal components of `x M^(1/2)`, of rows with mean 0."""
+    """Encodes rows with mean 0 by product quantization of the principal components of `x M^(1/2)`."""
     values, axes = np.linalg.eigh(moment)
     root = axes * np.sqrt(np.maximum(values, 0.0))
     covariance = root.T @ (x.T @ x / np.float32(len(x))).astype(np.float64) @ root
     variances, directions = np.linalg.eigh(covariance)
     rotation = (root @ directions)[:, ::-1].astype(np.float32)
     groups = deal(variances[::-1], num_codebooks)
-    z = np.pad(x @ rotation, ((0, 0), (0, 1)))[:, groups]  # group member -1 is the zero at the end
+    z = np.pad(x @ rotation, ((0, 0), (0, 1)))[:, groups]  # group member -1 selects the zero that is appended
     padded = shapes.pad(z, shapes.rounded(len(z), shapes.ROWS), *z.shape[1:])
     return np.asarray(k_means(padded, np.arange(len(padded)) < len(z), jax.random.key(seed)))[: len(z)]
 
@@ -101,7 +108,7 @@ def first_codes(
 def deal(variances: Float[np.ndarray, " features"], num_codebooks: int) -> Int32[np.ndarray, "codebooks width"]:
     """Deals components, the largest first, to the group whose variances have the least product so far.
 
-    Groups are of equal width; -1 stands for no component.
+    Groups have equal width; -1 stands for no component.
 
     Example:
       >>> deal(np.array([8.0, 4.0, 2.0, 1.0]), 2).tolist()
@@ -123,9 +130,10 @@ def deal(variances: Float[np.ndarray, " features"], num_codebooks: int) -> Int32
 def k_means(
     z: Float[Array, "rows codebooks width"], counted: Bool[Array, " rows"], key: Array
 ) -> UInt8[Array, "rows codebooks"]:
-    """Each codebook's nearest of 16 means, which k-means++ (Arthur & Vassilvitskii 2007) and Lloyd's steps find.
+    """Runs k-means for 16 means in each codebook; returns the nearest mean of each row.
 
-    Only rows that are `counted` matter.
+    The start is k-means++ (Arthur & Vassilvitskii 2007), followed by Lloyd's steps. Rows that are not `counted` are
+    padding.
     """
     keys = jax.random.split(key, z.shape[1])
     return lax.map(lambda args: _k_means(args[0], args[1], counted), (jnp.moveaxis(z, 1, 0), keys)).T
@@ -158,7 +166,11 @@ def regress(
     center: Float[np.ndarray, " features+1"],
     moment: Float[np.ndarray, "features+1 features+1"],
 ) -> Quantizer:
-    """The prototypes that leave the least of `x - center`, given its codes. `M` plays no part in which are best."""
+    """Learns the prototypes that approximate `x - center` best by ridge regression, given its codes.
+
+    The best prototypes do not depend on `moment`, which only enters the encoder. The ridge is increased until the
+    solution is finite.
+    """
     statistics = Statistics.zeros(codes.shape[1], x.shape[1])
     for rows, code, counted in _blocks(x, codes, center):
         statistics = _add(statistics, rows, code, np.arange(len(rows)) < counted)
@@ -170,7 +182,7 @@ def regress(
 
 
 def _blocks(x: np.ndarray, codes: np.ndarray, center: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Rows less `center` and their codes in blocks of one size, so that all is compiled once, and how many count."""
+    """Yields rows minus `center`, their codes and the number of rows, in padded blocks of one size, to compile once."""
     size = min(BLOCK, shapes.rounded(len(x), shapes.ROWS))
     for at in range(0, len(x), size):
         rows, code = x[at : at + size] - center, codes[at : at + size]
@@ -184,9 +196,9 @@ def _add(statistics: Statistics, x: Array, codes: Array, counted: Array) -> Stat
 
 @jax.jit
 def _solve(statistics: Statistics, rows: Array, ridge: Array) -> Float[Array, "codebooks 16 features+1"]:
-    found = ridge_regression(statistics.gram, statistics.sums, rows, ridge)
-    prototypes = found.weights.reshape(-1, LEAVES, statistics.sums.shape[1])
-    return prototypes.at[0].add(found.intercept)  # every vector has one code of the first codebook
+    solution = ridge_regression(statistics.gram, statistics.sums, rows, ridge)
+    prototypes = solution.weights.reshape(-1, LEAVES, statistics.sums.shape[1])
+    return prototypes.at[0].add(solution.intercept)  # every vector has one code of the first codebook
 
 
 def encode(
@@ -196,27 +208,34 @@ def encode(
     sweeps: int = SWEEPS,
     step: Callable[[], None] = lambda: None,
 ) -> UInt8[np.ndarray, "rows codebooks"]:
-    """Codes of vectors: from `start`, or from none, each codebook's code in turn is chosen anew, `sweeps` times.
+    """Encodes vectors by coordinate descent: chooses the code of each codebook in turn, `sweeps` times.
 
-    A start from product quantisation leaves a tenth less error than one from none, but finds no more neighbours.
-    Calls `step` after each block of `BLOCK` vectors.
+    Starting from the codes of product quantization reduces the error by a tenth, but recall is the same.
+
+    Args:
+      quantizer: the prototypes.
+      x: vectors, with the number that is added to their products as the last feature.
+      start: the codes to start from; None: no codebook has a code at first.
+      sweeps: number of times that the code of every codebook is chosen.
+      step: is called after each block of `BLOCK` vectors, to report progress.
     """
     codes = np.zeros((len(x), len(quantizer.prototypes)), np.uint8) if start is None else start
-    found = []
+    improved = []
     for rows, code, count in _blocks(x, codes, np.asarray(quantizer.center)):
-        found.append(np.asarray(_improve(quantizer, rows, code, start is not None, sweeps))[:count])
+        improved.append(np.asarray(_improve(quantizer, rows, code, start is not None, sweeps))[:count])
         step()
-    return np.concatenate([codes[:0], *found])
+    return np.concatenate([codes[:0], *improved])
 
 
 @jax.jit
 def _improve(
     quantizer: Quantizer, x: Array, codes: Array, started: Array, sweeps: Array
 ) -> UInt8[Array, "rows codebooks"]:
-    """With `p` the prototypes of the other codebooks' codes, prototype `k` leaves the least of `x` where
+    """Chooses the code of each codebook in turn, given the codes of the others.
 
-    `x^T M k - k^T M k / 2 - sum over p of p^T M k` is greatest. Codes are one-hot, so that the sum is a product. Before
-    a codebook has a code, it counts as the mean of its prototypes.
+    The best prototype `k` of a codebook is the one for which `x^T M k - k^T M k / 2 - sum_p p^T M k` is greatest, where
+    `p` runs over the prototypes of the other codebooks' codes. Codes are one-hot, so that this sum is a product. Before
+    a codebook has a code, the mean of its prototypes takes the place of one.
     """
     codebooks = len(quantizer.prototypes)
     prototypes = jnp.concatenate([quantizer.prototypes, quantizer.constants[..., None]], -1)

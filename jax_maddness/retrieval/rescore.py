@@ -1,6 +1,7 @@
-"""queries, vectors, positions -> exact scores of the vectors that codes have proposed.
+"""Rescoring: exact products of queries with the candidates that look-ups proposed.
 
-Where they are is known late, and anywhere: rows are read in place, none is copied.
+Candidates are scattered, and their positions are known only after the scan, so that the kernels read the vectors in
+place and copy none.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from jax_maddness.core import ffi
 from jax_maddness.core.stack import on_platform
 
 FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
+"""The dtypes that queries and vectors may have."""
 
 
 def definition(
@@ -22,10 +24,10 @@ def definition(
     vectors: Float[Array, "vectors features"],
     positions: Int32[Array, "queries k"],
 ) -> Float[Array, "queries k"]:
-    """`scores[q, i] = sum_d queries[q, d] * vectors[positions[q, i], d]` in float32, in any order.
+    """Computes `scores[q, i] = sum_d queries[q, d] * vectors[positions[q, i], d]` in float32, in any order.
 
-    Where there is no such vector, as at position -1, -inf. Queries that are as long as several vectors are multiplied
-    with so many in a row, the first of which is at the position.
+    The score is -inf if there is no such vector, as at position -1. A query that is as long as several vectors is
+    multiplied with that many consecutive vectors, the first of which is at the position.
     """
     run = queries.shape[1] // vectors.shape[1] if vectors.shape[1] else 1
     known = (positions >= 0) & (positions <= len(vectors) - run)
@@ -34,7 +36,7 @@ def definition(
     rows = vectors[jnp.where(known, positions, 0)[..., None] + jnp.arange(run)].reshape(
         *positions.shape, queries.shape[1]
     )
-    # Not a dot, in which equal vectors may round differently, so that of equal scores not the first would be best.
+    # A dot may round equal vectors differently, so that the first of equal vectors would not always be the best.
     products = (queries.astype(jnp.float32)[:, None] * rows.astype(jnp.float32)).sum(-1)
     return jnp.where(known, products, -jnp.inf)
 
@@ -44,17 +46,20 @@ def rescore(
     vectors: Float[Array, "vectors features"],
     positions: Int32[Array, "queries k"],
 ) -> Float[Array, "queries k"]:
-    """`definition`, by the kernels where there are any: the same up to the order of additions.
+    """Computes `definition` by the kernels if they are available; results are equal up to the order of additions.
 
-    Gradients are those of the definition. A batch of queries (`jax.vmap`) is one call with more of them.
+    Gradients are those of the definition. A batch of queries (`jax.vmap`) becomes one call with more queries.
 
     Args:
-      queries: float32, bfloat16 or float16; so are vectors, not always of the same type.
-      vectors: a shard of them, too, with positions in it.
-      positions: int32. One that is not in `[0, vectors)` has no score.
+      queries: float32, bfloat16 or float16; a multiple of the features of a vector.
+      vectors: float32, bfloat16 or float16, not necessarily the dtype of `queries`.
+      positions: int32 row numbers of candidates in `vectors`.
+
+    Returns:
+      The scores, float32; -inf where a position is not in `[0, vectors)`.
 
     Raises:
-      TypeError: a dtype is not one of these.
+      TypeError: an argument has another dtype.
       ValueError: shapes do not match.
 
     Example:
@@ -94,7 +99,7 @@ def _backward(args: tuple[Array, ...], cotangent: Array) -> tuple[Array | None, 
 
 
 _with_gradient.defvjp(_forward, _backward)
-# Compiled as one function where nobody has called jit; a part of the caller's where somebody has.
+# Outside of any `jit`, a call is compiled as one function; inside of one, it becomes a part of the caller.
 _rescore = jax.jit(_with_gradient, inline=True)
 
 

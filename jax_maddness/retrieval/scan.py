@@ -1,12 +1,12 @@
-"""codes of a database, tables of queries -> the vectors with the greatest sums of entries.
+"""Scan: finds the vectors of an index with the greatest sums of table entries for each query.
 
-The other orientation of look-ups: the database is encoded once and stays, tables are made for each query. Codes at
-rest take 4 bits: 64 vectors are a block, in which vectors are side by side and a byte holds two codebooks,
+Unlike in `amm`, the vectors are encoded once and stored, and the tables are made for each query. Stored codes take 4
+bits. A block holds 64 vectors side by side, and a byte holds the codes of two codebooks,
 
     codes[b, p, v] = code of vector 64 b + v in codebook 2 p  |  its code in codebook 2 p + 1, times 16
 
-which shuffles of 16, 32 and 64 bytes all read without rearranging. Entries have 7 bits, so that those of two codebooks
-can be added in a byte.
+which shuffles of 16, 32 and 64 bytes can all read without rearranging. Entries have 7 bits, so that those of two
+codebooks can be added in a byte.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from jax_maddness.core.stack import on_platform
 from jax_maddness.core.types import LEAVES
 
 BLOCK = 64
-"""Vectors side by side in `codes`."""
+"""Number of vectors that are side by side in `codes`."""
 MAX_ENTRY = 127
-"""Of a table: only the low 7 bits of an entry count."""
+"""Greatest entry of a table: only the low 7 bits of an entry count."""
 MAX_CODEBOOKS = 256
-"""Sums fit 16 bits: 256 * 127 < 2**15."""
+"""Greatest number of codebooks, so that sums fit into 16 bits: 256 * 127 < 2**15."""
 
 
 def pack(codes: UInt8[Array, "vectors codebooks"]) -> UInt8[Array, "blocks pairs 64"]:
-    """Two codes a byte, in blocks of 64 vectors; code 0 where vectors or codebooks are missing.
+    """Packs two codes into a byte, in blocks of 64 vectors; missing vectors and codebooks get code 0.
 
     Example:
       >>> pack(jnp.array([[1, 2, 3]], jnp.uint8))[0, :, 0]
@@ -47,7 +47,7 @@ def pack(codes: UInt8[Array, "vectors codebooks"]) -> UInt8[Array, "blocks pairs
 
 
 def unpack(packed: UInt8[Array, "blocks pairs 64"]) -> UInt8[Array, "vectors codebooks"]:
-    """`pack` undone: of whole blocks and pairs."""
+    """Undoes `pack`, for whole blocks and pairs of codebooks: padding is kept."""
     codes = jnp.stack([packed & 15, packed >> 4], -1)  # [blocks, pairs, 64, 2]
     return jnp.moveaxis(codes, 2, 1).reshape(packed.shape[0] * BLOCK, packed.shape[1] * 2)
 
@@ -58,10 +58,11 @@ def definition(
     count: Int32[Array, ""],
     k: int,
 ) -> tuple[Int32[Array, "queries k"], Int32[Array, "queries k"]]:
-    """For each query the `k` greatest `sum_c tables[c, code_c]` of the first `count` vectors, and whose they are.
+    """Finds, for each query, the `k` greatest `sum_c tables[c, code_c]` among `count` vectors, and their positions.
 
-    Best first, of equal sums the vector that comes first. Where there are fewer than `k` vectors, -1 and -1.
-    `codebooks` is `2 * pairs` or one less; `count` is clipped to what `codes` hold.
+    Only the first `count` vectors take part. The greatest sum comes first; of equal sums, that of the first vector. If
+    there are fewer than `k` vectors, the remaining sums and positions are -1. `codebooks` is `2 * pairs` or one less;
+    `count` is clipped to the number of vectors that `codes` hold.
     """
     unpacked, entries = unpack(codes), (tables & MAX_ENTRY).astype(jnp.int32)
     vectors = len(unpacked)
@@ -69,7 +70,7 @@ def definition(
     def add(c: int, sums: Int32[Array, "queries vectors"]) -> Int32[Array, "queries vectors"]:
         return sums + entries[:, c, :][:, unpacked[:, c]]
 
-    # From the first codebook's on, not from zeros: inside shard_map those would vary over fewer axes than the sums do.
+    # The sum starts from the first codebook, because zeros would vary over fewer axes of a shard_map than the sums.
     sums = lax.fori_loop(1, tables.shape[1], add, entries[:, 0, :][:, unpacked[:, 0]])
     sums = jnp.where(jnp.arange(vectors) < count, sums, -1)
     sums = jnp.pad(sums, ((0, 0), (0, max(k - vectors, 0))), constant_values=-1)
@@ -83,7 +84,16 @@ def scan(
     count: Int32[Array, ""],
     k: int,
 ) -> tuple[Int32[Array, "queries k"], Int32[Array, "queries k"]]:
-    """`definition`, by the kernels where there are any. The same sums and positions everywhere, ties included.
+    """Computes `definition` by the kernels if they are available; sums and positions are the same, ties included.
+
+    Args:
+      codes: codes of the vectors, as `pack` returns them.
+      tables: entries for each query; only the low 7 bits of each count.
+      count: number of vectors that take part.
+      k: number of sums for each query.
+
+    Returns:
+      The sums, greatest first, and the positions of their vectors; -1 and -1 if there are fewer than `k`.
 
     Raises:
       ValueError: shapes do not match, there are no codebooks or more than `MAX_CODEBOOKS`, or `k` is negative.
@@ -101,7 +111,7 @@ def scan(
     return _scan(k, codes, tables, jnp.asarray(count, jnp.int32))
 
 
-# Compiled as one function where nobody has called jit; a part of the caller's where somebody has.
+# Outside of any `jit`, a call is compiled as one function; inside of one, it becomes a part of the caller.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _scan(k: int, *args: Array) -> tuple[Array, Array]:
     return _vmapped(k)(*args)
@@ -109,7 +119,7 @@ def _scan(k: int, *args: Array) -> tuple[Array, Array]:
 
 @functools.cache
 def _vmapped(k: int) -> Callable[..., Any]:
-    """The scan for `k`, of which a batch of tables is a scan with more queries; a batch of codes, several scans."""
+    """Returns the scan for `k`. A batch of tables is scanned as more queries, a batch of codes in several scans."""
 
     def best(codes: Array, tables: Array, count: Array) -> tuple[Array, Array]:
         return definition(codes, tables, count, k)
@@ -128,10 +138,10 @@ def _vmapped(k: int) -> Callable[..., Any]:
             return results, (True, True)
         batched = [a for a, is_batched in zip(args, in_batched, strict=True) if is_batched]
 
-        def one(these: list[Array]) -> tuple[Array, Array]:
-            own = iter(these)
-            return run(*(next(own) if is_batched else a for a, is_batched in zip(args, in_batched, strict=True)))
+        def run_element(elements: list[Array]) -> tuple[Array, Array]:
+            remaining = iter(elements)
+            return run(*(next(remaining) if is_batched else a for a, is_batched in zip(args, in_batched, strict=True)))
 
-        return lax.map(one, batched), (True, True)
+        return lax.map(run_element, batched), (True, True)
 
     return run

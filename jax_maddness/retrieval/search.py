@@ -1,4 +1,4 @@
-"""queries, index -> the best vectors: codes propose, exact products decide.
+"""Searches an index: look-ups propose candidates, and their exact products decide.
 
 queries --tables_of--> 7-bit tables --scan--> candidates --rescore--> products --best--> scores, ids
 """
@@ -19,7 +19,8 @@ from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.products import best, exact, tables_of
 from jax_maddness.retrieval.rescore import rescore
 
-_SPARE = 32  # candidates more than `k` of a dense product, which rounds equal vectors differently: `rescore` does not
+_SPARE = 32
+"""Candidates that a dense product proposes besides `k`: it may round equal vectors differently, `rescore` does not."""
 
 
 def search(
@@ -31,31 +32,43 @@ def search(
     recall: float | None = None,
     metric: str | None = None,
 ) -> tuple[Float[Array, "... k"], Int32[Array, "... k"]]:
-    """The `k` best vectors of `index` for each query: their scores, best first, and their ids.
+    """Finds the `k` best vectors of `index` for each query.
 
-    Codes propose `num_candidates`, and their exact products decide. Scores are, in float32, the inner product for
-    "ip", the cosine for "cosine", and minus the squared distance for "l2": greater is better. Of equal scores the
-    lower id comes first. Where the index has fewer than `k` vectors, the rest are -inf with the id -1.
+    Look-ups propose `num_candidates` vectors, and their exact products decide. Scores are the inner product for "ip",
+    the cosine for "cosine", and minus the squared distance for "l2", so that greater is better. Of equal scores, that
+    of the lower id comes first.
 
-    A query with NaN or an infinity gets NaN with the id -1. A query, or a vector, of length zero has the cosine 0.
+    A query with NaN or an infinity gets the scores NaN and the ids -1. A query or a vector of length zero has the
+    cosine 0. The function can be called inside of `jax.jit` and `jax.vmap`.
 
     Args:
       queries: float32, bfloat16 or float16; any leading dimensions.
-      index: what `build_index` made; it may be sharded (`shard_index`), then every shard proposes as many.
-      k: how many.
-      num_candidates: how many candidates are looked at, at least `k`. At least as many as there are vectors: the
-        answer is
-        exact. 0: none, and the scores are approximate.
-      recall: instead of `num_candidates`: the share of the true `k` that is to be found. Takes the fewest candidates
-        that had
-        it when `index` was built, on queries like those that `build_index` was given.
-      metric: that of the index, for the reader; another one is an error.
+      index: an index that `build_index` made. If it is sharded (`shard_index`), every shard proposes `num_candidates`.
+      k: number of vectors for each query, at least 1.
+      num_candidates: number of candidates that are rescored, at least `k`. If it is at least the number of vectors, the
+        results are exact. 0: no vector is rescored, and the scores are approximate.
+      recall: share of the true `k` best vectors that is to be found, in (0, 1], in place of `num_candidates`. The least
+        number of candidates is used that reached it when `index` was built, on queries like those that `build_index`
+        was given.
+      metric: the metric of the index, which a caller may state for readers of the code; another metric is an error.
+
+    Returns:
+      The scores, float32, best first, and the ids, int32. If the index has fewer than `k` vectors, the remaining scores
+      are -inf and their ids -1.
 
     Raises:
-      TypeError: `queries` are of another dtype.
-      ValueError: they do not have the features of the index, `num_candidates` is less than `k`, the index was built
-        for another
-        metric or keeps no vectors to rescore with, or no number of candidates that was measured has this `recall`.
+      TypeError: `queries` has another dtype, or `index` is not an index.
+      ValueError: `queries` does not have the features of the index, `num_candidates` is less than `k`, the index was
+        built for another metric or keeps no vectors to rescore with, or no measured number of candidates reached
+        `recall`.
+
+    Example:
+      >>> import numpy as np
+      >>> from jax_maddness import build_index
+      >>> vectors = np.random.default_rng(0).standard_normal((1000, 8)).astype(np.float32)
+      >>> scores, ids = search(vectors[:2], build_index(vectors, 4, metric="l2"), k=1)
+      >>> ids.tolist()
+      [[0], [1]]
     """
     queries = _validated(queries, index, metric)
     num_candidates = calibrate.candidates(index.recall, recall, k) if recall is not None else num_candidates
@@ -85,11 +98,11 @@ def _search(
 
 
 def validate_counts(k: int, num_candidates: int) -> None:
-    """Raises unless `k` best of `num_candidates` make sense."""
+    """Raises TypeError or ValueError unless `k >= 1` and `num_candidates` is 0 or at least `k`."""
     if not isinstance(k, int) or not isinstance(num_candidates, int):
         raise TypeError(
             f"`k` is {k!r} and `num_candidates` {num_candidates!r}; expected integers, which are static under "
-            f"`jax.jit`."
+            "`jax.jit`."
         )
     if k < 1 or num_candidates < 0:
         raise ValueError(
@@ -98,7 +111,7 @@ def validate_counts(k: int, num_candidates: int) -> None:
     if 0 < num_candidates < k:
         raise ValueError(
             f"`num_candidates` is {num_candidates}, less than `k`, which is {k}. Take more candidates, or none: "
-            f"`num_candidates=0`."
+            "`num_candidates=0`."
         )
 
 
@@ -109,10 +122,10 @@ def _local(
     num_candidates: int,
     count: int | Array | None = None,
 ) -> tuple[Float[Array, "queries k"], Int32[Array, "queries k"]]:
-    """Scores, without the query's part of a distance, and ids, among the vectors of one device."""
+    """Searches the vectors of one device; returns scores, without the query's part of a distance, and ids."""
     count = index.count if count is None else count
-    places = len(index.ids)
-    if not places:
+    rows = len(index.ids)
+    if not rows:
         return best(jnp.zeros((len(queries), 0)), jnp.zeros((len(queries), 0), jnp.int32), k)
     if not num_candidates:
         tables = tables_of(queries, index)
@@ -121,13 +134,13 @@ def _local(
             sums < 0, -jnp.inf, tables.scale[:, None] * sums.astype(jnp.float32) + tables.offset[:, None]
         )
     else:
-        if num_candidates >= places:
+        if num_candidates >= rows:
             positions = exact(queries, index, count, k + _SPARE)[1]
         else:
             positions = scan.scan(
                 index.codes, tables_of(queries, index).entries, jnp.asarray(count, jnp.int32), num_candidates
             )[1]
-        positions = jnp.sort(positions, -1)  # so that of equal scores the first is best; and memory is read in order
+        positions = jnp.sort(positions, -1)  # the first of equal scores is best; memory is read in order
         assert index.vectors is not None
         scores = rescore(queries, index.vectors, positions)
         if index.bias is not None:
@@ -139,16 +152,16 @@ def _local(
 def _sharded(
     queries: Float[Array, "queries features"], index: VectorIndex, k: int, num_candidates: int
 ) -> tuple[Float[Array, "queries k"], Int32[Array, "queries k"]]:
-    """`_local` on every shard, and the best of what they found: ids ascend with shards, so the first is the lower."""
+    """Searches every shard and takes the best results. Ids ascend with shards, so that ties go to the lower id."""
     axis, mesh = index.axis, index.mesh
     assert axis is not None
     assert mesh is not None
-    places = len(index.ids) // mesh.shape[axis]
+    rows_per_shard = len(index.ids) // mesh.shape[axis]
 
     def on_shard(queries: Array, shard: VectorIndex) -> tuple[Array, Array]:
-        count = jnp.clip(index.count - lax.axis_index(axis) * places, 0, places)
-        found = _local(queries, shard, k, num_candidates, count)
-        scores, ids = (lax.all_gather(a, axis, axis=1, tiled=True) for a in found)
+        count = jnp.clip(index.count - lax.axis_index(axis) * rows_per_shard, 0, rows_per_shard)
+        local_results = _local(queries, shard, k, num_candidates, count)
+        scores, ids = (lax.all_gather(a, axis, axis=1, tiled=True) for a in local_results)
         return best(scores, ids, k)
 
     specs = jax.tree.map(lambda _: PartitionSpec(), index)

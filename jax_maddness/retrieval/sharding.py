@@ -1,4 +1,4 @@
-"""An index whose vectors are spread over devices."""
+"""Shards an index: spreads its vectors over devices."""
 
 from __future__ import annotations
 
@@ -14,20 +14,36 @@ from jax_maddness.retrieval.index import VectorIndex, whole
 
 
 def shard_index(index: VectorIndex, mesh: jax.sharding.Mesh, axis: str) -> VectorIndex:
-    """`index` with its vectors spread over the devices of `mesh` along `axis`, in blocks of 64; the rest is copied.
+    """Spreads the vectors of `index` over the devices of `mesh` along `axis`, in blocks of 64; prototypes are copied.
 
-    In `search` every shard proposes, and rescores, as many candidates as a whole index would: what that finds is found,
-    and mostly more. Only each shard's best `k` travel.
+    In `search`, every shard proposes and rescores as many candidates as an unsharded index would, so that the recall is
+    at least as high. Only the best `k` of each shard are communicated. Call the function outside of `jax.jit`.
+
+    Args:
+      index: an index that `build_index` made. One that is sharded already is gathered first.
+      mesh: the mesh of devices.
+      axis: name of the axis of `mesh` along which the vectors are spread.
+
+    Returns:
+      The sharded index. Its arrays of vectors are padded to the same number of blocks on every device.
 
     Raises:
+      TypeError: `index` is not an index, or is traced.
       ValueError: `mesh` has no such axis.
+
+    Example:
+      >>> import numpy as np
+      >>> from jax_maddness import build_index
+      >>> index = build_index(np.random.default_rng(0).standard_normal((1000, 8)), 4)
+      >>> shard_index(index, jax.make_mesh((1,), ("devices",)), "devices").ids.shape
+      (1024,)
     """
     index = whole(index)
     if axis not in mesh.axis_names:
         raise ValueError(f"`axis` is {axis!r}; expected one of those of `mesh`: {mesh.axis_names}.")
     shards = mesh.shape[axis]
     blocks = max(-(-len(index.codes) // shards), 1) * shards
-    places = blocks * scan.BLOCK
+    rows = blocks * scan.BLOCK
 
     def spread(a: jax.Array | None, size: int) -> Any:
         if a is None:
@@ -41,9 +57,9 @@ def shard_index(index: VectorIndex, mesh: jax.sharding.Mesh, axis: str) -> Vecto
         codes=spread(index.codes, blocks),
         quantizer=copied[0],
         trees=copied[1],
-        ids=spread(index.ids, places),
-        bias=spread(index.bias, places),
-        vectors=spread(index.vectors, places),
+        ids=spread(index.ids, rows),
+        bias=spread(index.bias, rows),
+        vectors=spread(index.vectors, rows),
         mesh=mesh,
         axis=axis,
     )

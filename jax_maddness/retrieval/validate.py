@@ -1,4 +1,4 @@
-"""What `build_index` and `add_vectors` accept, and what they say about the rest."""
+"""Validates the arguments of `build_index` and `add_vectors`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from jax_maddness.retrieval import scan
 from jax_maddness.retrieval.index import METRICS
 
 METHODS = ("kmeans", "trees")
+"""The values of the argument `method` of `build_index`."""
 
 
 def options(metric: str, method: str, bias: Any) -> None:
+    """Raises ValueError unless `metric` and `method` are known, and `bias` goes with the metric."""
     if metric not in METRICS:
         raise ValueError(f"`metric` is {metric!r}; expected one of {', '.join(map(repr, METRICS))}.")
     if method not in METHODS:
@@ -29,7 +31,13 @@ def options(metric: str, method: str, bias: Any) -> None:
 def rows(
     vectors: Any, metric: str, bias: Any, features: int | None = None, name: str = "database"
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Validated float32 rows, for "cosine" of length 1, and what is added to their products."""
+    """Returns `vectors` as float32 rows, and the numbers that are added to their products or None.
+
+    Rows have length 1 for "cosine". For "l2" the numbers are minus half the squared lengths, otherwise `bias`.
+
+    Raises:
+      TypeError, ValueError: an argument has the wrong type, shape or values; the message names it.
+    """
     rows = validate.samples(vectors, name)
     if features is not None and rows.shape[1] != features:
         raise ValueError(f"`{name}` has {rows.shape[1]} features; expected {features}, as the index has.")
@@ -47,6 +55,11 @@ def rows(
 
 
 def codebooks(num_codebooks: int, features: int) -> int:
+    """Returns `num_codebooks` as an int.
+
+    Raises:
+      TypeError, ValueError: it is not an integer, or out of range.
+    """
     try:
         number = operator.index(num_codebooks)
     except TypeError:
@@ -61,7 +74,16 @@ def codebooks(num_codebooks: int, features: int) -> int:
 
 
 def names(ids: Any, count: int, first: int = 0) -> tuple[Int32[np.ndarray, " vectors"], np.ndarray]:
-    """Ids in ascending order, and where they were."""
+    """Returns the ids in ascending order, and the original position of each.
+
+    Args:
+      ids: the ids, or None for consecutive ones from `first`.
+      count: number of vectors.
+      first: the first of consecutive ids.
+
+    Raises:
+      ValueError: `ids` does not have one distinct int32, 0 or greater, for each vector.
+    """
     names = np.arange(first, first + count) if ids is None else np.asarray(ids)
     if names.shape != (count,) or not np.issubdtype(names.dtype, np.integer):
         raise ValueError(f"`ids` is {names.dtype}{list(names.shape)}; expected {count} integers, one for each vector.")
@@ -72,7 +94,15 @@ def names(ids: Any, count: int, first: int = 0) -> tuple[Int32[np.ndarray, " vec
 
 
 def kept(keep_vectors: Any, given: Any) -> Any:
-    """The dtype to keep vectors in, or None."""
+    """Returns the dtype in which an index keeps vectors, or None if it keeps none.
+
+    Args:
+      keep_vectors: the argument of `build_index`.
+      given: the vectors as the caller passed them.
+
+    Raises:
+      ValueError: `keep_vectors` is a dtype that rows cannot have.
+    """
     if keep_vectors is False or keep_vectors is None:
         return None
     dtype = jnp.dtype(given.dtype if keep_vectors is True else keep_vectors)

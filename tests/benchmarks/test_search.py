@@ -11,7 +11,7 @@ from benchmarks.search_report import EXACT, FAISS, LOOK_UPS, Result, Target
 
 
 def made_up(what, num_candidates, share, ms, batch=1):
-    return Result("neighbours", what, batch, 1, num_candidates, share, {"others": share}, (0.9 * ms, ms, 1.1 * ms))
+    return Result("neighbors", what, batch, 1, num_candidates, share, {"others": share}, (0.9 * ms, ms, 1.1 * ms))
 
 
 RESULTS = [
@@ -65,7 +65,7 @@ def test_searchers_agree_where_every_candidate_is_checked():
     }}  # fmt: skip
     args = types.SimpleNamespace(threads=1, candidates=[300], seconds=0.0, rounds=(1, 1))
     for batch in (1, 4):
-        results = search_measure.neighbours(args, {"neighbours": problem, "indices": indices}, batch)
+        results = search_measure.neighbors(args, {"neighbors": problem, "indices": indices}, batch)
         assert [r.what for r in results] == [EXACT, *indices]
         assert all(r.validation == 1.0 and r.tests == {"others": 1.0} for r in results)
 

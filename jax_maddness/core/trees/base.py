@@ -1,4 +1,4 @@
-"""The questions that every kind of split tree answers, and the walk from a root to a leaf that all kinds share.
+"""The interface of every kind of split trees, and the walk from a root to a leaf that all kinds share.
 
 A new kind is one file beside this one, with a subclass of `Trees`, and one entry in `kinds.py`.
 """
@@ -26,7 +26,7 @@ T = TypeVar("T", bound="Trees")
 
 
 class Trees(abc.ABC):
-    """One balanced tree of depth 4 per codebook: hashes a row to one 4-bit code per codebook.
+    """One balanced tree of depth 4 per codebook, which together encode a row as one 4-bit code per codebook.
 
     Subclasses are frozen dataclasses that are registered as pytrees. Their fields are arrays, in the order that the
     kernels take them, followed by `num_features`, which is static.
@@ -38,13 +38,13 @@ class Trees(abc.ABC):
     dtypes: ClassVar[tuple[Any, ...]]
     """The dtypes that the definition and the kernels take, one for each array."""
     dimensions: ClassVar[str]
-    """The dimensions of the arrays of a batch of trees, as `Stacked` names them: which of them may be sharded."""
+    """The dimensions of the arrays of a batch of trees, as in the rule of a `Stacked`."""
     target_suffix: ClassVar[str]
     """Suffix of the names of the FFI targets for this kind."""
     file_version: ClassVar[int]
     """The version of the file format that introduced this kind."""
     reads_few_features: ClassVar[bool]
-    """Whether a codebook reads at most four features, so that others need not be computed."""
+    """Whether a codebook reads at most four features, so that the layer before need not compute the others."""
     definition: ClassVar[Callable[..., Any]]
     """`definition(x, *arrays)` encodes `x [ops, ..., features]` with a batch of trees as codes [ops, ..., codebooks],
     in pure JAX: the answer that every tier must give."""
@@ -63,27 +63,27 @@ class Trees(abc.ABC):
 
     @property
     def row_features(self) -> int | None:
-        """Number of features that a row must have, or None if any number will do."""
+        """Number of features that a row must have, or None if any number is accepted."""
         return self.num_features
 
     @classmethod
     def array_names(cls) -> tuple[str, ...]:
-        """The names of the fields that are arrays, in order."""
+        """Returns the names of the fields that are arrays, in order."""
         return tuple(field.name for field in dataclasses.fields(cls) if field.name != "num_features")  # type: ignore[arg-type]
 
     @classmethod
     def of_arrays(cls: type[T], arrays: Mapping[str, Any], num_features: int | None) -> T:
-        """Trees with these arrays, by name."""
+        """Returns trees with the given arrays, by name."""
         return cls(**arrays, num_features=num_features)  # type: ignore[call-arg]
 
     def arrays(self) -> tuple[Array, ...]:
-        """The arrays, in the dtypes that the definition and the kernels take."""
+        """Returns the arrays in the dtypes that the definition and the kernels take."""
         leaves = [getattr(self, name) for name in self.array_names()]
         return tuple(array.astype(dtype) for array, dtype in zip(leaves, self.dtypes, strict=True))
 
     @abc.abstractmethod
     def validate(self) -> None:
-        """Checks that the arrays agree with each other.
+        """Validates that the arrays agree with each other.
 
         Raises:
           TypeError, ValueError: they do not; the message names the array.
@@ -92,7 +92,7 @@ class Trees(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def validate_values(cls, arrays: Mapping[str, np.ndarray], num_features: int | None) -> int:
-        """Checks what shapes do not tell about the arrays of a file: the ranges of their values.
+        """Validates the ranges of the values in the arrays of a file, whose shapes are validated elsewhere.
 
         Returns:
           The number of features of a row, or the greatest int32 if that is not known.
@@ -113,16 +113,16 @@ class Trees(abc.ABC):
 
     @abc.abstractmethod
     def repeated(self: T, taps: int) -> T:
-        """Trees for a patch of `taps` positions: those for one position, once for each position in turn."""
+        """Returns trees for a patch of `taps` positions: those for one position, repeated for each position in turn."""
 
     @abc.abstractmethod
     def in_reading_order(self: T) -> tuple[T, Int32[np.ndarray, " read"]]:
-        """Trees that read their features in order, and which of the former features these are."""
+        """Returns trees that read their features in order, and the original index of each of these features."""
 
     @classmethod
     @abc.abstractmethod
     def placeholder(cls: type[T], features: int, codebooks: int, width: int) -> T:
-        """Trees of a given size with arbitrary contents, to measure time and memory before anything is learned."""
+        """Returns trees of a given size with arbitrary contents, to measure time and memory before learning."""
 
 
 def walk(

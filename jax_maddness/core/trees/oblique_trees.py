@@ -44,6 +44,14 @@ class ObliqueTrees(Trees):
       scale: steps of `q` per unit of `x`, per feature: 0, or in `[2**-100, 2**100]`, so that denormals, which some
         processors flush to zero, never matter.
       num_features: number of features of the rows that the trees were learned from; None: the length of `center`.
+
+    Example:
+      >>> trees = ObliqueTrees(
+      ...     features=jnp.array([[0, 2, 3]]), projections=jnp.ones((1, 4, 3), jnp.int8),
+      ...     thresholds=jnp.zeros((1, 15), jnp.int32), center=jnp.zeros(4), scale=jnp.ones(4),
+      ... )
+      >>> trees.num_codebooks, trees.width, trees.row_features
+      (1, 3, 4)
     """
 
     dtypes: ClassVar = (jnp.int32, jnp.int8, jnp.int32, jnp.float32, jnp.float32)
@@ -90,7 +98,7 @@ class ObliqueTrees(Trees):
         return base.walk(values, thresholds)
 
     def validate(self) -> None:
-        """Checks that the arrays agree with each other.
+        """Validates that the arrays agree with each other.
 
         Raises:
           TypeError, ValueError: they do not; the message names the array.
@@ -109,7 +117,7 @@ class ObliqueTrees(Trees):
 
     @classmethod
     def validate_values(cls, arrays: Mapping[str, np.ndarray], num_features: int | None) -> int:
-        """Checks that the indices, centers and scales of a file are in range; returns the number of features.
+        """Validates that the indices, centers and scales of a file are in range; returns the number of features.
 
         Raises:
           ValueError: one is not.
@@ -134,14 +142,14 @@ class ObliqueTrees(Trees):
         )
 
     def repeated(self, taps: int) -> ObliqueTrees:
-        """Trees for a patch of `taps` positions: those for one position, once for each position in turn."""
+        """Returns trees for a patch of `taps` positions: those for one position, repeated for each position in turn."""
         others = (self.projections, self.thresholds, self.center, self.scale)
         projections, thresholds, center, scale = (base.tiled(array, taps) for array in others)
         features = base.shifted(self.features, self.row_features, taps)
         return ObliqueTrees(features, projections, thresholds, center, scale, taps * self.row_features)
 
     def in_reading_order(self) -> tuple[ObliqueTrees, Int32[np.ndarray, " read"]]:
-        """Trees that read their features in order, and which of the former features these are."""
+        """Returns trees that read their features in order, and the original index of each of these features."""
         read = np.asarray(self.features).reshape(-1)
         features = jnp.arange(len(read), dtype=jnp.int32).reshape(self.features.shape)
         center, scale = self.center[read], self.scale[read]
@@ -150,7 +158,7 @@ class ObliqueTrees(Trees):
 
     @classmethod
     def placeholder(cls, features: int, codebooks: int, width: int) -> ObliqueTrees:
-        """Trees of a given size with arbitrary contents, to measure time and memory before anything is learned."""
+        """Returns trees of a given size with arbitrary contents, to measure time and memory before learning."""
         read = np.arange(codebooks * width, dtype=np.int32).reshape(codebooks, width) % features
         projections = jnp.zeros((codebooks, LEVELS, width), jnp.int8)
         thresholds, ones = jnp.zeros((codebooks, NODES), jnp.int32), jnp.ones(features)
@@ -158,15 +166,16 @@ class ObliqueTrees(Trees):
 
 
 def _rounded(x: Float[Array, "..."], center: Float[Array, "..."], scale: Float[Array, "..."]) -> Int8[Array, "..."]:
-    """`rint((x - center) * scale)` in [-127, 127]; NaN becomes -127."""
+    """Returns `rint((x - center) * scale)`, clipped to [-127, 127]; NaN becomes -127."""
     steps = (_without_denormals(x) - center) * scale
     return jnp.where(steps > -_LIMIT, jnp.minimum(jnp.rint(steps), _LIMIT), -_LIMIT).astype(jnp.int8)
 
 
 def _without_denormals(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`x` as float32, with denormals, which the scale is too small to make matter, replaced by zero.
+    """Returns `x` as float32 with denormals, which no permitted scale makes significant, replaced by zero.
 
-    By way of integers, so that no compiler contracts a multiplication that made `x` with the subtraction that follows.
+    The bits are masked as integers, so that no compiler contracts a multiplication that produced `x` with the
+    subtraction that follows.
     """
     bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
     return lax.bitcast_convert_type(jnp.where(bits & 0x7F800000 == 0, 0, bits), jnp.float32)

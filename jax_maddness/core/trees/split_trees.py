@@ -32,6 +32,11 @@ class SplitTrees(Trees):
         fails; pure JAX, which cannot raise at run time, clips it.
       thresholds: one per inner node, in heap order: node `j` of level `l` is entry `2**l - 1 + j`.
       num_features: number of features of the rows that the trees were learned from; None if it is not to be validated.
+
+    Example:
+      >>> trees = SplitTrees(indices=jnp.zeros((2, 4), int), thresholds=jnp.zeros((2, 15)), num_features=8)
+      >>> trees.num_codebooks, trees.width
+      (2, 4)
     """
 
     dtypes: ClassVar = (jnp.int32, jnp.float32)
@@ -65,7 +70,7 @@ class SplitTrees(Trees):
         return base.walk(values, _ordered(thresholds, nan=_ALWAYS_LEFT))
 
     def validate(self) -> None:
-        """Checks that the arrays agree with each other.
+        """Validates that the arrays agree with each other.
 
         Raises:
           TypeError, ValueError: they do not; the message names the array.
@@ -76,7 +81,7 @@ class SplitTrees(Trees):
 
     @classmethod
     def validate_values(cls, arrays: Mapping[str, np.ndarray], num_features: int | None) -> int:
-        """Checks that the indices of a file are in range; returns the number of features, or the greatest int32.
+        """Validates that the indices of a file are in range; returns the number of features, or the greatest int32.
 
         Raises:
           ValueError: one is not.
@@ -93,13 +98,13 @@ class SplitTrees(Trees):
         return SplitTrees(indices, base.pad(self.thresholds, codebooks, NODES, value=never))
 
     def repeated(self, taps: int) -> SplitTrees:
-        """Trees for a patch of `taps` positions: those for one position, once for each position in turn."""
+        """Returns trees for a patch of `taps` positions: those for one position, repeated for each position in turn."""
         assert self.num_features is not None
         indices = base.shifted(self.indices, self.num_features, taps)
         return SplitTrees(indices, base.tiled(self.thresholds, taps), taps * self.num_features)
 
     def in_reading_order(self) -> tuple[SplitTrees, Int32[np.ndarray, " read"]]:
-        """Trees that read their features in order, and which of the former features these are."""
+        """Returns trees that read their features in order, and the original index of each of these features."""
         read: list[int] = []
         indices = np.zeros(self.indices.shape, np.int32)
         for codebook, compared in enumerate(np.asarray(self.indices)):
@@ -112,7 +117,7 @@ class SplitTrees(Trees):
 
     @classmethod
     def placeholder(cls, features: int, codebooks: int, width: int) -> SplitTrees:
-        """Trees of a given size with arbitrary contents, to measure time and memory before anything is learned."""
+        """Returns trees of a given size with arbitrary contents, to measure time and memory before learning."""
         del width
         indices = np.arange(codebooks * LEVELS, dtype=np.int32).reshape(codebooks, LEVELS) % features
         return SplitTrees(jnp.asarray(indices), jnp.zeros((codebooks, NODES)), features)
@@ -121,7 +126,7 @@ class SplitTrees(Trees):
 def _ordered(x: Float[Array, "..."], nan: int) -> Int32[Array, "..."]:
     """Maps the floats `x` to integers in the same order, and NaN to `nan`.
 
-    Comparing these instead of the floats is what makes denormals count: XLA runs its CPU threads with denormals
+    Integers are compared instead of the floats so that denormals count: XLA runs its CPU threads with denormals
     flushed to zero, TPUs have none, and NumPy and the C++ tiers must agree with both.
     """
     bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
