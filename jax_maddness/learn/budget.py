@@ -1,4 +1,4 @@
-"""x_train, w, a budget -> the smallest op that meets it: a short search over the number of codebooks."""
+"""`fit_budget`, which searches the smallest number of codebooks that meets a budget of error, size or time."""
 
 from __future__ import annotations
 
@@ -31,21 +31,23 @@ from jax_maddness.learn.fit import learn
 from jax_maddness.learn.progress import Progress
 
 MOST_HELD_OUT = 4096
+"""Largest number of held-out rows on which errors are measured."""
 CLOSE = 1.125
-"""The search ends when the fewest codebooks that reach the error and the most that do not are as close as this."""
+"""Ratio between the fewest codebooks that reach the error and the most that do not, at which the search ends."""
 
 _PAPER = FitConfig("paper")
 
 
 @dataclasses.dataclass(frozen=True)
 class Tried:
-    """A number of codebooks: what it costs and brings.
+    """The measured error and costs of one number of codebooks.
 
     Attributes:
-      nmse: on held-out rows.
-      num_bytes: of the op.
-      seconds: of `jit(amm)` on the rows of `x_train` (at most 16,384 of them), the least of some calls; None where it
-        was not asked for.
+      codebooks: number of codebooks, C.
+      nmse: NMSE on held-out rows, a fraction.
+      num_bytes: size of the op's arrays in bytes.
+      seconds: least time of several calls of `jit(amm)` on the rows of `x_train` (at most 16,384 of them), in seconds;
+        None unless `max_seconds` was given.
     """
 
     codebooks: int
@@ -56,7 +58,14 @@ class Tried:
 
 @dataclasses.dataclass(frozen=True)
 class BudgetReport:
-    """The op, and how it was found; `print` it for the table, `picture` draws it."""
+    """The op that `fit_budget` chose, and every number of codebooks that it tried.
+
+    `print` shows the numbers tried as a table, and `picture` draws them.
+
+    Attributes:
+      op: op with the chosen number of codebooks, learned from all rows.
+      trace: error and costs of each number of codebooks that was tried, in the order of the search.
+    """
 
     op: MaddnessOp
     trace: tuple[Tried, ...]
@@ -70,7 +79,10 @@ class BudgetReport:
         return "\n".join(lines)
 
     def picture(self, path: str | os.PathLike[str]) -> None:
-        """Draws the error of everything that was tried against its size, and time where that was asked for.
+        """Draws the error of every number of codebooks tried against its size, and its time if that was measured.
+
+        Args:
+          path: file to write; its suffix chooses the format, as in `.png` or `.svg`.
 
         Raises:
           ImportError: matplotlib, which only pictures need, is not installed.
@@ -110,27 +122,34 @@ def fit_budget(
     config: FitConfig = _PAPER,
     progress: bool | None = None,
 ) -> BudgetReport:
-    """`fit` with the number of codebooks that a budget asks for.
+    """Learns an op with the number of codebooks that a budget asks for.
 
-    With `max_nmse`: the fewest codebooks that reach it, on held-out rows. Without it: the most codebooks that the
-    other limits allow, or fewer where more do not help. Sizes and times are known without learning.
+    With `max_nmse`, these are the fewest codebooks that reach it on held-out rows. Without it, these are the most
+    codebooks that the other limits allow, or fewer where more do not help. Sizes and times are known without learning.
 
-    Every number of codebooks is learned from nothing, as groups and trees differ. What is shared: rows are checked and
-    held out once, and what is compiled serves for all sizes that are padded alike.
+    Every number of codebooks is learned from nothing, as groups and trees differ. Rows are validated and held out only
+    once, and compiled functions serve for all sizes that are padded alike. The methods of learning are those of `fit`
+    (Blalock & Guttag 2021, section 4); the search is not in the paper.
 
     Args:
-      x_train: samples of `x`; leading dimensions are flattened to rows.
-      w: the weights to multiply with.
-      bias: what to add to every row of the product.
-      max_nmse: |y - y_exact|^2 / |y_exact - mean|^2 to reach.
-      num_bytes: the largest size of the op.
-      max_seconds: the longest time of one call of `amm` on the rows of `x_train` (at most 16,384 of them), on this
-        machine as it is now.
-      config: how to learn, again and again: by default the quickest method.
-      progress: show a progress bar; None shows it where learning takes longer than two seconds.
+      x_train: training rows, `[..., D]`, of a real dtype; leading dimensions are flattened to rows. At least two rows.
+      w: weights to multiply with, `[D, M]`, of a real dtype.
+      bias: vector `[M]` that is added to every row of the product; None stands for zeros.
+      max_nmse: largest NMSE, |y - y_exact|^2 / |y_exact - mean|^2, on held-out rows; a fraction.
+      num_bytes: largest size of the op's arrays, in bytes.
+      max_seconds: longest time of one call of `amm` on the rows of `x_train` (at most 16,384 of them), in seconds, on
+        this machine under its present load.
+      config: options of learning, used for every number of codebooks; by default those of the quickest method.
+      progress: whether to show a progress bar on stderr; None shows it where learning takes longer than two seconds.
+
+    Returns:
+      A report with the op, which is learned from all rows, and with the error and costs of each number of codebooks
+      that was tried.
 
     Raises:
-      TypeError, ValueError: as `fit`; no limit is given; or no number of codebooks is within the limits.
+      TypeError: an argument is of the wrong kind, as in `fit`.
+      ValueError: an argument is invalid, as in `fit`; no limit is given, or one is not a positive number; there is only
+        one row; or no number of codebooks is within the limits.
 
     Example:
       >>> x = np.random.default_rng(0).standard_normal((300, 8))
@@ -145,24 +164,26 @@ def fit_budget(
     held_out, others = split(len(x), REPORTED_SHARE, MOST_HELD_OUT)
     if not len(held_out):
         raise ValueError("`x_train` has one row; a budget needs rows to judge by. Pass many rows.")
-    part, test = Rows.of(x[others]), x[held_out]
-    most = _most(x, weights.shape[1], config, num_bytes, max_seconds)
+    train_rows, held_out_rows = Rows.of(x[others]), x[held_out]
+    max_codebooks = _most(x, weights.shape[1], config, num_bytes, max_seconds)
     trace: dict[int, Tried] = {}
     with Progress(progress) as bar:
 
         def attempt(codebooks: int) -> Tried:
             if codebooks not in trace:
-                op = learn(part, weights, offset, codebooks, config, bar)
+                op = learn(train_rows, weights, offset, codebooks, config, bar)
                 seconds = None if max_seconds is None else _seconds(op, x)
-                trace[codebooks] = Tried(codebooks, evaluate(op, test, weights, offset).nmse, op.nbytes, seconds)
+                nmse = evaluate(op, held_out_rows, weights, offset).nmse
+                trace[codebooks] = Tried(codebooks, nmse, op.nbytes, seconds)
             return trace[codebooks]
 
-        chosen = _most_useful(attempt, most) if max_nmse is None else _fewest(attempt, most, max_nmse)
+        chosen = _most_useful(attempt, max_codebooks) if max_nmse is None else _fewest(attempt, max_codebooks, max_nmse)
         op = learn(Rows.of(x), weights, offset, chosen, config, bar)
     return BudgetReport(op, tuple(trace.values()))
 
 
 def _validate(limits: dict[str, float | None]) -> None:
+    """Raises `ValueError` unless at least one limit is given, and all of them are positive numbers."""
     given = {name: limit for name, limit in limits.items() if limit is not None}
     if not given:
         raise ValueError("No budget is given. Pass `max_nmse`, `num_bytes` or `max_seconds`, or several of them.")
@@ -172,66 +193,79 @@ def _validate(limits: dict[str, float | None]) -> None:
 
 
 def _most(x: np.ndarray, outputs: int, config: FitConfig, num_bytes: int | None, max_seconds: float | None) -> int:
-    """The largest number of codebooks within the limits."""
+    """Returns the largest number of codebooks within the limits of size and time."""
 
     def blank(codebooks: int) -> MaddnessOp:
         return _blank(x.shape[1], codebooks, outputs, config)
 
-    most = x.shape[1]
+    max_codebooks = x.shape[1]
     if num_bytes is not None:
         if blank(1).nbytes > num_bytes:
             raise ValueError(f"`num_bytes` is {num_bytes}; one codebook takes {blank(1).nbytes:,}. Allow as many.")
-        most = _last(most, lambda c: blank(c).nbytes <= num_bytes, 1.0)
-    if max_seconds is not None and _seconds(blank(most), x) > max_seconds:
-        least = _seconds(blank(1), x)
-        if least > max_seconds:
+        max_codebooks = _last_that_fits(max_codebooks, lambda c: blank(c).nbytes <= num_bytes, 1.0)
+    if max_seconds is not None and _seconds(blank(max_codebooks), x) > max_seconds:
+        shortest = _seconds(blank(1), x)
+        if shortest > max_seconds:
             raise ValueError(
-                f"`max_seconds` is {max_seconds}; one codebook takes {least:.2g} s on {len(x):,} rows. Allow more time."
+                f"`max_seconds` is {max_seconds}; one codebook takes {shortest:.2g} s on {len(x):,} rows. "
+                "Allow more time."
             )
-        most = _last(most, lambda c: _seconds(blank(c), x) <= max_seconds, CLOSE)
-    return most
+        max_codebooks = _last_that_fits(max_codebooks, lambda c: _seconds(blank(c), x) <= max_seconds, CLOSE)
+    return max_codebooks
 
 
-def _last(most: int, fits: Callable[[int], bool], close: float) -> int:
-    """The largest number up to `most` that fits, as 1 does, or one nearly as large: `close` times it is too much."""
-    low, high = 1, most + 1
+def _last_that_fits(largest: int, fits: Callable[[int], bool], close: float) -> int:
+    """Returns the largest number up to `largest` for which `fits` holds, up to a factor of `close`.
+
+    `fits(1)` must hold. If the result is less than the largest such number, then `close` times the result is too much.
+    """
+    low, high = 1, largest + 1
+    # The search ends at a ratio of `high` to `low`, so it bisects on a logarithmic scale.
     while high > max(close * low, low + 1):
-        middle = min(max(round(np.sqrt(low * high)), low + 1), high - 1)
-        low, high = (middle, high) if fits(middle) else (low, middle)
+        between = min(max(round(np.sqrt(low * high)), low + 1), high - 1)
+        low, high = (between, high) if fits(between) else (low, between)
     return low
 
 
-def _most_useful(attempt: Callable[[int], Tried], most: int) -> int:
-    """`most`, halved for as long as that makes the error no larger."""
-    while most > 1 and attempt(most // 2).nmse <= attempt(most).nmse:
-        most //= 2
-    return attempt(most).codebooks
+def _most_useful(attempt: Callable[[int], Tried], codebooks: int) -> int:
+    """Returns `codebooks`, halved for as long as half as many have no larger error on held-out rows."""
+    while codebooks > 1 and attempt(codebooks // 2).nmse <= attempt(codebooks).nmse:
+        codebooks //= 2
+    return attempt(codebooks).codebooks
 
 
-def _fewest(attempt: Callable[[int], Tried], most: int, max_nmse: float) -> int:
-    """The fewest codebooks that reach `max_nmse`: doubled until they do, then bisected, on a logarithmic scale."""
+def _fewest(attempt: Callable[[int], Tried], max_codebooks: int, max_nmse: float) -> int:
+    """Returns the fewest codebooks that reach `max_nmse`, up to a factor of `CLOSE`.
+
+    The number is doubled until it reaches the error, and then bisected on a logarithmic scale.
+
+    Raises:
+      ValueError: not even `max_codebooks` reach it.
+    """
     low, high = 0, 1
     while attempt(high).nmse > max_nmse:
-        if high == most:
-            best = min((attempt(c) for c in _powers(most)), key=lambda t: t.nmse)
+        if high == max_codebooks:
+            best = min((attempt(c) for c in _powers_of_two(max_codebooks)), key=lambda t: t.nmse)
             raise ValueError(
                 f"`max_nmse` is {max_nmse:g}, but the best within the limits is {best.nmse:.3g}, with "
                 f"{best.codebooks} codebooks. Allow more error or codebooks, pass more rows, or take another method."
             )
-        low, high = high, min(2 * high, most)
+        low, high = high, min(2 * high, max_codebooks)
     while high > max(CLOSE * low, low + 1):
-        middle = min(max(round(np.sqrt(low * high)), low + 1), high - 1)
-        low, high = (low, middle) if attempt(middle).nmse <= max_nmse else (middle, high)
+        between = min(max(round(np.sqrt(low * high)), low + 1), high - 1)
+        low, high = (low, between) if attempt(between).nmse <= max_nmse else (between, high)
     return high
 
 
-def _powers(most: int) -> list[int]:
+def _powers_of_two(most: int) -> list[int]:
+    """Returns the powers of two below `most`, and `most`: the numbers that `_fewest` tries while it doubles."""
     return sorted({min(2**k, most) for k in range(most.bit_length() + 1)})
 
 
 def _blank(features: int, codebooks: int, outputs: int, config: FitConfig) -> MaddnessOp:
-    """An op of a given size that has learned nothing: it takes as long as any other, or as the longest if there may be
-    either kind of trees.
+    """Returns an op of the given size that has learned nothing, whose calls take as long as those of a learned op.
+
+    Method "auto" may learn either kind of trees: then the op has the slower kind.
     """
     kind = ObliqueTrees if config.method in ("oblique", "auto") else SplitTrees
     trees = kind.placeholder(features, codebooks, max(-(-features // codebooks), config.width or 0))
@@ -240,6 +274,7 @@ def _blank(features: int, codebooks: int, outputs: int, config: FitConfig) -> Ma
 
 
 def _blank_term(features: int, outputs: int, config: FitConfig) -> ExactTerm | None:
+    """Returns an exact term of zeros, of the size that `config` asks for, or None for no such term."""
     if not (config.rank or config.outliers):
         return None
     return ExactTerm(
@@ -250,9 +285,9 @@ def _blank_term(features: int, outputs: int, config: FitConfig) -> ExactTerm | N
 
 
 def _seconds(op: MaddnessOp, x: np.ndarray) -> float:
-    """The least time of a call on the rows of `x`, of at least five calls and a tenth of a second."""
+    """Returns the least time of a call on the rows of `x`, in seconds, over at least five calls and 0.1 s."""
     rows, call = jnp.asarray(x[:16384]), jax.jit(amm)
-    jax.block_until_ready(call(rows, op))
+    jax.block_until_ready(call(rows, op))  # compiles, which is not a cost of a call
     times: list[float] = []
     while len(times) < 5 or (sum(times) < 0.1 and len(times) < 1000):
         start = time.perf_counter()

@@ -1,4 +1,7 @@
-"""FitConfig: how `fit` learns. Every other file of this folder may import this one; it imports none of them."""
+"""`FitConfig`, the options of learning. Every other file of this folder may import this one; it imports none of them.
+
+The shares and step counts that several files use are constants here, so that they agree.
+"""
 
 from __future__ import annotations
 
@@ -9,43 +12,51 @@ import numpy as np
 from jaxtyping import Array
 
 METHOD_NAMES = ("paper", "axis", "oblique", "auto")
-"""The methods, simplest first; `methods/auto.py` has the function behind each name."""
+"""Names of the methods, simplest first; `methods/auto.py` has the function behind each name."""
 STEPS = 600
-"""Default of the most training steps of oblique trees."""
+"""Default of the largest number of training steps of oblique trees."""
 INTERVAL = 50
-"""Training steps between two evaluations on held-out rows, and of one compiled scan."""
+"""Training steps between two evaluations on held-out rows; one compiled scan runs this many."""
 HELD_OUT_SHARE = 0.15
-"""Share of the rows on which the choices inside of learning are made."""
+"""Share of the rows that is held out for the choices inside of learning."""
 REPORTED_SHARE = 0.2
-"""Share of the rows on which the errors are measured that are reported to the user."""
+"""Share of the rows that is held out for the errors that are reported to the user."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FitConfig:
-    """How `fit` learns.
+    """Options of `fit`: the method, its parameters, and the exact term beside the codes.
 
     Attributes:
-      method: `"paper"`: Blalock & Guttag 2021, with exact sums, and a scale and an offset per output. `"axis"`: trees
-        of the same kind, grown on what the other trees leave of `x @ w`, over all features, by validation: more
-        accurate at the same cost of inference, and slower to learn. `"oblique"`: trees on projections of each
-        codebook's features (`ObliqueTrees`), trained: about half the error; encoding takes 4 int8 multiply-adds per
-        feature and row, and learning a minute. `"auto"`: the one of these three that serves best on rows held out, the
-        cheaper where that is not sure; up to 512 rows by cross-validation.
-      ridge: weight of the penalty that keeps prototypes near their bucket's mean, in rows (lambda of section 4.2), for
-        `"paper"`; the others choose it.
-      num_split_features: features whose thresholds are searched per level and codebook (section 4.1), on groups.
-      width: features that each codebook of an oblique tree projects, from D/C (None: the least) to D: more are more
-        accurate, and take `4 * C * width` multiply-adds per row.
-      rank: of an exact term for the principal directions of `x @ w`, so that codes have to say only what it leaves;
-        `rank * (D + M)` multiply-adds per row. 0: none. `docs/terms.md` says where it pays.
-      outliers: how many features, those with most power in `x @ w`, keep an exact product; `outliers * M`
-        multiply-adds per row. 0: none.
-      steps: of training oblique trees, at most: a multiple of 50. It ends sooner where rows held out gain nothing.
-      seed: of what is random: which rows are held out, and what training draws.
-      loss: what training makes small instead of the squared error, on oblique trees (`"auto"` takes these then): a
-        JAX function of outputs `[rows, M]`, the exact ones `x @ w + bias`, and the same rows of `fit`'s `extra` arrays;
-        it returns a scalar. Trees and tables are trained by it, and kept as they do best on rows held out. Define it
-        once: every new function is compiled anew.
+      method: the method of learning, one of four names. `"paper"` is that of Blalock & Guttag 2021 (sections 4.1 and
+        4.2), with exact sums, and a scale and an offset per output. `"axis"` grows trees of the same kind over all
+        features, each on the residual that the other trees leave of `x @ w`, and makes its choices on held-out rows:
+        it is more accurate at the same cost of inference, and slower to learn. `"oblique"` trains trees on projections
+        of each codebook's features (`ObliqueTrees`): it has about half the error; encoding takes 4 int8 multiply-adds
+        per feature and row, and learning takes a minute. `"auto"` takes the one of these three with the least error on
+        held-out rows, and the cheaper one where the difference may be luck; up to 512 rows it cross-validates them.
+      ridge: weight of the penalty that keeps prototypes near the means of their buckets (lambda of section 4.2), a
+        positive number in units of rows. Method `"paper"` uses it; the other methods choose their own.
+      num_split_features: number of features whose thresholds are searched per level and codebook (section 4.1), for
+        trees on groups of features; at least 1.
+      width: number of features that each codebook of an oblique tree projects, from D/C (rounded up) to D. More are
+        more accurate, and encoding takes `4 * C * width` multiply-adds per row. None: D/C.
+      rank: rank of an exact term for the principal directions of `x @ w`; the look-ups approximate the residual. It
+        takes `rank * (D + M)` multiply-adds per row. 0: no such term. `docs/terms.md` shows where it pays.
+      outliers: number of features that keep an exact product, those that add most to the variance of `x @ w`. They
+        take `outliers * M` multiply-adds per row. 0: none.
+      steps: largest number of training steps of oblique trees, a multiple of 50. Training ends earlier when the error
+        on held-out rows no longer falls.
+      seed: seed of all random choices: which rows are held out, and which minibatches training draws.
+      loss: function that training of oblique trees minimizes instead of the squared error (`"auto"` then takes method
+        `"oblique"`). It is a JAX function of the outputs `[rows, M]`, the exact outputs `x @ w + bias`, and the same
+        rows of each of `fit`'s `extra` arrays; it returns a scalar. Trees and tables are trained by it, and the ones
+        with the least loss on held-out rows are kept. Define the function once: every new function is compiled anew.
+
+    Raises:
+      TypeError: `loss` is not a function.
+      ValueError: a field is out of its range, or `loss` is combined with `rank`, `outliers` or a method that does not
+        train.
 
     Example:
       >>> def weighted_rows(y, exact, weight):  # with fit(..., extra=(weights,))
@@ -75,7 +86,7 @@ class FitConfig:
 
 
 def _validate(config: FitConfig) -> None:
-    """Raises unless the fields of `config` make sense."""
+    """Raises an error if a field of `config` is out of its range, or if two fields contradict each other."""
     if config.method not in METHOD_NAMES:
         known = ", ".join(repr(name) for name in METHOD_NAMES)
         raise ValueError(f"`method` is {config.method!r}; expected one of: {known}.")
@@ -110,12 +121,12 @@ def _validate(config: FitConfig) -> None:
 
 
 def validate_terms(config: FitConfig, num_features: int, num_outputs: int) -> None:
-    """Raises unless `w` has the rank and the features that the exact term is to take."""
-    most = min(num_features, num_outputs)
-    if config.rank > most:
+    """Raises `ValueError` if the exact term asks for a larger rank or more features than `w` has."""
+    largest_rank = min(num_features, num_outputs)
+    if config.rank > largest_rank:
         raise ValueError(
             f"`rank` is {config.rank}, but `w` of {num_features} features and {num_outputs} outputs has at most "
-            f"{most}. Use a few: the exact term is to be much cheaper than the product."
+            f"{largest_rank}. Use a few: the exact term is to be much cheaper than the product."
         )
     if config.outliers > num_features:
         raise ValueError(f"`outliers` is {config.outliers}, but there are {num_features} features. Use a few.")

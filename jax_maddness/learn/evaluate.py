@@ -1,4 +1,4 @@
-"""op, x, w -> a report: how large the error is, where it comes from, and what to do about it."""
+"""`evaluate`, which reports how large an op's error is, where it comes from, and what to do about it."""
 
 from __future__ import annotations
 
@@ -27,19 +27,23 @@ _ENOUGH, _AMPLE = 4, 20  # training rows per code: a rule of thumb for when the 
 
 @dataclasses.dataclass(frozen=True)
 class FitReport:
-    """What `evaluate` found. `print` it for the words.
+    """The error of an op on given rows, its parts, and a suggestion. `print` shows all of it in words.
+
+    All errors are NMSE, as fractions: the squared error divided by the squared distance of the exact outputs from their
+    mean. `encoder`, `quantization` and `shift` add up to `nmse`.
 
     Attributes:
-      nmse: |y - y_exact|^2 / |y_exact - mean|^2 over all rows and outputs, the mean being that of each output.
-      nmse_per_output: the same for every output alone; NaN for one that is constant.
-      encoder, quantization, shift: the parts of `nmse`; they add up to it. `quantization` is what rounding the tables
-        to 8 bits is expected to add: a twelfth of a squared step per codebook. `shift` is by how much the error exceeds
-        that on the training rows, 0 without `x_train`. `encoder` is the rest: what 16 prototypes per codebook cannot
-        express.
-      train_nmse: the error on the training rows; None without `x_train`.
-      occupancy: the share of the rows in each leaf.
-      rows, train_rows: how many there are.
-      suggestion: what to do, in words; empty where there is nothing to say.
+      nmse: |y - y_exact|^2 / |y_exact - mean|^2 over all rows and outputs, with the mean of each output.
+      nmse_per_output: NMSE of every output alone, float64 `[M]`; NaN for an output whose exact values are constant.
+      encoder: part of `nmse` that 16 prototypes per codebook cannot express: the remainder of the other two parts.
+      quantization: part of `nmse` that rounding the tables to 8 bits is expected to add, a twelfth of a squared step
+        per codebook.
+      shift: part of `nmse` by which it exceeds `train_nmse`; 0 without `x_train`.
+      train_nmse: NMSE on the training rows; None without `x_train`.
+      occupancy: share of the rows that reach each leaf, float64 `[C, 16]`; every row of it adds up to 1.
+      rows: number of rows.
+      train_rows: number of training rows; None without `x_train`.
+      suggestion: advice on the largest part of the error, in words; empty where there is none to give.
     """
 
     nmse: float
@@ -55,17 +59,17 @@ class FitReport:
 
     @property
     def r2(self) -> float:
-        """The share of the outputs' variance that is explained: `1 - nmse`."""
+        """Share of the outputs' variance that is explained: `1 - nmse`."""
         return 1 - self.nmse
 
     @property
     def unused_leaves(self) -> int:
-        """Leaves that no row reaches."""
+        """Number of leaves that no row reaches, over all codebooks."""
         return int((self.occupancy == 0).sum())
 
     @property
     def bits(self) -> float:
-        """The mean entropy of a code, of 4 bits that it could have."""
+        """Mean entropy of a code in bits, at most 4."""
         p = self.occupancy
         return float(-(p * np.log2(np.where(p > 0, p, 1))).sum(1).mean())
 
@@ -96,15 +100,23 @@ def evaluate(
     bias: Float[ArrayLike, " outputs"] | None = None,
     x_train: Float[ArrayLike, "... features"] | None = None,
 ) -> FitReport:
-    """How well `amm(x, op)` approximates `x @ w + bias`, where the error comes from, and what to do about it.
+    """Measures how well `amm(x, op)` approximates `x @ w + bias`, and where the error comes from.
+
+    The error is the paper's normalized mean squared error (Blalock & Guttag 2021, section 5), about the mean of each
+    output. Its parts are explained in `FitReport`.
 
     Args:
-      op: what `fit` learned.
-      x: rows that were not used for learning, else the error looks smaller than it is. They may be sharded, as those
-        of `fit`.
-      w: the weights that `op` stands for.
-      bias: what it adds.
-      x_train: the rows that `op` was learned from: tells what was not learned from what did not carry over.
+      op: op that `fit` learned.
+      x: rows `[..., D]` of a real dtype that were not used for learning; on training rows the error looks smaller than
+        it is. They may be sharded over devices, as those of `fit` may.
+      w: weights `[D, M]` whose product `op` approximates.
+      bias: vector `[M]` that `op` adds to the product; None stands for zeros.
+      x_train: rows `[..., D]` that `op` was learned from. They separate the error that learning leaves from the error
+        that only new rows have (`FitReport.shift`).
+
+    Returns:
+      A report with the error over all rows, per output and by its parts, with the use of the leaves, and with a
+      suggestion.
 
     Raises:
       TypeError: an argument is of the wrong kind.
@@ -126,9 +138,12 @@ def evaluate(
             "learned for."
         )
     error, spread, occupancy = _errors(op, rows, weights, offset)
+    # Outputs that are all constant have no spread; the tiny number keeps the quotient defined.
     total = max(spread.sum(), np.finfo(np.float64).tiny)
     nmse = float(error.sum() / total)
     step = np.asarray(op.tables.scale, np.float64)
+    # Rounding to the nearest step has a variance of step^2 / 12 per look-up. This is an expectation, so it is bounded
+    # by the measured error, of which it is to be a part.
     rounding = min(float(op.num_codebooks * _count(rows) * (step**2).sum() / 12 / total), nmse)
     train_nmse, shift, train_rows = None, 0.0, None
     if x_train is not None:
@@ -153,7 +168,7 @@ def evaluate(
 
 
 def _validated(x: Any, name: str) -> Any:
-    """Rows [..., features], of NumPy and flat unless they are sharded: those stay where they are."""
+    """Validates rows `[..., features]`, and flattens them to a NumPy array unless they are sharded over devices."""
     if not sharded.is_sharded(x):
         return validate.samples(x, name)
     with modes():
@@ -162,16 +177,20 @@ def _validated(x: Any, name: str) -> Any:
 
 
 def _count(x: Any) -> int:
+    """Returns the number of rows of `x`, over all leading dimensions."""
     return int(np.prod(x.shape[:-1]))
 
 
 def _errors(
     op: MaddnessOp, x: Any, w: np.ndarray, bias: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, "codebooks 16"]]:
-    """Per output the squared error and the squared distance from the mean, summed over rows; and the leaves' shares."""
+    """Returns, per output, the squared error and the squared distance from the mean, both summed over rows.
+
+    The third result is the share of the rows that reach each leaf.
+    """
     if sharded.is_sharded(x):
         with modes():
-            return _errors_where_they_are(op, x, w, bias)
+            return _errors_of_shards(op, x, w, bias)
     call = jax.jit(amm)
     center = x.mean(0, dtype=np.float64) @ w.astype(np.float64) + bias
     error, spread = np.zeros(w.shape[1]), np.zeros(w.shape[1])
@@ -186,10 +205,14 @@ def _errors(
     return error, spread, occupancy / len(x)
 
 
-def _errors_where_they_are(
+def _errors_of_shards(
     op: MaddnessOp, x: Array, w: np.ndarray, bias: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, "codebooks 16"]]:
-    """`_errors` of sharded rows: in float32, in units in which squares do not overflow."""
+    """Returns the results of `_errors` for sharded rows, computed on the devices that have them.
+
+    Devices sum in float32, so each output is measured in units of a power of two near one step of its tables, in which
+    squares do not overflow.
+    """
     mean = sharded.mean(x, exponent(sharded.validated_magnitude(x, "x")))
     center = (mean @ w.astype(np.float64) + bias).astype(np.float32)
     powers = np.array([exponent(float(step)) for step in np.asarray(op.tables.scale)])
@@ -202,15 +225,15 @@ def _errors_where_they_are(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sums(sharding: Any, x: Array, *others: Any) -> tuple[Array, Array, Array]:
-    """What `_errors` sums, before it divides."""
+    """Returns the sums of `_errors` over all sharded rows: squared errors, squared distances, and counts of leaves."""
 
     def local(x: Array, op: MaddnessOp, w: Array, bias: Array, center: Array, inverse: Array) -> tuple[Array, ...]:
         def add(total: tuple[Array, ...], rows: Array, counted: Array) -> tuple[Array, ...]:
             exact = jnp.matmul(rows, w, precision="highest") + bias
             error, spread = (jnp.where(counted[:, None], (a - exact) * inverse, 0) for a in (amm(rows, op), center))
             leaves = encode(rows, op.trees)[:, :, None] == jnp.arange(LEAVES)
-            found = (error**2).sum(0), (spread**2).sum(0), (leaves & counted[:, None, None]).sum(0)
-            return jax.tree.map(jnp.add, total, found)
+            sums = (error**2).sum(0), (spread**2).sum(0), (leaves & counted[:, None, None]).sum(0)
+            return jax.tree.map(jnp.add, total, sums)
 
         zero = jnp.zeros(op.num_outputs, jnp.float32)
         return sharded.over_blocks(x, _BLOCK, add, (zero, zero, jnp.zeros((op.num_codebooks, LEAVES), jnp.int32)))
@@ -226,7 +249,15 @@ def suggestion(
     train_rows: int | None,
     occupancy: Float[np.ndarray, "codebooks 16"],
 ) -> str:
-    """What to do about the largest part of the error.
+    """Returns advice on the largest part of the error, or an empty string.
+
+    Args:
+      codebooks: number of codebooks, C.
+      nmse: NMSE on rows that were not learned from.
+      quantization: part of `nmse` that comes from rounding the tables.
+      train_nmse: NMSE on the training rows; None if it is not known.
+      train_rows: number of training rows; None if it is not known.
+      occupancy: share of the rows that reach each leaf.
 
     Example:
       >>> suggestion(64, 0.31, 1e-4, 0.02, 1600, np.full((64, 16), 1 / 16))

@@ -1,9 +1,10 @@
-"""x_train, w -> op: the steps of learning, composed.
+"""`fit`, which composes the steps of learning.
 
-    w --split--> exact term, the rest of w
-    x_train --groups, splits--> trees --encode--> codes --gather--> Statistics --solve--> float tables --look_up--> op
+    w --split--> exact term, remainder of w
+    x_train --groups, splits--> trees --encode--> codes --gather--> Statistics --solve--> float tables --quantize--> op
 
-A method decides on the trees, and on how its tables are regularised (`Learned`); what follows is the same for all.
+A method decides on the trees, and on how their tables are regularized (`Learned`); the steps after that are the same
+for all methods.
 """
 
 from __future__ import annotations
@@ -42,35 +43,41 @@ def fit(
 ) -> MaddnessOp:
     """Learns an op such that `amm(x, op)` approximates `x @ w + bias` for rows like those of `x_train`.
 
-    For each of `num_codebooks` codebooks a tree of four levels is grown: `config.method` says how. In method "paper" it
-    is grown on a contiguous group of features, to leave the least squared error about its 16 bucket means (section
-    4.1). Ridge regression over all codebooks' codes at once refits what each code stands for (section 4.2); its
-    products with `w`, in 8 bits, are the op's tables. The error falls with more codebooks, and with more rows: have at
-    least some hundreds, better thousands.
+    For each of `num_codebooks` codebooks a tree of four levels is grown, by the method `config.method`. Method "paper"
+    grows it on a contiguous group of features, so that it leaves the least squared error about its 16 bucket means
+    (Blalock & Guttag 2021, section 4.1). Ridge regression over the codes of all codebooks at once refits the prototypes
+    (section 4.2); their products with `w`, in 8 bits, are the op's lookup tables (section 4.3). The error falls with
+    more codebooks, and with more rows: have at least some hundreds, better thousands.
 
-    Works in float32; the same inputs give the same op, bit by bit, on the same machine with the same number of threads
-    (which decides the order of XLA's sums). Call it outside of `jax.jit`. Where several processes share the rows, all
-    of them call it, with the same other arguments, and get the same op, each on its own default device.
+    Learning works in float32. The same inputs give the same op, bit by bit, on the same machine with the same number of
+    threads (which decides the order of XLA's sums). Call `fit` outside of `jax.jit`. Where several processes share the
+    rows, all of them call it, with the same other arguments, and get the same op, each on its own default device.
 
     Args:
-      x_train: samples of `x`; leading dimensions are flattened to rows. Real; used as float32. Or a function that
-        returns an iterator over batches of them, always the same ones: then they are read twice and never held at once.
-        Or a `jax.Array` whose rows are sharded over the devices of a `jax.sharding.Mesh`: then they stay there. From
-        batches and shards, trees are grown on a random sample of 65,536 rows, of which every process gets a copy;
-        tables are learned from all.
-      w: the weights to multiply with.
-      bias: what to add to every row of the product.
-      num_codebooks: C, from 1 to the number of features. Inference costs C look-ups per row and output.
-      config: how to learn; by default what serves best on rows held out, which takes seconds to minutes.
-      extra: arrays for `config.loss`, with an entry for each row of `x_train`: labels, weights, what a teacher says.
-      keep_weights: keep `w` in the op, for gradients with respect to `x`.
-      progress: show a progress bar; None shows it where learning takes longer than two seconds.
+      x_train: training rows, `[..., D]`, of a real dtype; leading dimensions are flattened to rows, and values are used
+        as float32. Or a function that returns an iterator over batches of such rows, the same ones at every call: then
+        the batches are read twice and are never all in memory at once. Or a `jax.Array` whose rows are sharded over the
+        devices of a `jax.sharding.Mesh`: then the rows stay there. From batches and shards, trees are grown on a random
+        sample of 65,536 rows, of which every process gets a copy; tables are learned from all rows.
+      w: weights to multiply with, `[D, M]`, of a real dtype; used as float32.
+      bias: vector `[M]` that is added to every row of the product; None stands for zeros.
+      num_codebooks: number of codebooks, C, from 1 to the number of features. Inference takes C look-ups per row and
+        output.
+      config: options of learning; by default the method with the least error on held-out rows, which takes seconds to
+        minutes.
+      extra: arrays for `config.loss`, with an entry for each row of `x_train`: labels, weights, or a teacher's outputs.
+      keep_weights: whether to keep `w` in the op, for gradients with respect to `x`.
+      progress: whether to show a progress bar on stderr; None shows it where learning takes longer than two seconds.
+
+    Returns:
+      The op, whose arrays are on the default device: `num_codebooks` trees, lookup tables for M outputs, the exact term
+      that `config` asks for, and `w` if `keep_weights`.
 
     Raises:
       TypeError: an argument is of the wrong kind, is complex, or is traced by `jax.jit`, `jax.vmap` or `jax.grad`.
-      ValueError: shapes do not match, there are no rows, they are sharded over features too, values are NaN, infinite,
-        or so large that `x @ w` overflows, `num_codebooks` is not between 1 and the number of features, the exact term
-        is to be larger than `w`, or `extra` comes without a loss or with rows in batches or shards.
+      ValueError: shapes do not match; there are no rows; rows are sharded over features too; values are NaN, infinite,
+        or so large that `x @ w` overflows; `num_codebooks` is not between 1 and the number of features; the exact term
+        is larger than `w`; or `extra` comes without a loss or with rows in batches or shards.
 
     Example:
       >>> x = np.random.default_rng(0).standard_normal((1000, 8))
@@ -96,11 +103,14 @@ def learn(
     config: FitConfig,
     bar: Progress,
 ) -> MaddnessOp:
-    """`fit`, of arguments that have been checked."""
+    """Learns an op from arguments that have been validated, as `fit` does."""
     with modes():
+        # Steps that depend on the threads' order of sums may differ between processes: `agreed` takes the first one's.
         exact, w = rows.agreed(terms.split(rows, w, config))
+        # Scaling by a power of two rounds nothing, and keeps the squares of large or tiny weights within float32.
         w_exponent = exponent(float(np.abs(w).max()))
         w = w * power_of_two(-w_exponent)
+        # A loss of the user's wants outputs in the user's units, so the objective undoes the scaling.
         objective = Objective(config.loss, power_of_two(w_exponent), bias) if config.loss is not None else None
         bar.expect(rows.num_steps + 1)
         bar.stage("splits")
@@ -117,13 +127,23 @@ def tables_for(
     bias: Float[np.ndarray, " outputs"],
     bar: Progress,
 ) -> LookupTables:
-    """Tables of `x @ (2**w_exponent * w) + bias` for trees that have been learned: what all methods share."""
+    """Solves and quantizes the tables of `x @ (2**w_exponent * w) + bias` for learned trees, as all methods do.
+
+    Args:
+      rows: the training rows, all of which count.
+      learned: the trees, and how their tables are regularized.
+      w: weights, scaled to a largest magnitude near 1.
+      w_exponent: exponent of the power of two by which `w` was divided.
+      bias: vector that is added to every row of the product.
+      bar: shows progress.
+    """
     bar.stage("prototypes")
     statistics = rows.statistics(learned.trees, bar.step)
     bar.stage("tables")
-    found = learned.tables or solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
+    solution = learned.tables or solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
+    # Tables are solved for rows about their mean, so the product of the mean is a constant of every row.
     constant = np.ldexp(rows.mean, -rows.exponent) @ w.astype(np.float64)
     used = np.asarray(statistics.counts) > 0
-    tables = to_lookup_tables(found, used, constant, rows.exponent + w_exponent, bias, learned.trees.num_codebooks)
+    tables = to_lookup_tables(solution, used, constant, rows.exponent + w_exponent, bias, learned.trees.num_codebooks)
     bar.step()
     return tables

@@ -1,9 +1,9 @@
-"""patches -> an op whose trees encode single positions, and whose tables sum the codes of all of a patch's positions.
+"""`fit_taps`, which learns trees for single positions of a convolution, and tables for all positions of a patch.
 
-A convolution's patch is several positions, and each position is in several patches: encoded once, its codes serve all
-of them. The trees are learned on positions, to leave the least error in the products with the kernels of all taps at
-once. The tables of all taps' codes are then solved together, from patches: what one tap's codes miss, another's may
-tell.
+A convolution's patch is several positions, and each position is in several patches: it is encoded once, and its codes
+serve all of these patches. The trees are learned on positions, to leave the least error in the products with the
+kernels of all taps at once. The tables of all taps are then solved together, from patches, because neighboring
+positions are correlated: codes of one tap can correct the error that those of another leave.
 """
 
 from __future__ import annotations
@@ -33,16 +33,22 @@ def fit_taps(
     config: FitConfig,
     bar: Progress,
 ) -> MaddnessOp:
-    """An op for patches, of `taps * num_codebooks` codebooks: `num_codebooks` trees, repeated for every tap.
+    """Learns an op for patches with `taps * num_codebooks` codebooks: `num_codebooks` trees, repeated for every tap.
 
     Args:
-      patches: position by position, `[rows, taps * features]`.
-      w: the same order of features.
-      bias: what to add to every row of the product.
-      taps: positions in a patch.
-      num_codebooks: of one position.
-      config: how trees are learned.
+      patches: training patches, float32 `[rows, taps * features]`, position by position.
+      w: kernel as a matrix, float32 `[taps * features, M]`, in the same order of features.
+      bias: vector `[M]` that is added to every row of the product.
+      taps: number of positions in a patch.
+      num_codebooks: number of codebooks for one position.
+      config: options of learning; without an exact term and without a loss.
       bar: shows progress.
+
+    Returns:
+      An op for patches, whose tables have a codebook for each tap and tree.
+
+    Raises:
+      ValueError: `config` asks for an exact term or has a loss.
     """
     if config.rank or config.outliers or config.loss is not None:
         raise ValueError(
@@ -52,6 +58,7 @@ def fit_taps(
     features = patches.shape[1] // taps
     w_exponent = exponent(float(np.abs(w).max()))
     w = w * power_of_two(-w_exponent)
+    # The trees of one position are learned for the outputs of all taps side by side: [features, taps * M].
     by_position = w.reshape(taps, features, -1).transpose(1, 0, 2).reshape(features, -1)
     positions, rows = Rows.of(patches.reshape(-1, features)), Rows.of(patches)
     with modes():
@@ -65,7 +72,10 @@ def fit_taps(
 
 
 def first_tap(op: MaddnessOp, taps: int) -> MaddnessOp:
-    """The op of `fit_taps` with the trees for one position: what encodes positions once. `amm` does not take it."""
+    """Returns the op of `fit_taps` with the trees of one position only, to encode every position once.
+
+    The tables still have the codebooks of all taps, so `amm` does not accept the result.
+    """
     assert op.trees.row_features is not None
     features = op.trees.row_features // taps
     arrays = jax.tree.map(lambda a: a[: len(a) // taps], op.trees)

@@ -10,7 +10,12 @@ _DELAY = 2.0  # seconds: shorter fits stay silent
 
 
 class Progress:
-    """Counts the steps of what is done: silent for the first seconds if `show` is None, always or never otherwise."""
+    """A progress bar that counts steps.
+
+    Args:
+      show: whether the bar is shown; None shows it after two seconds, so that short fits stay silent.
+      of: name of the work, in front of the name of the stage.
+    """
 
     def __init__(self, show: bool | None, of: str = "fit"):
         self._of = of
@@ -23,13 +28,13 @@ class Progress:
         self._bar.close()
 
     def expect(self, steps: int) -> None:
-        """So many steps more are to come."""
+        """Announces that `steps` more steps are to come."""
         self._bar.total += steps
 
     def stage(self, name: str) -> None:
-        """Names what the next steps do."""
+        """Shows `name` as the stage that the next steps belong to."""
         self._bar.set_description(f"{self._of}: {name}", refresh=False)
 
     def step(self, count: int = 1) -> None:
-        """One step is done, or several."""
+        """Counts `count` steps as done."""
         self._bar.update(count)

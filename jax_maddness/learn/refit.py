@@ -1,9 +1,9 @@
-"""op, rows, targets -> op: the same trees, with tables that say what is wanted of these rows.
+"""`refit_tables`, which corrects an op's tables so that it approximates given targets.
 
-`fit` learns `x @ w + b` of the rows that it sees. Where rows are not what they were, because the layers before are
-approximate as well, what is wanted is not their product but the exact model's value. The op's own answer misses it by
-`r = targets - amm(x, op)`; ridge regression of `r` on the codes corrects the tables, and shrinks toward what they say:
-with few rows, or nothing to gain, the op stays as it is.
+`fit` learns `x @ w + b` for its training rows. In a model whose earlier layers are approximate as well, rows differ
+from those of the exact model, and the output that is wanted is not their product but the exact model's value. The op
+misses it by `r = targets - amm(x, op)`. Ridge regression of `r` on the codes corrects the tables, and its penalty
+shrinks toward the present tables: with few rows, or nothing to gain, the op stays unchanged.
 """
 
 from __future__ import annotations
@@ -33,24 +33,36 @@ from jax_maddness.learn.tables.ridge import Solution, ridge_regression
 from jax_maddness.learn.tables.solve import RIDGES, to_lookup_tables
 
 MOST_HELD_OUT = 4096
-"""The most rows on which the penalty is chosen."""
+"""Largest number of held-out rows on which the penalty is chosen."""
 
 
 def refit_tables(
     op: MaddnessOp, x: Float[ArrayLike, "... features"], targets: Float[ArrayLike, "... outputs"]
 ) -> MaddnessOp:
-    """`op` with tables such that `amm(x, op)` approximates `targets`, and trees and weights as they are.
+    """Corrects the tables of `op` so that `amm(x, op)` approximates `targets`; trees and weights stay unchanged.
+
+    The corrections are found by ridge regression on the codes, as prototypes are in the paper (Blalock & Guttag 2021,
+    section 4.2). The weight of the penalty is chosen on held-out rows.
 
     Args:
-      op: what `fit` learned, from rows like `x`.
-      x: rows; leading dimensions are flattened.
-      targets: what is wanted for each of them.
+      op: op that `fit` learned from rows like `x`.
+      x: rows `[..., D]` of a real dtype; leading dimensions are flattened to rows.
+      targets: outputs `[..., M]` that the op should have for these rows, of a real dtype, in the units of its outputs.
 
     Returns:
-      The new op, or `op` itself where rows held out say that no correction helps.
+      An op with corrected tables, or `op` itself if no correction reduces the squared error on held-out rows.
 
     Raises:
-      TypeError, ValueError: `op` is not a single op, or the arrays do not match it or each other.
+      TypeError: `op` is not an op, or an array is not real or is traced.
+      ValueError: `op` is not a single op, the arrays do not match it or each other, or values are not finite.
+
+    Example:
+      >>> from jax_maddness import FitConfig, amm, fit
+      >>> x = np.random.default_rng(0).standard_normal((1000, 8)).astype(np.float32)
+      >>> op = fit(x, np.ones((8, 3)), num_codebooks=2, config=FitConfig("paper"))
+      >>> targets = x @ np.ones((8, 3)) + 5  # the outputs should be larger by 5
+      >>> float(jnp.abs(amm(x, refit_tables(op, x, targets)) - amm(x, op) - 5).mean()) < 0.5
+      True
     """
     validate_core.op(op)
     rows, wanted = validate.samples(x, "x"), validate.samples(targets, "targets")
@@ -65,57 +77,70 @@ def refit_tables(
 
 
 def _refitted(op: MaddnessOp, x: np.ndarray, targets: np.ndarray) -> MaddnessOp:
-    missing = targets - np.asarray(jax.jit(amm)(x, op))
+    """Corrects the tables of `op`, given validated arrays, as `refit_tables` does."""
+    residual = targets - np.asarray(jax.jit(amm)(x, op))
     codes = np.asarray(jax.jit(encode)(x, op.trees))
     held_out, train = split(len(x), HELD_OUT_SHARE, MOST_HELD_OUT)
-    best, least = None, float((missing[held_out].astype(np.float64) ** 2).sum())
-    trial = _Residual.of(codes[train], missing[train])
+    # No correction at all is the first candidate: a penalty is taken only if it does better on held-out rows.
+    best_ridge, least_error = None, float((residual[held_out].astype(np.float64) ** 2).sum())
+    train_sums = _Residual.of(codes[train], residual[train])
     for ridge in RIDGES:
-        tables, intercept = trial.solved(ridge)
+        tables, intercept = train_sums.solved(ridge)
         predicted = tables[np.arange(codes.shape[1]), codes[held_out]].sum(1) + intercept
-        error = float(((predicted - missing[held_out]) ** 2).sum())
-        if error < least:
-            best, least = ridge, error
-    if best is None:
+        error = float(((predicted - residual[held_out]) ** 2).sum())
+        if error < least_error:
+            best_ridge, least_error = ridge, error
+    if best_ridge is None:
         return op
-    whole = _Residual.of(codes, missing)
-    corrections, intercept = whole.solved(best)
-    old = np.asarray(op.tables.values, np.float64).transpose(1, 2, 0) * np.asarray(op.tables.scale, np.float64)
-    weights = jnp.asarray((old + corrections).reshape(-1, op.num_outputs), jnp.float32)
+    all_sums = _Residual.of(codes, residual)
+    corrections, intercept = all_sums.solved(best_ridge)
+    # The minima of the old tables are part of their offset, so `values * scale` can be corrected and rounded anew.
+    old_tables = np.asarray(op.tables.values, np.float64).transpose(1, 2, 0) * np.asarray(op.tables.scale, np.float64)
+    weights = jnp.asarray((old_tables + corrections).reshape(-1, op.num_outputs), jnp.float32)
     solution = Solution(weights, *np.zeros((2, 1), np.float32))
-    constant = np.asarray(op.tables.offset, np.float64) + intercept
-    used = np.asarray(whole.statistics.counts)[: len(weights)] > 0
-    quantized = to_lookup_tables(solution, used, constant, 0, np.zeros(op.num_outputs), op.num_codebooks)
+    offset = np.asarray(op.tables.offset, np.float64) + intercept
+    used = np.asarray(all_sums.statistics.counts)[: len(weights)] > 0
+    quantized = to_lookup_tables(solution, used, offset, 0, np.zeros(op.num_outputs), op.num_codebooks)
     return dataclasses.replace(op, tables=quantized)
 
 
 class _Residual(NamedTuple):
-    """What regression needs to know of the residual: see `Statistics`."""
+    """Sums over rows from which the corrections of the residual `r` are solved.
+
+    Attributes:
+      statistics: sums over codes and scaled residuals; codebooks and outputs are padded.
+      codebooks: number of codebooks that are not padding.
+      rows: number of rows.
+      mean: mean of the residual, float64.
+      log2_scale: exponent of the power of two by which the residual is divided, so that float32 holds its sums.
+    """
 
     statistics: Statistics
     codebooks: int
     rows: int
     mean: Float[np.ndarray, " outputs"]
-    power: int
+    log2_scale: int
 
     @classmethod
     def of(cls, codes: np.ndarray, residual: np.ndarray) -> _Residual:
-        mean, power = residual.mean(0, dtype=np.float64), exponent(float(np.abs(residual).max()))
+        """Sums the `residual` of rows with these `codes`, block by block."""
+        mean, log2_scale = residual.mean(0, dtype=np.float64), exponent(float(np.abs(residual).max()))
         blocks = in_blocks([residual], len(residual), residual.shape[1])
         numbers = itertools.count()
 
+        # `gather` encodes each block by a function of it. Here codes are known: they follow the blocks' order.
         def next_codes(block: np.ndarray) -> np.ndarray:
             start = next(numbers) * len(block)
             return shapes.pad(codes[start : start + len(block)], len(block), codes.shape[1])
 
-        statistics = gather(blocks, next_codes, mean, power_of_two(-power))
-        return cls(statistics, codes.shape[1], len(residual), mean, power)
+        statistics = gather(blocks, next_codes, mean, power_of_two(-log2_scale))
+        return cls(statistics, codes.shape[1], len(residual), mean, log2_scale)
 
     def solved(self, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-        """Corrections [codebooks, 16, outputs], and one for every row."""
-        found = _solve(self.statistics.gram, self.statistics.sums, self.rows, ridge)
-        weights = np.ldexp(np.asarray(found.weights, np.float64), self.power)[:, : len(self.mean)]
-        intercept = np.ldexp(np.asarray(found.intercept, np.float64), self.power)[: len(self.mean)] + self.mean
+        """Returns corrections of the tables, `[codebooks, 16, outputs]`, and one of all rows, `[outputs]`; float64."""
+        solution = _solve(self.statistics.gram, self.statistics.sums, self.rows, ridge)
+        weights = np.ldexp(np.asarray(solution.weights, np.float64), self.log2_scale)[:, : len(self.mean)]
+        intercept = np.ldexp(np.asarray(solution.intercept, np.float64), self.log2_scale)[: len(self.mean)] + self.mean
         return weights.reshape(-1, LEAVES, len(self.mean))[: self.codebooks], intercept
 
 

@@ -1,4 +1,4 @@
-"""What `fit` accepts, and what it says about the rest."""
+"""Validation of the arguments of `fit` and its relatives: each function raises an error that names the remedy."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from jaxtyping import Array, Float
 
 
 def kind(value: object, expected: type, name: str) -> None:
-    """Raises unless `value` is an instance of `expected`."""
+    """Raises `TypeError` unless `value`, the argument called `name`, is an instance of `expected`."""
     if not isinstance(value, expected):
         raise TypeError(f"`{name}` is {type(value).__name__}; expected a {expected.__name__}.")
 
 
 def codebooks(num_codebooks: int, num_features: int) -> int:
-    """`num_codebooks` as an int between 1 and `num_features`."""
+    """Returns `num_codebooks` as an int, validated to be between 1 and `num_features`."""
     try:
         number = operator.index(num_codebooks)
     except TypeError:
@@ -38,7 +38,7 @@ def codebooks(num_codebooks: int, num_features: int) -> int:
 
 
 def samples(x_train: Any, name: str = "x_train") -> Float[np.ndarray, "rows features"]:
-    """`x_train`, called `name`, in float32 with its leading dimensions flattened to rows: finite, at least one row."""
+    """Returns `x_train`, the argument called `name`, as float32 rows, finite and at least one."""
     x = _float32(rows(x_train, name), name)
     x = x.reshape(-1, x.shape[-1])
     _finite(x, name)
@@ -46,7 +46,10 @@ def samples(x_train: Any, name: str = "x_train") -> Float[np.ndarray, "rows feat
 
 
 def rows(value: Any, name: str) -> Any:
-    """`value`, called `name`, as an array wherever it is: of real numbers [..., features], at least one row."""
+    """Returns `value`, called `name`, as an array of real numbers `[..., features]` with at least one row.
+
+    The array stays where it is: on the host, on a device, or sharded over several.
+    """
     x = _real(value, name)
     if x.ndim < 2:
         raise ValueError(
@@ -59,20 +62,20 @@ def rows(value: Any, name: str) -> Any:
 
 
 def extras(arrays: Sequence[Any], leading: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    """Each of `arrays` with the `leading` dimensions of `x_train` flattened to rows."""
-    found = []
+    """Returns each of `arrays` with its leading dimensions, which must be those of `x_train`, flattened to rows."""
+    flattened = []
     for number, array in enumerate(map(np.asarray, arrays)):
         if array.shape[: len(leading)] != leading:
             raise ValueError(
                 f"`extra[{number}]` has shape {array.shape}; expected {leading} and perhaps more, one entry for each "
                 "row of `x_train`. What is the same for all rows belongs into the `loss` itself."
             )
-        found.append(array.reshape(-1, *array.shape[len(leading) :]))
-    return tuple(found)
+        flattened.append(array.reshape(-1, *array.shape[len(leading) :]))
+    return tuple(flattened)
 
 
 def product(num_features: int, w: Any, bias: Any, name: str = "x_train") -> tuple[np.ndarray, np.ndarray]:
-    """`w` and `bias` (zeros for None) in float32: finite, and of shapes that match each other and `name`."""
+    """Returns `w` and `bias` (zeros for None) as finite float32 arrays whose shapes match each other and `name`."""
     w = _float32(_real(w, "w"), "w")
     if w.ndim != 2 or 0 in w.shape:
         raise ValueError(
@@ -93,17 +96,22 @@ def product(num_features: int, w: Any, bias: Any, name: str = "x_train") -> tupl
 
 
 def in_range(scale: np.ndarray, offset: np.ndarray) -> tuple[Array, Array]:
-    """`scale` and `offset`, computed in float64, as float32."""
-    reached = np.max([np.abs(scale).max(), np.abs(offset).max()])  # NaN if there is one, unlike Python's max
-    if not reached <= np.finfo(np.float32).max:
+    """Returns `scale` and `offset`, computed in float64, as float32 arrays on the default device.
+
+    Raises:
+      ValueError: float32 does not hold one of them.
+    """
+    largest_magnitude = np.max([np.abs(scale).max(), np.abs(offset).max()])  # NaN if there is one, unlike Python's max
+    if not largest_magnitude <= np.finfo(np.float32).max:
         raise ValueError(
-            f"`x_train @ w + bias` reaches {reached:.2g}, more than float32 holds. Scale `x_train` or `w` down."
+            f"`x_train @ w + bias` reaches {largest_magnitude:.2g}, more than float32 holds. "
+            "Scale `x_train` or `w` down."
         )
     return jax.device_put(scale.astype(np.float32)), jax.device_put(offset.astype(np.float32))
 
 
 def _real(value: Any, name: str) -> Any:
-    """`value` as an array of real numbers, wherever it is."""
+    """Returns `value` as an array of real numbers, without moving it."""
     if isinstance(value, jax.core.Tracer):
         raise TypeError(
             f"`{name}` is traced: `fit` looks at values, so it cannot run inside of jax.jit, jax.vmap or jax.grad. "
@@ -121,7 +129,7 @@ def _real(value: Any, name: str) -> Any:
 
 
 def _float32(value: Any, name: str) -> np.ndarray:
-    """An array as one of NumPy; on a CPU nothing is copied that is one already."""
+    """Returns an array as a float32 NumPy array, without a copy if it is one or lies on a CPU device as float32."""
     if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
         raise ValueError(
             f"`{name}` lies on several processes; only `x_train` of `fit` and the rows of `evaluate` may. Pass what "
@@ -132,6 +140,8 @@ def _float32(value: Any, name: str) -> np.ndarray:
 
 
 def _finite(array: np.ndarray, name: str) -> None:
+    """Raises `ValueError` if `array`, called `name`, has NaN or infinite values."""
+    # The range alone tells whether there are any, without the mask that `np.isfinite(array)` would allocate.
     if np.isfinite(magnitude(array)):
         return
     bad = np.argwhere(~np.isfinite(array))
@@ -139,18 +149,18 @@ def _finite(array: np.ndarray, name: str) -> None:
 
 
 def not_finite(name: str, count: int, where: str = "") -> ValueError:
-    """To be raised where `name` has `count` values that are not finite."""
+    """Returns the error to raise for an argument called `name` that has `count` values that are not finite."""
     return ValueError(f"`{name}` has {count} NaN or infinite values (as float32){where}. Remove or replace them.")
 
 
 def magnitude(array: np.ndarray) -> float:
-    """The largest magnitude, NaN if there is one (unlike XLA's maximum on CPU), without a copy of `array`."""
+    """Returns the largest magnitude in `array`, without a copy of it; NaN if there is one, unlike XLA on a CPU."""
     return float(max(array.max(), -array.min()))
 
 
 @jax.jit
 def largest(array: Array) -> Float[Array, ""]:
-    """The largest magnitude in `array`: NaN if an entry is not finite, 0 if there is none.
+    """Returns the largest magnitude in `array`: NaN if an entry is not finite, 0 if the array is empty.
 
     XLA's maximum on CPU drops NaN from larger arrays, so it cannot be relied on to find one.
     """

@@ -80,7 +80,7 @@ def test_few_rows_are_cross_validated(problem, monkeypatch):
         kept.append(part.sample)
         return paper.learn(part, *args)
 
-    monkeypatch.setattr(methods, "CANDIDATES", {"one": learned_blindly, "two": learned, "three": paper.learn})
+    monkeypatch.setattr(methods, "CROSS_VALIDATED", {"one": learned_blindly, "two": learned, "three": paper.learn})
     with Progress(False) as bar:
         assert methods.cross_validated(rows, w, CODEBOOKS, config, bar) == "two"  # the third is as good, and no cheaper
     left_out = [[n for n in range(90) if not (x[n] == part).all(1).any()] for part in kept]

@@ -223,7 +223,7 @@ def test_the_same_seed_gives_the_same_trees(problem, learned):
     assert not np.array_equal(learned.trees.projections, other.trees.projections)
 
 
-def test_wider_codebooks_see_their_neighbours(problem):
+def test_wider_codebooks_see_their_neighbors(problem):
     x, _, w = problem
     wide = oblique.train_trees(x, w, CODEBOOKS, width=8, steps=100)
     assert wide.trees.features.shape == (CODEBOOKS, 8)

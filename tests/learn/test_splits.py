@@ -59,7 +59,7 @@ def test_few_candidates_are_tried_where_asked(rng):
         np.testing.assert_array_equal(codes[:, 0], references.grow_tree(x, num_split_features)[1])
 
 
-def test_neighbouring_floats_are_told_apart():
+def test_neighboring_floats_are_told_apart():
     x = np.float32(1) + np.arange(16, dtype=np.float32) * np.float32(2**-23)
     _, codes = grow(x[:, None], [[0]])
     np.testing.assert_array_equal(codes[:, 0], np.arange(16))

@@ -1,4 +1,4 @@
-"""What learning needs of JAX, whatever the caller has set."""
+"""The JAX settings under which learning runs, independent of those of the caller."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 
 @contextlib.contextmanager
 def modes() -> Iterator[None]:
-    """Learning mixes counts with floats, and vectors with matrices, all of 32 bits, whatever a caller's modes say.
+    """Sets 32-bit types, standard promotion of dtypes and ranks, and no mesh, until the context is left.
 
-    It runs on one device, whatever mesh is set: only what is computed from sharded rows names theirs.
+    Learning adds counts to floats and vectors to matrices, which a caller's strict promotion would refuse. It runs on
+    one device: only computations on sharded rows use a mesh, which they take from the rows.
     """
-    somewhere = not jax.sharding.get_abstract_mesh().empty
-    nowhere = jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ())) if somewhere else contextlib.nullcontext()
-    with nowhere, jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    mesh_is_set = not jax.sharding.get_abstract_mesh().empty
+    no_mesh = jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ())) if mesh_is_set else contextlib.nullcontext()
+    with no_mesh, jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield

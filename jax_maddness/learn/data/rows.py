@@ -1,4 +1,4 @@
-"""The training rows: an array, batches that are never all in memory at once, or shards that stay where they are."""
+"""The training rows: an array, batches that are never all in memory at once, or shards that stay on their devices."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from jax_maddness.learn.data.statistics import Statistics, encoder, gather
 T = TypeVar("T")
 
 BLOCK = 4096
-"""Rows per block."""
+"""Largest number of rows per block, over which statistics are summed."""
 RESERVOIR = 2**16
-"""Rows that are kept of batches or shards, to grow trees on."""
-_BLOCK_ELEMENTS = 2**24  # of a block: with very many features it has fewer rows
+"""Largest number of rows that are sampled from batches or shards, to grow trees on."""
+_BLOCK_ELEMENTS = 2**24  # largest size of a block: with very many features it has fewer rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows(abc.ABC):
-    """What learning needs to know of the training rows, and how to sum over all of them, wherever they are.
+    """The training rows: their number, a sample, their mean and range, and a way to sum over all of them.
 
     Attributes:
-      count: how many rows there are.
-      sample: all rows, or a uniform sample of `RESERVOIR` of them.
-      mean: of all rows, in float64.
-      exponent: `2**exponent` is about the largest magnitude.
-      extra: what a loss wants to know of the rows of `sample`.
+      count: number of rows.
+      sample: all rows, or a uniform random sample of `RESERVOIR` of them; float32.
+      mean: mean of all rows, float64.
+      exponent: exponent such that `2**exponent` is about the largest magnitude.
+      extra: arrays for the user's loss, each with an entry for every row of `sample`.
     """
 
     count: int
@@ -48,7 +48,16 @@ class Rows(abc.ABC):
 
     @staticmethod
     def of(x_train: Any, extra: Sequence[Any] = ()) -> Rows:
-        """From an array [..., features], or from a function that returns an iterator over such arrays."""
+        """Validates and reads an array `[..., features]`, or a function that returns an iterator over such arrays.
+
+        Args:
+          x_train: the rows, as `fit` takes them.
+          extra: arrays for the user's loss, with an entry for each row of `x_train`.
+
+        Raises:
+          TypeError: an array is not real, or is traced.
+          ValueError: there are no rows, they are not finite, or `extra` comes with batches or shards.
+        """
         if extra and (callable(x_train) or sharded.is_sharded(x_train)):
             raise ValueError("`extra` is given, but `x_train` comes in batches or shards. Pass `x_train` as one array.")
         if sharded.is_sharded(x_train):
@@ -61,20 +70,20 @@ class Rows(abc.ABC):
 
     @property
     def factor(self) -> np.float32:
-        """The power of two that brings the largest magnitude near 1."""
+        """Power of two that scales the largest magnitude to about 1; scaling by it rounds nothing."""
         return power_of_two(-self.exponent)
 
     @property
     @abc.abstractmethod
     def num_steps(self) -> int:
-        """How often `statistics` calls `step`; batches whose size is not a multiple of a block's may need more."""
+        """Number of calls of `step` by `statistics`; batches that blocks do not divide evenly may need more."""
 
     @abc.abstractmethod
     def statistics(self, trees: Trees, step: Callable[[], None]) -> Statistics:
-        """Of all rows about their mean, times `factor`; codebooks and features are padded."""
+        """Returns the statistics of all rows about their mean, times `factor`; codebooks and features are padded."""
 
     def agreed(self, value: T) -> T:
-        """`value` as all processes that share the rows are to have it."""
+        """Returns the value that all processes which share the rows use: that of the first process."""
         return value
 
 
@@ -83,21 +92,21 @@ class BatchedRows(Rows):
     """Rows in memory, or in batches.
 
     Attributes:
-      batches: starts over; yields float32 arrays [rows, features].
+      batches: function that returns a new iterator over the same float32 arrays `[rows, features]` at every call.
     """
 
     batches: Callable[[], Iterator[np.ndarray]]
 
     @classmethod
     def of_array(cls, x_train: Any, extra: Sequence[Any] = ()) -> BatchedRows:
-        """The sample is all of them."""
-        x, others = validate.samples(x_train), validate.extras(extra, np.shape(x_train)[:-1])
-        mean, power = x.mean(0, dtype=np.float64), exponent(validate.magnitude(x))
-        return cls(len(x), x, mean, power, lambda: iter([x]), extra=others)
+        """Reads an array `[..., features]`; the sample is all of its rows."""
+        x, extras = validate.samples(x_train), validate.extras(extra, np.shape(x_train)[:-1])
+        mean, log2_range = x.mean(0, dtype=np.float64), exponent(validate.magnitude(x))
+        return cls(len(x), x, mean, log2_range, lambda: iter([x]), extra=extras)
 
     @classmethod
     def of_batches(cls, x_train: Callable[[], Any]) -> BatchedRows:
-        """Batches are read once here, for the sample, the mean and the range, and once more for the tables."""
+        """Reads all batches once, for the sample, the mean and the range; `statistics` reads them once more."""
         batches = functools.partial(_read, x_train)
         reservoir, count, total, largest = np.zeros((0, 0), np.float32), 0, np.zeros(0), 0.0
         rng = np.random.default_rng(0)
@@ -120,36 +129,36 @@ class BatchedRows(Rows):
         return gather(self.blocks(), encoder(trees), self.mean, self.factor, step)
 
     def blocks(self) -> Iterator[tuple[Float[np.ndarray, "block features"], Bool[np.ndarray, " block"]]]:
-        """All rows in blocks of one padded shape, with a mask of those that count."""
-        seen = 0
+        """Yields all rows in blocks of one padded shape, each with a mask of the rows that are not padding."""
+        num_read = 0
         for x, counted in in_blocks(self.batches(), self.count, self.num_features):
             yield x, counted
-            seen += int(counted.sum())
-        if seen != self.count:
+            num_read += int(counted.sum())
+        if num_read != self.count:
             raise ValueError(
-                f"`x_train()` yielded {self.count} rows first, {seen} later. "
+                f"`x_train()` yielded {self.count} rows first, {num_read} later. "
                 "It must return a new iterator over the same batches at every call."
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardedRows(Rows):
-    """Rows on several devices or hosts, which stay there; the sample is all that is sent.
+    """Rows on several devices or hosts. They stay there; only the sample is sent.
 
     Attributes:
-      x: [..., features], sharded over leading dimensions.
+      x: array `[..., features]`, sharded over its leading dimensions.
     """
 
     x: Array
 
     @classmethod
     def of_array(cls, x: Array) -> ShardedRows:
-        """Every process finds the same, sample included."""
+        """Validates an array that is sharded over rows; all processes get the same sample, mean and range."""
         count = int(np.prod(x.shape[:-1]))
         with modes():
-            power = exponent(sharded.validated_magnitude(x, "x_train"))
+            log2_range = exponent(sharded.validated_magnitude(x, "x_train"))
             numbers = np.random.default_rng(0).choice(count, min(count, RESERVOIR), replace=False)
-            return cls(count, sharded.rows_at(x, np.sort(numbers)), sharded.mean(x, power), power, x)
+            return cls(count, sharded.rows_at(x, np.sort(numbers)), sharded.mean(x, log2_range), log2_range, x)
 
     @property
     def num_steps(self) -> int:
@@ -159,13 +168,13 @@ class ShardedRows(Rows):
         center = (self.mean * self.factor).astype(np.float32)
         size = _block_rows(self.count, self.num_features)
         trees = jax.tree.map(np.asarray, trees)
-        found = sharded.fetch(sharded.statistics(self.x.sharding, size, self.x, trees, self.factor, center))
+        sums = sharded.fetch(sharded.statistics(self.x.sharding, size, self.x, trees, self.factor, center))
         codes = LEAVES * shapes.rounded(trees.num_codebooks, shapes.CODEBOOKS)
         width = shapes.rounded(self.num_features, shapes.FEATURES)
         step()
         return Statistics(
-            gram=jnp.asarray(shapes.pad(found.gram, codes, codes)),
-            sums=jnp.asarray(shapes.pad(found.sums, codes, width)),
+            gram=jnp.asarray(shapes.pad(sums.gram, codes, codes)),
+            sums=jnp.asarray(shapes.pad(sums.sums, codes, width)),
         )
 
     def agreed(self, value: T) -> T:
@@ -175,7 +184,13 @@ class ShardedRows(Rows):
 def in_blocks(
     batches: Iterable[np.ndarray], count: int, num_features: int
 ) -> Iterator[tuple[Float[np.ndarray, "block features"], Bool[np.ndarray, " block"]]]:
-    """`BatchedRows.blocks` of `count` rows in batches."""
+    """Cuts batches into blocks of one padded shape, each with a mask of the rows that are not padding.
+
+    Args:
+      batches: arrays `[rows, features]`.
+      count: number of rows in all batches, which decides the size of a block.
+      num_features: number of features.
+    """
     size, width = _block_rows(count, num_features), shapes.rounded(num_features, shapes.FEATURES)
     for x in batches:
         for start in range(0, len(x), size):
@@ -184,11 +199,12 @@ def in_blocks(
 
 
 def _block_rows(count: int, num_features: int) -> int:
+    """Returns the number of rows of a block: few enough for memory, and no more padding than small sets need."""
     return max(shapes.ROWS, min(BLOCK, shapes.rounded(count, shapes.ROWS), _BLOCK_ELEMENTS // num_features))
 
 
 def _read(x_train: Callable[[], Any]) -> Iterator[np.ndarray]:
-    """Validated batches; all of as many features."""
+    """Yields the batches as float32 rows, validated to have the same number of features."""
     features = None
     for batch in x_train():
         x = validate.samples(batch)
@@ -198,21 +214,31 @@ def _read(x_train: Callable[[], Any]) -> Iterator[np.ndarray]:
         yield x
 
 
-def _add_to(reservoir: np.ndarray, x: np.ndarray, seen: int, rng: np.random.Generator) -> np.ndarray:
-    """Reservoir sampling (Vitter's algorithm R, a batch at a time): every row so far is kept with equal probability."""
+def _add_to(reservoir: np.ndarray, x: np.ndarray, num_read: int, rng: np.random.Generator) -> np.ndarray:
+    """Adds a batch to a reservoir sample (Vitter's algorithm R), so that all rows so far are kept with equal chance.
+
+    Args:
+      reservoir: rows kept so far.
+      x: the batch.
+      num_read: number of rows in the batches before.
+      rng: generator of the random choice.
+    """
     room = max(RESERVOIR - len(reservoir), 0)
     reservoir = np.concatenate([reservoir, x[:room]])
-    rest = x[room:]
-    places = rng.integers(0, seen + room + 1 + np.arange(len(rest)))
+    late_rows = x[room:]
+    # Row number n (from 1) draws a place below n, and is kept if that place is in the reservoir.
+    places = rng.integers(0, num_read + room + 1 + np.arange(len(late_rows)))
     kept = places < RESERVOIR
-    reservoir[places[kept]] = rest[kept]
+    # Where several rows of a batch draw the same place, NumPy keeps the last one, as one row after the other would.
+    reservoir[places[kept]] = late_rows[kept]
     return reservoir
 
 
 def exponent(largest: float) -> int:
-    """`e` such that `largest` is about `2**e`."""
+    """Returns `e` such that `largest` is about `2**e`, limited so that float32 holds `2**e` and `2**-e` exactly."""
     return int(np.clip(np.frexp(largest)[1], -126, 126)) if largest else 0
 
 
 def power_of_two(exponent: int) -> np.float32:
+    """Returns `2**exponent` as a float32."""
     return np.ldexp(np.float32(1), exponent)

@@ -1,7 +1,8 @@
-"""Rows that lie on several devices or hosts: what is computed from all of them is computed where they lie, and summed.
+"""Sums over rows that are sharded over several devices or hosts, without moving the rows.
 
-What leaves a device are sums over its rows, and the few rows that `rows_at` names. Where several processes share the
-rows, all of them call the same functions in the same order with the same arguments, and get the same results.
+Each device sums over its own rows, and only these sums, and the few rows that `rows_at` names, leave it. Where several
+processes share the rows, all of them call the same functions in the same order with the same arguments, and get the
+same results.
 """
 
 from __future__ import annotations
@@ -26,30 +27,36 @@ from jax_maddness.learn.data import shapes
 from jax_maddness.learn.data.statistics import Statistics
 
 T = TypeVar("T")
-_PIECE = 2**22  # elements of the rows that are looked at, or sent, at once
+_PIECE = 2**22  # elements of the rows that are reduced, or sent, at once: it limits the memory for temporaries
 
 
 def is_sharded(x: Any) -> bool:
-    """Whether `x` is an array of which no device has all."""
+    """Returns whether `x` is an array that is divided over devices, so that none of them has all of it."""
     return isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and not x.sharding.is_fully_replicated
 
 
 def validated_magnitude(x: Array, name: str) -> float:
-    """The largest magnitude in `x`, called `name`; raises unless it is finite and sharded over rows only."""
+    """Returns the largest magnitude in `x`, the argument called `name`.
+
+    Raises:
+      TypeError: `x` is not real.
+      ValueError: `x` has values that are not finite, or is not sharded over rows only, on a mesh.
+    """
     validate.rows(x, name)
     hint = f"Shard its rows only: `jax.device_put({name}, NamedSharding(mesh, PartitionSpec('rows')))`."
     if not isinstance(x.sharding, NamedSharding):
         raise ValueError(f"`{name}` has a {type(x.sharding).__name__}; expected rows on a `jax.sharding.Mesh`. {hint}")
     if x.sharding.shard_shape(x.shape)[-1] != x.shape[-1]:
         raise ValueError(f"`{name}` is sharded over features, but every tree may look at any of them. {hint}")
-    found = float(fetch(_largest(x.sharding, x)))
-    if not np.isfinite(found):
+    magnitude = float(fetch(_largest(x.sharding, x)))
+    if not np.isfinite(magnitude):
         raise validate.not_finite(name, int(fetch(_not_finite(x.sharding, x))))
-    return found
+    return magnitude
 
 
 def _names(sharding: NamedSharding, ndim: int) -> list[tuple[str, ...]]:
-    """The mesh's axes that each leading dimension is sharded over."""
+    """Returns, for each leading dimension, the names of the mesh's axes that it is sharded over."""
+    # A partition spec may be shorter than the array's dimensions, and an entry may be a name or a tuple of names.
     entries = [*sharding.spec, *[None] * ndim][: ndim - 1]
     return [() if entry is None else entry if isinstance(entry, tuple) else (entry,) for entry in entries]
 
@@ -57,7 +64,16 @@ def _names(sharding: NamedSharding, ndim: int) -> list[tuple[str, ...]]:
 def over_shards(
     local: Callable[..., T], reduce: Callable[..., T], sharding: NamedSharding, x: Array, *others: Any
 ) -> T:
-    """`reduce` of `local(rows on a device, *others)` over the devices that have different rows."""
+    """Computes `local(rows of a device, *others)` on every device, and reduces the results over devices.
+
+    Args:
+      local: function of a device's part of `x`, and of `others`.
+      reduce: collective over named axes, such as `lax.psum`.
+      sharding: the sharding of `x`.
+      x: rows, `[..., features]`.
+      *others: arguments that every device gets whole.
+    """
+    # Devices along the mesh's other axes have copies of the same rows, which must not be summed twice.
     axes = sum(_names(sharding, x.ndim), ())
     return jax.shard_map(
         lambda *args: reduce(local(*args), axes),
@@ -70,9 +86,11 @@ def over_shards(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _largest(sharding: NamedSharding, x: Array) -> Float[Array, ""]:
-    """The largest magnitude as float32, infinite if an entry is not finite: XLA's maximum on CPU drops NaN."""
+    """Returns the largest magnitude as float32, infinite if an entry is not finite."""
 
     def local(x: Array) -> Array:
+        # XLA's maximum on CPU drops NaN, so values that are not finite are looked for explicitly. Rows that a block
+        # repeats from the one before do no harm to a maximum, so `counted` is not needed.
         def add(total: Array, rows: Array, counted: Array) -> Array:
             return jnp.maximum(total, jnp.where(jnp.isfinite(rows).all(), jnp.abs(rows).max(), jnp.inf))
 
@@ -83,7 +101,7 @@ def _largest(sharding: NamedSharding, x: Array) -> Float[Array, ""]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _not_finite(sharding: NamedSharding, x: Array) -> Int[Array, ""]:
-    """How many entries are NaN or infinite as float32."""
+    """Returns the number of entries that are NaN or infinite as float32."""
 
     def local(x: Array) -> Array:
         def add(total: Array, rows: Array, counted: Array) -> Array:
@@ -96,7 +114,7 @@ def _not_finite(sharding: NamedSharding, x: Array) -> Int[Array, ""]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sums(sharding: NamedSharding, x: Array, factor: Array, center: Array) -> Float[Array, " features"]:
-    """The sum of `x * factor - center` over all rows."""
+    """Returns the sum of `x * factor - center` over all rows."""
 
     def local(x: Array, factor: Array, center: Array) -> Array:
         return (_flat(x).astype(jnp.float32) * factor - center).sum(0)
@@ -105,20 +123,22 @@ def _sums(sharding: NamedSharding, x: Array, factor: Array, center: Array) -> Fl
 
 
 def mean(x: Array, exponent: int) -> Float[np.ndarray, " features"]:
-    """In float64: the mean in float32 of rows times `2**-exponent`, and the mean of what is left about it."""
+    """Returns the mean of all rows in float64, for rows with a largest magnitude of about `2**exponent`."""
+    # Devices sum in float32, whose rounding grows with the mean. A second pass about the rough mean sums small numbers,
+    # and so measures what the first one lost.
     count, factor = np.prod(x.shape[:-1]), np.ldexp(np.float32(1), -exponent)
     rough = (fetch(_sums(x.sharding, x, factor, np.zeros(x.shape[-1], np.float32))) / count).astype(np.float32)
-    rest = fetch(_sums(x.sharding, x, factor, rough)).astype(np.float64) / count
-    return np.ldexp(rough + rest, exponent)
+    correction = fetch(_sums(x.sharding, x, factor, rough)).astype(np.float64) / count
+    return np.ldexp(rough + correction, exponent)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def statistics(sharding: NamedSharding, size: int, x: Array, trees: Trees, factor: Array, center: Array) -> Statistics:
-    """`Statistics` of `x * factor - center`, in blocks of `size` rows."""
+    """Returns the `Statistics` of `x * factor - center` over all rows, summed in blocks of `size` rows."""
 
     def local(x: Array, trees: Trees, factor: Array, center: Array) -> Statistics:
-        def add(found: Statistics, rows: Array, counted: Array) -> Statistics:
-            return found.add(rows * factor - center, encode(rows, trees), counted)
+        def add(total: Statistics, rows: Array, counted: Array) -> Statistics:
+            return total.add(rows * factor - center, encode(rows, trees), counted)
 
         return over_blocks(x, size, add, Statistics.zeros(trees.num_codebooks, x.shape[-1]))
 
@@ -126,7 +146,11 @@ def statistics(sharding: NamedSharding, size: int, x: Array, trees: Trees, facto
 
 
 def over_blocks(x: Array, size: int, add: Callable[..., T], start: T) -> T:
-    """`add(total, block, counted)` for blocks of `size` rows in turn: the last one also has rows of the one before."""
+    """Applies `add(total, block, counted)` to blocks of `size` rows in turn, beginning with `start`.
+
+    All blocks have the same size, as compiled loops need it. So the last one begins early, with rows that the block
+    before has had already; `counted` is False for these.
+    """
     x = _flat(x)
     size = min(size, len(x))
 
@@ -139,12 +163,16 @@ def over_blocks(x: Array, size: int, add: Callable[..., T], start: T) -> T:
 
 
 def rows_at(x: Array, numbers: Int[np.ndarray, " wanted"]) -> Float[np.ndarray, "wanted features"]:
-    """The rows of these numbers, as float32, piece by piece: the device that has a row sends it, the others zeros."""
+    """Returns the rows with the given numbers as float32, on every process.
+
+    Rows are sent piece by piece: the device that has a row adds it to a sum to which all others add zeros.
+    """
     places = np.stack(np.unravel_index(numbers, x.shape[:-1]), axis=1).astype(np.int32)
     size = min(len(places), _at_once(x))
     rows = np.empty((len(places), x.shape[-1]), np.float32)
     for start in range(0, len(places), size):
         piece = places[start : start + size]
+        # The last piece is padded, so that all pieces share one compiled function.
         bits = fetch(_bits_at(x.sharding, x, shapes.pad(piece, size, piece.shape[1])))
         rows[start : start + size] = bits[: len(piece)].view(np.float32)
     return rows
@@ -152,50 +180,59 @@ def rows_at(x: Array, numbers: Int[np.ndarray, " wanted"]) -> Float[np.ndarray, 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _bits_at(sharding: NamedSharding, x: Array, places: Int[Array, "wanted leading"]) -> Int[Array, "wanted features"]:
-    """Rows at `places` in the leading dimensions, as integers: sums with zeros then keep -0 and denormals."""
+    """Returns the rows at `places` in the leading dimensions, as the bits of their float32 values.
+
+    Integer sums with zeros keep -0 and denormals, which float sums would not.
+    """
 
     def local(x: Array, places: Array) -> Array:
         sizes = np.array(x.shape[:-1], np.int32)
         position = [lax.axis_index(names) if names else 0 for names in _names(sharding, x.ndim)]
-        here = places - jnp.stack(position).astype(jnp.int32)[None] * sizes[None]
-        inside = ((here >= 0) & (here < sizes[None])).all(1)
-        rows = x[tuple(jnp.clip(here, 0, sizes[None] - 1).T)].astype(jnp.float32)
+        # Places relative to this device's part; those outside of it are clipped into it, and masked below.
+        local_places = places - jnp.stack(position).astype(jnp.int32)[None] * sizes[None]
+        inside = ((local_places >= 0) & (local_places < sizes[None])).all(1)
+        rows = x[tuple(jnp.clip(local_places, 0, sizes[None] - 1).T)].astype(jnp.float32)
         return jnp.where(inside[:, None], lax.bitcast_convert_type(rows, jnp.int32), 0)
 
     return over_shards(local, lax.psum, sharding, x, places)
 
 
-def fetch(found: Any) -> Any:
-    """What a function of this file returns, which every device has, as arrays of NumPy."""
-    return jax.tree.map(np.asarray, found)
+def fetch(replicated: Any) -> Any:
+    """Copies a replicated result to the host as NumPy arrays."""
+    return jax.tree.map(np.asarray, replicated)
 
 
 def from_first(value: T, x: Array) -> T:
-    """`value`, which can be pickled, as the process of the first device of `x` has it: in all processes that share `x`.
+    """Returns the `value` of the process with the first device of `x`, on all processes that share `x`.
 
-    Processes learn the same from the same rows where their machines and numbers of threads are the same: this does not
-    rely on it.
+    Processes on equal machines with equal numbers of threads learn the same from the same rows; with this function,
+    results agree on others too. `value` must be one that can be pickled.
     """
     if x.is_fully_addressable:
         return value
     mesh = cast("Mesh", cast("NamedSharding", x.sharding).mesh)
     data = np.frombuffer(pickle.dumps(value), np.uint8)
+    # Pickles of different processes may differ in size, and a sum needs one shape: so the first one's size goes first.
     (size,) = _from_first(np.array([len(data)], np.int32), mesh)
     return pickle.loads(_from_first(np.resize(data, size), mesh).tobytes())  # noqa: S301  a process of this program
 
 
 def _from_first(a: np.ndarray, mesh: Mesh) -> np.ndarray:
-    """`from_first` of an array: a sum to which all devices but one add zeros."""
-    of_each = NamedSharding(mesh, P(mesh.axis_names))
+    """Returns the array `a` of the first device's process: a sum to which all other devices add zeros."""
+    one_per_device = NamedSharding(mesh, P(mesh.axis_names))
     device = mesh.devices.flat[0]
-    shards = [jax.device_put((a if d == device else np.zeros_like(a))[None], d) for d in of_each.addressable_devices]
-    each = jax.make_array_from_single_device_arrays((mesh.size, *a.shape), of_each, shards)
-    return np.asarray(jax.jit(lambda each: each.sum(0, dtype=a.dtype), out_shardings=NamedSharding(mesh, P()))(each))
+    own_devices = one_per_device.addressable_devices
+    shards = [jax.device_put((a if d == device else np.zeros_like(a))[None], d) for d in own_devices]
+    stacked = jax.make_array_from_single_device_arrays((mesh.size, *a.shape), one_per_device, shards)
+    total = jax.jit(lambda stacked: stacked.sum(0, dtype=a.dtype), out_shardings=NamedSharding(mesh, P()))
+    return np.asarray(total(stacked))
 
 
 def _at_once(x: Array) -> int:
+    """Returns the number of rows of `x` that are reduced, or sent, at once."""
     return max(1, _PIECE // x.shape[-1])
 
 
 def _flat(x: Array) -> Float[Array, "rows features"]:
+    """Flattens the leading dimensions of a device's part of `x` to rows."""
     return x.reshape(-1, x.shape[-1])

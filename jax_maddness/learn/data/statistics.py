@@ -1,4 +1,4 @@
-"""rows, codes -> Statistics: all that the regression for the tables needs to know of the training rows."""
+"""`Statistics`, the sums over training rows and their codes from which the tables are solved by regression."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _dot = functools.partial(jnp.matmul, precision="highest")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """All that the regression needs to know of the training rows; those of two sets of rows add up.
+    """Sums over rows `x` with one-hot codes `G`; the statistics of two sets of rows add up to those of their union.
 
     Attributes:
-      gram: `G^T G`, how often two codes occur together: exact.
+      gram: `G^T G`, the number of rows that have both of two codes; exact.
       sums: `G^T x`, the sum of the rows with each code.
     """
 
@@ -33,12 +33,13 @@ class Statistics:
 
     @classmethod
     def zeros(cls, num_codebooks: int, num_features: int) -> Statistics:
+        """Returns the statistics of no rows."""
         size = num_codebooks * LEAVES
         return cls(gram=jnp.zeros((size, size), jnp.int32), sums=jnp.zeros((size, num_features), jnp.float32))
 
     @property
     def counts(self) -> Int32[Array, " codes"]:
-        """Rows with each code."""
+        """Number of rows with each code."""
         return jnp.diagonal(self.gram)
 
     def add(
@@ -48,12 +49,16 @@ class Statistics:
         counted: Bool[Array, " rows"],
         real: Bool[Array, " codebooks"] | bool = True,
     ) -> Statistics:
-        """Adds the rows of `x` that are `counted`. A block has fewer than 2^24 rows, so that f32 counts exactly.
+        """Returns the statistics with a block of rows added.
 
-        Codebooks that are not `real` are there to fill the arrays: none of their codes occurs.
+        Args:
+          x: rows of the block, fewer than 2^24: float32 counts exactly up to that number.
+          codes: their codes.
+          counted: False for rows that are padding.
+          real: False for codebooks that are padding: none of their codes occurs.
         """
-        seen = counted[:, None, None] & jnp.broadcast_to(real, codes.shape[1])[:, None]
-        one_hot = (jax.nn.one_hot(codes, LEAVES, dtype=jnp.float32) * seen).reshape(len(codes), -1)
+        mask = counted[:, None, None] & jnp.broadcast_to(real, codes.shape[1])[:, None]
+        one_hot = (jax.nn.one_hot(codes, LEAVES, dtype=jnp.float32) * mask).reshape(len(codes), -1)
         return Statistics(
             gram=self.gram + _dot(one_hot.T, one_hot).astype(jnp.int32),
             sums=self.sums + _dot(one_hot.T, x),
@@ -61,7 +66,10 @@ class Statistics:
 
 
 def encoder(trees: Trees) -> Callable[[np.ndarray], UInt8[np.ndarray, "rows codebooks"]]:
-    """`encode` for rows with as many features as `Rows.blocks` gives them: compiled for padded sizes of trees, too."""
+    """Returns a function that encodes blocks of rows, padded as `BatchedRows.blocks` yields them.
+
+    The trees are padded as well, so that trees of similar sizes share one compiled function.
+    """
     codebooks, padded = trees.num_codebooks, shapes.padded_trees(trees)
     return lambda x: np.asarray(encode(jnp.asarray(x), padded))[:, :codebooks]
 
@@ -73,14 +81,14 @@ def gather(
     factor: np.float32,
     step: Callable[[], None] = lambda: None,
 ) -> Statistics:
-    """The regression's statistics of `(x - mean) * factor`, block by block; codebooks and features are padded.
+    """Sums the statistics of `(x - mean) * factor`, block by block; codebooks and features are padded.
 
     Args:
-      blocks: rows and which of them count, as `BatchedRows.blocks` yields them.
-      encoded: rows -> codes.
-      mean: of all rows.
-      factor: a power of two that brings the largest magnitude near 1.
-      step: called after every block.
+      blocks: pairs of rows and a mask of those that are not padding, as `BatchedRows.blocks` yields them.
+      encoded: function from a block of rows to their codes.
+      mean: mean of all rows.
+      factor: power of two that scales the largest magnitude to about 1.
+      step: function that is called after every block.
     """
     statistics: Statistics | None = None
     for x, counted in blocks:
@@ -101,4 +109,5 @@ def gather(
 def _add(
     statistics: Statistics, x: Array, codes: Array, counted: Array, real: Array, factor: Array, center: Array
 ) -> Statistics:
+    """Returns `statistics` with the rows `x * factor - center` added; its arrays are reused for the result."""
     return statistics.add(x * factor - center, codes, counted, real)

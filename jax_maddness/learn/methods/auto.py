@@ -1,4 +1,4 @@
-"""The methods by name, and "auto", which chooses among them on held-out rows."""
+"""The table of methods by name, and method "auto", which chooses among them on held-out rows."""
 
 from __future__ import annotations
 
@@ -29,16 +29,18 @@ def learn(
 ) -> Learned:
     """Learns with the first of "paper", "axis" and "oblique" that no later one surely beats on held-out rows.
 
-    "axis" and "oblique" draw the same random order of the rows (as long as there are no more than `oblique.ROWS`), and
-    hold out the first of them, so their errors there are comparable. "axis" falls back on the paper's trees by itself.
-    A handful of held-out rows says nothing: up to `axis.FEW_TRAINING_ROWS` rows, methods are cross-validated.
+    "axis" and "oblique" draw the same random order of the rows (if there are no more than `oblique.ROWS`), and hold out
+    the first of them, so their errors there are comparable. "axis" chooses between its own trees and the paper's. A
+    handful of held-out rows decides nothing, so up to `axis.FEW_TRAINING_ROWS` rows the methods are cross-validated.
 
-    A loss of the user's can be followed by training only, so it makes the choice: "oblique".
+    Only training can minimize a loss of the user's, so the choice is "oblique" where there is one.
     """
     if objective is not None:
         return oblique.learn(rows, w, num_codebooks, config, bar, objective)
     if FOLDS <= len(rows.sample) <= axis.FEW_TRAINING_ROWS:
-        return CANDIDATES[cross_validated(rows, w, num_codebooks, config, bar)](rows, w, num_codebooks, config, bar)
+        return CROSS_VALIDATED[cross_validated(rows, w, num_codebooks, config, bar)](
+            rows, w, num_codebooks, config, bar
+        )
     on_axes = axis.learn(rows, w, num_codebooks, config, bar)
     projected = oblique.learn(rows, w, num_codebooks, config, bar)
     errors = axis.Trial.of(rows, w, HELD_OUT_SHARE, config.seed).judge(projected.trees, projected.own).errors
@@ -53,61 +55,63 @@ def learn_untrained(
     bar: Progress,
     objective: Objective | None = None,
 ) -> Learned:
-    """Learns the trees from which "oblique" starts: on a hundred rows, training does harm as often as not."""
+    """Learns the trees that "oblique" starts from: on a hundred rows, training does as often harm as good."""
     return oblique.learn(rows, w, num_codebooks, dataclasses.replace(config, steps=0), bar, objective)
 
 
 def cross_validated(
     rows: Rows, w: Float[np.ndarray, "features outputs"], num_codebooks: int, config: FitConfig, bar: Progress
 ) -> str:
-    """Chooses the method of `CANDIDATES` that does best on every fold of the rows after learning from the others.
+    """Returns the name of the method of `CROSS_VALIDATED` with the least error on rows that it did not learn from.
 
-    Folds are random. Blocks of consecutive rows chose no better where that could be told (photographs; features of
+    Each fold of the rows is held out once, and a later method must be surely better than an earlier one. Folds are
+    random. Folds of consecutive rows gave no better choices on the data whose order matters (photographs; features of
     files in the order of their kinds).
     """
-    errors: dict[str, list[np.ndarray]] = {name: [] for name in CANDIDATES}
+    errors: dict[str, list[np.ndarray]] = {name: [] for name in CROSS_VALIDATED}
     for fold in np.array_split(np.random.default_rng(config.seed).permutation(len(rows.sample)), FOLDS):
         others = Rows.of(np.delete(rows.sample, fold, axis=0))
-        for name, method in CANDIDATES.items():
+        for name, method in CROSS_VALIDATED.items():
             learned = method(others, w, num_codebooks, config, bar)
             errors[name].append(errors_of(learned, others, w, rows.sample[fold]))
-    best, *rest = ((name, np.concatenate(parts)) for name, parts in errors.items())
-    for candidate in rest:
-        best = candidate if compare.surely_less(candidate[1], best[1]) else best
+    best, *later_methods = ((name, np.concatenate(parts)) for name, parts in errors.items())
+    for later in later_methods:
+        best = later if compare.surely_less(later[1], best[1]) else best
     return best[0]
 
 
 def errors_of(
     learned: Learned, rows: Rows, w: Float[np.ndarray, "features outputs"], x: Float[np.ndarray, "others features"]
 ) -> Float[np.ndarray, " others"]:
-    """Squared errors of float tables solved from `rows`, on each of the rows `x`."""
+    """Returns the squared error of float tables that are solved from `rows`, on each of the rows `x`."""
     statistics = rows.statistics(learned.trees, lambda: None)
-    found = solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
+    solution = solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
     size = shapes.rounded(len(x), shapes.ROWS)
     codes = encoder(learned.trees)(shapes.pad(x, size, shapes.rounded(x.shape[1], shapes.FEATURES)))
     codes = shapes.pad(codes, size, statistics.sums.shape[0] // LEAVES)
-    y = np.asarray(predict(found.weights, found.intercept, codes), np.float64)[: len(x), : w.shape[1]]
+    y = np.asarray(predict(solution.weights, solution.intercept, codes), np.float64)[: len(x), : w.shape[1]]
     return ((y / rows.factor - (x - rows.mean) @ w) ** 2).sum(1)
 
 
 def method_of(trees: Trees) -> str:
-    """The name of the method that grows trees of this kind, when ops that are stacked must all have one kind."""
+    """Returns the name of the method that grows trees of this kind, for ops that must have one kind to be stacked."""
     return next(name for name, kind in _KIND_GROWN.items() if isinstance(trees, kind))
 
 
 FOLDS = 4
-"""Number of folds of cross-validation."""
+"""Number of folds of cross-validation, and the fewest rows for it."""
 METHODS: dict[str, Method] = {
     "paper": paper.learn,
     "axis": axis.learn,
     "oblique": oblique.learn,
     "auto": learn,
 }
-CANDIDATES: dict[str, Method] = {
+"""The function behind each of `METHOD_NAMES`."""
+CROSS_VALIDATED: dict[str, Method] = {
     "paper": paper.learn,
     "axis": axis.learn,
     "oblique, untrained": learn_untrained,
     "oblique": oblique.learn,
 }
-"""The methods among which "auto" chooses when rows are few, simplest first."""
+"""Methods that "auto" cross-validates on few rows, simplest first."""
 _KIND_GROWN: dict[str, type[Trees]] = {"axis": SplitTrees, "oblique": ObliqueTrees}

@@ -1,9 +1,9 @@
-"""Method "axis": trees over all features, each grown on what the others leave of `x @ w`; all choices by validation.
+"""Method "axis": trees over all features, each grown on the residual that the others leave of `x @ w`.
 
-A share of the rows is held out. From each start (no trees; the paper's) trees are regrown, and those that serve better
-on held-out rows are regrown again for as long as that helps; they win where they surely serve better than the
-paper's own. Each trial solves for its tables by ridge regression, and takes the penalty that serves best. Trees that
-won are regrown once more with the held-out rows, where these are missed.
+A share of the rows is held out, and all choices are made there. Trees are regrown from two starts (no trees, and the
+paper's), and those with the smaller error are regrown again for as long as that reduces it. They are taken if they are
+surely better than the paper's own. Each trial solves its tables by ridge regression, with the penalty that has the
+least error. Chosen trees are regrown once more with the held-out rows, if rows are too few to do without these.
 
 The target is compressed: `x @ w` in its `DIMS` leading principal directions, which hold most of its energy. The tables
 at the end are solved for all outputs, from all rows.
@@ -28,18 +28,19 @@ from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.tables.solve import padded_own, validated_ridge
 
 DIMS = 64
-"""Principal directions of the target that trees are grown on."""
+"""Number of principal directions of the target that trees are grown on."""
 GROWTH_ROWS = 4096
-"""Rows that splits are searched on."""
+"""Largest number of rows that splits are searched on."""
 TRIAL_ROWS = 16384
-"""Rows that the tables of a trial are learned from; those of the op use all."""
+"""Largest number of rows that the tables of a trial are learned from; those of the op use all rows."""
 FEW_TRAINING_ROWS = 512
-"""From fewer rows trees are not regrown with the held-out rows, which no row is left to judge, and the paper's trees
-keep
-the paper's penalty: measured on sets of 67 and 100 rows, both choices do harm there."""
+"""Largest number of training rows with which no choice is made that held-out rows cannot judge well.
+
+Up to this number, trees are not regrown with the held-out rows, since no rows would be left to judge the result, and
+the paper's trees keep the penalty of `FitConfig`. Measured on sets of 67 and 100 rows, both choices do harm there."""
 PASSES = 3
-"""Most passes of backfitting of the trees that are returned."""
-_MOST_PASSES = PASSES + 3
+"""Largest number of passes of backfitting of the trees that are returned."""
+_MAX_PASSES = PASSES + 3  # with those of the other starts, and the one with held-out rows
 
 
 def learn(
@@ -51,13 +52,13 @@ def learn(
     objective: Objective | None = None,
 ) -> Learned:
     """Learns the trees with the least error on held-out rows, from several starts."""
-    del objective  # trees are regrown, not trained: they follow the squared error
-    bar.expect(_MOST_PASSES)
+    del objective  # trees are regrown, not trained: only the squared error can be minimized
+    bar.expect(_MAX_PASSES)
     trial = Trial.of(rows, w, HELD_OUT_SHARE, config.seed)
-    dealt = groups.contiguous(rows.num_features, num_codebooks)
+    feature_groups = groups.contiguous(rows.num_features, num_codebooks)
     bar.stage("the paper's trees")
-    on_groups = paper.grow_on_groups(trial.train, dealt, rows.factor, config.num_split_features, bar)
-    judged = [trial.judge(on_groups, groups.owned(dealt, rows.num_features))]
+    on_groups = paper.grow_on_groups(trial.train, feature_groups, rows.factor, config.num_split_features, bar)
+    judged = [trial.judge(on_groups, groups.owned(feature_groups, rows.num_features))]
 
     def one_pass(forest: regrow.Forest, name: str) -> tuple[Judged, regrow.Forest]:
         bar.stage(name)
@@ -66,62 +67,78 @@ def learn(
         bar.step()
         return judged[-1], forest
 
+    # Regrowing is greedy, so its result depends on the start: two of them are tried.
     starts = [one_pass(trial.forest(on_groups, num_codebooks), "the paper's trees, regrown")]
-    starts.append(one_pass(trial.forest(None, num_codebooks), "trees on what is left"))
+    starts.append(one_pass(trial.forest(None, num_codebooks), "trees on the residual"))
     starts.append(one_pass(starts[1][1], "regrown"))
-    last, forest = min(starts, key=lambda start: start[0].error)
+    best_so_far, forest = min(starts, key=lambda start: start[0].error)
     for _ in range(PASSES - 1):
-        after, forest = one_pass(forest, "the better ones, regrown")
-        if after.error >= last.error:
+        latest, forest = one_pass(forest, "the better ones, regrown")
+        if latest.error >= best_so_far.error:
             break
-        last = after
-    bar.step(_MOST_PASSES - len(judged))  # one judged without a pass, one pass below
+        best_so_far = latest
+    bar.step(_MAX_PASSES - len(judged))  # `judged` has an entry without a pass, and one more pass may follow below
+    # The best of several trials is partly luck, so it must beat the paper's trees by more than the standard error.
     better = min(judged[1:], key=lambda j: j.error)
     if not better.surely_better_than(judged[0]):
+        # The paper's trees need no held-out rows, so they are grown once more, on all rows.
         learned = paper.learn(rows, w, num_codebooks, config, bar)
         few = len(trial.train) <= FEW_TRAINING_ROWS
         ridge = learned.ridge if few else judged[0].learned.ridge
         return dataclasses.replace(learned, ridge=ridge, errors=judged[0].errors)
     best = better.learned
+    # With at least `GROWTH_ROWS` training rows, the splits would be searched on as many rows as before.
     if FEW_TRAINING_ROWS < len(trial.train) < GROWTH_ROWS:
-        assert isinstance(best.trees, SplitTrees)
-        whole = Trial.of(rows, w, 0)
-        forest = regrow.regrow(whole.sample, whole.forest(best.trees, num_codebooks), num_codebooks)
-        trees = forest.trees(num_codebooks, rows.num_features)
-        best = dataclasses.replace(best, trees=trees)
+        best = _regrown_on_all_rows(best, rows, w, num_codebooks)
     bar.step()
     return best
 
 
+def _regrown_on_all_rows(
+    learned: Learned, rows: Rows, w: Float[np.ndarray, "features outputs"], num_codebooks: int
+) -> Learned:
+    """Regrows trees once more, with the rows that were held out."""
+    assert isinstance(learned.trees, SplitTrees)
+    full_trial = Trial.of(rows, w, 0)
+    forest = regrow.regrow(full_trial.sample, full_trial.forest(learned.trees, num_codebooks), num_codebooks)
+    return dataclasses.replace(learned, trees=forest.trees(num_codebooks, rows.num_features))
+
+
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """Trees and penalty, with the squared error of each held-out row."""
+    """Trees and penalty, with their error on held-out rows.
+
+    Attributes:
+      errors: squared error of each held-out row, in the compressed target.
+      learned: the trees, and the penalty with the least error.
+    """
 
     errors: Float[np.ndarray, " held_out"]
     learned: Learned
 
     @property
     def error(self) -> float:
+        """Sum of the squared errors over held-out rows."""
         return float(self.errors.sum())
 
     def surely_better_than(self, other: Judged) -> bool:
-        """Whether more than luck says so."""
+        """Returns whether the error is smaller than that of `other` by more than its standard error."""
         return compare.surely_less(self.errors, other.errors)
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What trees are grown and judged on.
+    """Rows on which trees are grown, and held-out rows on which they are judged.
 
     Attributes:
       train: rows that tables are learned from.
-      mean: of these.
-      factor: a power of two that brings the largest magnitude near 1.
-      w: the weights of the compressed target.
-      growth: the rows of `sample`, padded.
-      sample: what splits are searched on.
+      mean: mean of `train`, float64.
+      factor: power of two that scales the largest magnitude to about 1.
+      w: weights of the compressed target, scaled so that the target has a mean square of 1 per row.
+      growth: rows of `sample`, padded.
+      sample: ranks and compressed targets of the rows on which splits are searched.
       held_out: held-out rows, padded.
-      y: their compressed target.
+      y: compressed target of the held-out rows.
     """
 
     train: Float[np.ndarray, "train features"]
@@ -135,7 +152,14 @@ class Trial:
 
     @classmethod
     def of(cls, rows: Rows, w: Float[np.ndarray, "features outputs"], share: float, seed: int = 0) -> Trial:
-        """Sets a share of the held-out rows, at least one of two."""
+        """Holds out a random share of the rows, and compresses the target of all of them.
+
+        Args:
+          rows: the training rows.
+          w: weights.
+          share: share of the rows to hold out; unless it is 0, at least one of two rows.
+          seed: seed of the random choice.
+        """
         order = np.random.default_rng(seed).permutation(len(rows.sample))
         size = min(max(round(share * len(order)), share > 0), GROWTH_ROWS, len(order) - 1)
         held_out, train = rows.sample[order[:size]], rows.sample[order[size : size + TRIAL_ROWS]]
@@ -149,24 +173,25 @@ class Trial:
         w = compress(scaled(growth), w, DIMS)
         y = scaled(growth) @ w
         y -= y.mean(0)
+        # Targets of about 1 keep squares within float32, whatever the scale of `w`.
         energy = np.sqrt((y * y).sum(1).mean())
         if energy > 0:
             w, y = w / energy, y / energy
         sample = regrow.sample_of(growth, y, padded)
-        own_rows = shapes.rounded(len(held_out), shapes.ROWS)
+        held_out_size = shapes.rounded(len(held_out), shapes.ROWS)
         return cls(
             train,
             mean,
             rows.factor,
             w,
-            _filled(growth, padded),
+            _padded(growth, padded),
             sample,
-            _filled(held_out, own_rows),
+            _padded(held_out, held_out_size),
             scaled(held_out) @ w,
         )
 
     def forest(self, start: SplitTrees | None, num_codebooks: int) -> regrow.Forest:
-        """The state that `regrow` begins with."""
+        """Returns the state that `regrow` begins with: the trees of `start`, or no trees for None."""
         codebooks = shapes.rounded(num_codebooks, shapes.CODEBOOKS)
         if start is None:
             return regrow.empty(self.sample, codebooks)
@@ -176,7 +201,12 @@ class Trial:
         return regrow.start_from(self.sample, padded.indices, padded.thresholds, codes, real)
 
     def judge(self, trees: Trees, own: Bool[np.ndarray, "codebooks features"] | None) -> Judged:
-        """The trees with the penalty that leaves the least error on held-out rows."""
+        """Solves tables for `trees` with each penalty, and returns the one with the least error on held-out rows.
+
+        Args:
+          trees: split trees of any kind.
+          own: features in which tables shrink toward bucket means; None for those that the trees explain best.
+        """
         encoded = encoder(trees)
         statistics = gather(in_blocks([self.train], *self.train.shape), encoded, self.mean, self.factor)
         shrink = padded_own(own, statistics)
@@ -184,18 +214,24 @@ class Trial:
         return Judged(errors, Learned(trees, own, ridge, errors=errors))
 
 
-def _filled(x: Float[np.ndarray, "rows features"], rows: int) -> Float[np.ndarray, "padded features"]:
+def _padded(x: Float[np.ndarray, "rows features"], rows: int) -> Float[np.ndarray, "padded features"]:
+    """Pads `x` to `rows` rows, and to a number of features that many sets of rows share."""
     return shapes.pad(x, rows, shapes.rounded(x.shape[1], shapes.FEATURES))
 
 
 def compress(
     x: Float[np.ndarray, "rows features"], w: Float[np.ndarray, "features outputs"], dims: int
 ) -> Float[np.ndarray, "features dims"]:
-    """`w @ v` with `v` the leading principal directions of `x @ w`, in the order of their energy.
+    """Returns `w @ v` with `v` the leading principal directions of `x @ w`, in the order of their energy.
 
-    By subspace iteration from random outputs (Halko, Martinsson & Tropp 2011, algorithm 4.4), three steps of it, with
-    16 directions to spare: `x @ w` itself is never formed. The rest of `x @ w` is orthogonal to the result, so least
-    squares for `x @ w` is least squares for `x @ (w @ v)` and for the rest.
+    The directions are found by three steps of subspace iteration from random outputs (Halko, Martinsson & Tropp 2011,
+    algorithm 4.4), with 16 directions to spare; `x @ w` itself is never formed. The residual of `x @ w` is orthogonal
+    to the result, so least squares for `x @ w` is least squares for `x @ (w @ v)` and, separately, for the residual.
+
+    Args:
+      x: rows about their mean.
+      w: weights.
+      dims: largest number of directions.
     """
     spare = min(dims + 16, *w.shape, len(x))
     v = np.random.default_rng(0).standard_normal((w.shape[1], spare)).astype(np.float32)
@@ -203,6 +239,7 @@ def compress(
         q = np.linalg.qr(x @ (w @ v))[0]
         v = np.linalg.qr(w.T @ (x.T @ q))[0]
     w = w @ v
+    # The iteration finds the space of the directions only; the eigenvectors sort them within it.
     y = (x @ w).astype(np.float64)
     _, rotation = np.linalg.eigh(y.T @ y)
     return w @ rotation[:, ::-1][:, : min(dims, spare)].astype(np.float32)

@@ -1,4 +1,4 @@
-"""Errors on the same rows, of two ways to learn -> which one serves better, where more than luck says so."""
+"""A test whether the errors of one model are surely smaller than those of another on the same rows."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from jaxtyping import Float
 
 
 def surely_less(errors: Float[np.ndarray, " rows"], others: Float[np.ndarray, " rows"]) -> bool:
-    """Whether the sum of `errors` is smaller, by more than the standard error of the difference.
+    """Returns whether the sum of `errors` is smaller by more than the standard error of the difference.
 
-    Infinite errors lose against finite ones; of no rows, nothing is sure.
+    Infinite errors lose against finite ones. Without rows, the result is False.
+
+    Args:
+      errors: squared error of one model on each row.
+      others: squared error of the other model on the same rows.
 
     Example:
       >>> surely_less(np.array([1.0, 2.0]), np.array([2.0, 2.9]))
@@ -21,5 +25,6 @@ def surely_less(errors: Float[np.ndarray, " rows"], others: Float[np.ndarray, " 
         return False
     if not np.isfinite(others).all():
         return True
+    # Errors on the same rows vary together, so the paired differences have a smaller standard error than the sums.
     gain = np.asarray(others, np.float64) - errors
     return bool(gain.sum() > np.sqrt(len(gain)) * gain.std())

@@ -1,4 +1,4 @@
-"""Learned, the result of a method, and Method, the signature that all of them have."""
+"""`Learned`, the result of a method of learning, and `Method`, the signature that all methods have."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from jax_maddness.learn.tables.ridge import Solution
 
 @dataclasses.dataclass(frozen=True)
 class Learned:
-    """What a method hands over: which leaf a row reaches, and how to find what the leaves stand for.
+    """The result of a method: trees, and how the tables for them are solved.
 
     Attributes:
-      trees: what `encode` takes.
-      own: the features in which the tables shrink toward each codebook's bucket means; None: those it explains best.
+      trees: split trees, as `encode` takes them.
+      own: features in which the tables shrink toward each codebook's bucket means; None stands for those that its
+        bucket means explain best (`explained`).
       ridge: weight of the penalty, in rows.
-      tables: what to look up, as `solve` finds it, where training has found it already; None: solve for it.
-      errors: squared, of each row that `axis.Trial` holds out, before anything was learned from it; None: not known.
+      tables: float tables, where training has learned them; None: they are still to be solved.
+      errors: squared error of each row that `axis.Trial` holds out, before anything was learned from it; None if it is
+        not known.
     """
 
     trees: Trees
@@ -47,14 +49,14 @@ class Method(Protocol):
         bar: Progress,
         objective: Objective | None = None,
     ) -> Learned:
-        """Learns trees, and how their tables are to be solved.
+        """Learns trees, and chooses how their tables are solved.
 
         Args:
           rows: the training rows.
-          w: the weights, scaled to a largest magnitude near 1.
-          num_codebooks: C, from 1 to the number of features.
+          w: weights, scaled to a largest magnitude near 1.
+          num_codebooks: number of codebooks, C, from 1 to the number of features.
           config: the user's options. Its `loss` is not used: `objective` is that loss in the units of `w`.
           bar: shows progress.
-          objective: what training minimises; None: the squared error, for which tables are solved in closed form. Only
-            methods that train can follow another one.
+          objective: loss that training minimizes; None stands for the squared error, for which tables are solved in
+            closed form. Methods that do not train ignore it.
         """

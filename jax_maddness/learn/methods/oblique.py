@@ -1,8 +1,8 @@
-"""Method "oblique": integer trees on projections of each codebook's features, trained.
+"""Method "oblique": trained integer trees on projections of each codebook's features.
 
     x, w --round--> Data --groups, directions, splits--> starts --train--> the best model --integers--> ObliqueTrees
 
-Every choice (which features go together, when training stops, how strong the ridge is) is made on rows held out.
+Every choice (which features form a group, when training stops, the weight of the penalty) is made on held-out rows.
 """
 
 from __future__ import annotations
@@ -31,25 +31,26 @@ from jax_maddness.learn.tables.ridge import Solution
 _log = logging.getLogger(__name__)
 
 ROWS = 2**15
-"""Rows that trees are learned from, at most: a random sample. Tables, which the caller solves, may see all."""
+"""Largest number of rows that trees are learned from: a random sample. The caller solves tables from all rows."""
 RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """Weights of the penalty that are tried, in rows."""
 GROUPINGS = ("contiguous", "similar", "exchanged")
-"""How features may be grouped."""
-_FIRST_RIDGE = 2
-_EXCHANGED = 2048  # features: with more, the assignment takes minutes
+"""Names of the groupings of features that are tried, as `begin` makes them."""
+_FIRST_RIDGE = 2  # the place in `RIDGES` where the search for the best penalty begins
+_EXCHANGED = 2048  # largest number of features for grouping "exchanged": with more, the assignment takes minutes
 
 
 class Trained(NamedTuple):
     """The result of `train_trees`.
 
     Attributes:
-      trees: for `encode`.
+      trees: integer trees, as `encode` takes them.
       own: features in which the tables shrink toward each codebook's bucket means.
       ridge: weight of that penalty, in rows.
-      error: on the rows held out: NMSE, or the user's loss.
-      tables: [codes, outputs] about `intercept`, where a loss of the user's has trained them; else None: solve them.
-      intercept: of `x @ w`.
+      error: error on held-out rows: NMSE, or the user's loss.
+      tables: float tables that were trained on a loss of the user's, without `intercept`; None: they are still to be
+        solved.
+      intercept: constant of each output of `x @ w`, beside the trained tables; None without these.
     """
 
     trees: ObliqueTrees
@@ -61,29 +62,36 @@ class Trained(NamedTuple):
 
 
 class Data(NamedTuple):
-    """The rows and outputs that all steps share.
+    """The rows and outputs that all steps of the method share.
 
     Attributes:
-      rows: to learn from; targets are about their mean, and their squares sum to about 1 in every row.
-      held_out: to choose by.
-      covariance: of the standardised `rows`.
-      v: outputs of standardised rows, in the targets' units: all of them.
-      seen: outputs of standardised rows that are targets.
-      unit: of the targets.
-      mean: of the exact outputs of `rows`, without the bias.
+      rows: rows to learn from; their targets have mean 0, and squares that sum to about 1 in every row.
+      held_out: held-out rows, on which choices are made.
+      covariance: covariance of the standardized `rows`.
+      v: weights from standardized rows to all outputs, in the units of the targets.
+      target_v: weights from standardized rows to the targets; features and targets are padded.
+      unit: size of a unit of the targets, in units of the outputs.
+      mean: mean of the exact outputs of `rows` in the directions of the targets, without the bias.
     """
 
     rows: train.Samples
     held_out: train.Samples
     covariance: Float[np.ndarray, "features features"]
     v: Float[np.ndarray, "features outputs"]
-    seen: Float[Array, "features kept"]
+    target_v: Float[Array, "features kept"]
     unit: float
     mean: Float[np.ndarray, " kept"]
 
 
 class Start(NamedTuple):
-    """Groups of features with trees on them: `features` are those of `own` and, behind them, perhaps neighbours."""
+    """Groups of features with trees on them, from which training starts; codebooks and features are padded.
+
+    Attributes:
+      own: features of each codebook's group, padded with -1; a partition of all features.
+      features: features that each codebook projects: those of `own` and, behind them, their neighbors if `width` is
+        larger; padded with -1.
+      trees: trees on `features`.
+    """
 
     own: Int32[np.ndarray, "codebooks own"]
     features: Int32[np.ndarray, "codebooks width"]
@@ -91,7 +99,7 @@ class Start(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """A model, its error on the rows held out, and its ridge as a place in `RIDGES`."""
+    """A model with its error on held-out rows, and with the weight of its penalty as a place in `RIDGES`."""
 
     model: train.Model
     error: float
@@ -107,6 +115,7 @@ def learn(
     objective: Objective | None = None,
 ) -> Learned:
     """Learns integer trees on projections of each codebook's features, by training."""
+    # Each call of `done` below stands for `INTERVAL` training steps.
     bar.stage("oblique trees")
     bar.expect(config.steps // INTERVAL)
     trained = train_trees(
@@ -124,7 +133,8 @@ def learn(
 
 
 def _scaled_tables(trained: Trained, rows: Rows, w: Float[np.ndarray, "features outputs"]) -> Solution | None:
-    """The tables that were trained on a loss, for scaled rows about their mean, as `solve` returns them."""
+    """Returns the tables that were trained on a loss, in the form in which `solve` returns tables; None for none."""
+    # `tables_for` scales by `rows.factor` and adds the product of the mean row, so both are taken out here.
     if trained.tables is None or trained.intercept is None:
         return None
     constant = np.ldexp(rows.mean, -rows.exponent) @ w.astype(np.float64)
@@ -145,19 +155,20 @@ def train_trees(
     objective: Objective | None = None,
     extra: tuple[np.ndarray, ...] = (),
 ) -> Trained:
-    """Integer block-oblique trees for `x @ w`, and how to solve their tables.
+    """Trains integer oblique trees for `x @ w`, and chooses how their tables are solved.
 
     Args:
       x: training rows, finite.
       w: weights.
-      num_codebooks: C, from 1 to the number of features.
-      width: features that each codebook projects, at least those that it owns, `ceil(D / C)`: the default. Wider ones
-        also see their neighbours. Encoding takes `4 * C * width` multiply-adds per row.
-      steps: of training; 0 leaves the trees as they start.
-      seed: of the rows held out and of training.
-      done: called after every `INTERVAL` steps.
-      objective: what training minimises, of outputs [rows, M], exact outputs, and the rows' parts of `extra`. Tables
-        are trained with it and returned. None: the squared error of `x @ w`; tables are left to the caller to solve.
+      num_codebooks: number of codebooks, C, from 1 to the number of features.
+      width: number of features that each codebook projects, at least that of its own group, `ceil(D / C)`: the default.
+        Wider codebooks also project neighbors. Encoding takes `4 * C * width` multiply-adds per row.
+      steps: number of training steps; 0 leaves the trees as they start.
+      seed: seed of the choice of held-out rows, and of training.
+      done: function that is called after every `INTERVAL` steps.
+      objective: loss that training minimizes, a function of outputs [rows, M], exact outputs, and the rows' parts of
+        `extra`; tables are trained with it and returned. None stands for the squared error of `x @ w`; then the caller
+        solves the tables.
       extra: arrays with a leading dimension of rows, for `objective`.
 
     Raises:
@@ -167,9 +178,11 @@ def train_trees(
     order = np.random.default_rng(seed).permutation(len(x))[:ROWS]
     x, extra = x[order], tuple(e[order] for e in extra)
     center, scale = projections.rounding(x)
+    # The squared error is nearly all in the principal outputs; another loss may depend on any of them.
     data = prepare(x, w, center, scale, extra, principal=objective is None)
     groupings = GROUPINGS if x.shape[1] <= _EXCHANGED else GROUPINGS[:-1]
     starts = [begin(data, num_codebooks, width, grouping) for grouping in groupings]
+    # Training takes far longer than solving tables, so only the start with the least error is trained.
     chosen = [best_ridge(data, start, start.trees, _FIRST_RIDGE) for start in starts]
     for grouping, (_, error, ridge) in zip(groupings, chosen, strict=True):
         _log.info("start from %s groups: NMSE %.4f with ridge %g", grouping, error, RIDGES[ridge])
@@ -179,11 +192,12 @@ def train_trees(
         best = _trained_on(in_units, data, start, best, steps, seed, done)
     elif steps:
         best = _trained(data, start, best, steps, seed, done)
+    # Arrays were padded so that problems of similar sizes share compiled functions; the op does not need the padding.
     features = start.features[:num_codebooks, : max(width or 0, -(-x.shape[1] // num_codebooks))]
-    whole, thresholds = (np.asarray(a)[:num_codebooks] for a in projections.integers(best.model.trees))
-    arrays = np.maximum(features, 0), whole[..., : features.shape[1]], thresholds, center, scale
-    seen, whole, nodes, middle, steps_per_unit = jax.device_put(arrays)  # asarray would compile
-    trees = ObliqueTrees(seen, whole, nodes, middle, steps_per_unit, x.shape[1])
+    int_projections, thresholds = (np.asarray(a)[:num_codebooks] for a in projections.integers(best.model.trees))
+    arrays = np.maximum(features, 0), int_projections[..., : features.shape[1]], thresholds, center, scale
+    trees = ObliqueTrees(*jax.device_put(arrays), x.shape[1])  # asarray would compile
+
     learned = Trained(trees, groups.owned(start.own[:num_codebooks], x.shape[1]), RIDGES[best.ridge], best.error)
     if objective is None:
         return learned
@@ -194,15 +208,28 @@ def train_trees(
 def prepare(
     x: np.ndarray, w: np.ndarray, center: np.ndarray, scale: np.ndarray, extra: tuple[np.ndarray, ...], principal: bool
 ) -> Data:
-    """Rounds rows, holds the first ones out, and finds their exact outputs: all, or the principal ones, then padded."""
-    held = round(HELD_OUT_SHARE * len(x)) or 1
-    learned, held_out = (slice(held, None), slice(held)) if len(x) > 1 else (slice(None), slice(None))
+    """Rounds rows, holds the first ones out, and computes the exact outputs that are the targets of training.
+
+    Args:
+      x: training rows in random order.
+      w: weights.
+      center: mean of each feature, as `ObliqueTrees` subtract it.
+      scale: steps per unit of each feature.
+      extra: arrays with a leading dimension of rows.
+      principal: whether the targets are the principal outputs only, and arrays are padded to sizes that many problems
+        share. A loss of the user's needs all outputs, and would take padding for rows.
+    """
+    # A single row has to serve for both learning and choosing.
+    num_held_out = round(HELD_OUT_SHARE * len(x)) or 1
+    learned, held_out = (slice(num_held_out, None), slice(num_held_out)) if len(x) > 1 else (slice(None), slice(None))
     q = projections.rounded(x, center, scale)
     z = q[learned] * STEP
     covariance = (z.T @ z / len(z)).astype(np.float64)
-    v = projections.standardised_weights(w, scale)
+    v = projections.standardized_weights(w, scale)
+    # In this unit the squares of the targets sum to 1 per row on average, whatever the scale of `w`.
     unit = max(float(np.sqrt(np.sum(v * (covariance @ v)))), 1e-30)
     basis = projections.principal_outputs(covariance, v) if principal else np.eye(w.shape[1])
+    # Targets are the outputs of the rows before rounding, so that errors include those that rounding causes.
     targets = (x - center) @ (w @ basis / unit).astype(np.float32)
     mean = targets[learned].mean(0)
 
@@ -219,12 +246,21 @@ def prepare(
         return train.Samples(rounded, exact, count, tuple(jnp.asarray(e[rows]) for e in extra))
 
     mean_output = center.astype(np.float64) @ w @ basis + mean * unit
-    seen = jnp.asarray(shapes.pad((v @ basis / unit).astype(np.float32), features, outputs))
-    return Data(samples(learned), samples(held_out), covariance, v / unit, seen, unit, mean_output)
+    target_v = jnp.asarray(shapes.pad((v @ basis / unit).astype(np.float32), features, outputs))
+    return Data(samples(learned), samples(held_out), covariance, v / unit, target_v, unit, mean_output)
 
 
 def begin(data: Data, num_codebooks: int, width: int | None, grouping: str) -> Start:
-    """Trees on principal directions of groups of features; projections of neighbours start from 0."""
+    """Groups the features, and grows trees on the principal directions of each group.
+
+    Args:
+      data: rows and outputs.
+      num_codebooks: number of codebooks, C.
+      width: number of features that each codebook projects; None for those of its group. The projections of neighbors
+        start from 0.
+      grouping: one of `GROUPINGS`: "contiguous" groups, groups of features with "similar" contributions to the outputs,
+        or such groups "exchanged" until the similarity inside of them no longer increases.
+    """
     products = data.v @ data.v.T
     similar = groups.contributions(data.covariance, products)
     if grouping == "contiguous":
@@ -232,48 +268,57 @@ def begin(data: Data, num_codebooks: int, width: int | None, grouping: str) -> S
     else:
         own = groups.similar(similar, np.diag(data.covariance * products), num_codebooks)
         own = groups.exchanged(own, similar) if grouping == "exchanged" else own
-    candidates = projections.directions(data.covariance, data.v, own)
+    directions = projections.directions(data.covariance, data.v, own)
     z = np.asarray(data.rows.q)[: min(data.rows.number, projections.GROWN_ROWS), : len(products)] * STEP
-    trees = projections.grow(z, own, candidates)
+    trees = projections.grow(z, own, directions)
     features = own if width is None or width <= own.shape[1] else groups.widened(own, similar, width)
-    size, most = shapes.rounded(num_codebooks, shapes.CODEBOOKS), shapes.rounded(features.shape[1], shapes.WIDTH)
-    wide, nodes = (np.asarray(a) for a in trees)
-    trees = FloatTrees(jnp.asarray(shapes.pad(wide, size, LEVELS, most)), jnp.asarray(shapes.pad(nodes, size, NODES)))
-    return Start(_padded(own, size, most), _padded(features, size, most), trees)
+    size, padded_width = (
+        shapes.rounded(num_codebooks, shapes.CODEBOOKS),
+        shapes.rounded(features.shape[1], shapes.WIDTH),
+    )
+    weights, thresholds = (np.asarray(a) for a in trees)
+    weights, thresholds = shapes.pad(weights, size, LEVELS, padded_width), shapes.pad(thresholds, size, NODES)
+    trees = FloatTrees(jnp.asarray(weights), jnp.asarray(thresholds))
+    return Start(_padded(own, size, padded_width), _padded(features, size, padded_width), trees)
 
 
 def _padded(features: Int32[np.ndarray, "codebooks width"], *sizes: int) -> Int32[np.ndarray, "padded most"]:
-    """With more codebooks and a larger width, all of them -1, for none."""
+    """Pads `features` to the given sizes with -1, which stands for no feature."""
     return shapes.pad(features + 1, *sizes) - 1
 
 
 def solved(data: Data, start: Start, ridge: int, trees: FloatTrees) -> tuple[train.Model, float]:
-    """The trees with tables solved for them, and their NMSE on the rows held out: infinite where f32 cannot."""
-    model = train.solve(trees, start.features, start.own, data.rows, data.seen, RIDGES[ridge])
+    """Solves tables for `trees` with a penalty, and returns the model and its NMSE on held-out rows.
+
+    The NMSE is infinite where f32 cannot solve the system. `ridge` is a place in `RIDGES`.
+    """
+    model = train.solve(trees, start.features, start.own, data.rows, data.target_v, RIDGES[ridge])
     errors = np.asarray(train.squared_errors(model, start.features, data.held_out), np.float64).sum()
     error = float(errors / max(np.square(np.asarray(data.held_out.targets), dtype=np.float64).sum(), 1e-30))
     return model, error if np.isfinite(error) else np.inf
 
 
 def best_ridge(data: Data, start: Start, trees: FloatTrees, first: int) -> Chosen:
-    """Climbs down `RIDGES` from `first` to the least error on the rows held out."""
+    """Searches `RIDGES` from place `first` on, always toward the smaller error on held-out rows, to a local minimum."""
+    # Neighboring penalties have similar errors, so a local search finds a good one without solving for all of them.
     tried: dict[int, tuple[train.Model, float]] = {}
     best = first
     while True:
-        at = best
-        for i in (at - 1, at, at + 1):
+        current = best
+        for i in (current - 1, current, current + 1):
             if 0 <= i < len(RIDGES) and i not in tried:
                 tried[i] = solved(data, start, i, trees)
         best = min(tried, key=lambda i: tried[i][1])
-        if best == at:
-            return Chosen(*tried[at], at)
+        if best == current:
+            return Chosen(*tried[current], current)
 
 
 def _trained(data: Data, start: Start, best: Chosen, steps: int, seed: int, done: Callable[[], None]) -> Chosen:
-    """Training on the squared error; its tables are solved anew wherever it is judged.
+    """Trains on the squared error; tables are solved anew wherever the model is judged.
 
-    It counts where it surely serves better: of its many states one does on a few rows by luck (with 15 rows held out,
-    trained trees had up to 2.4 times the error of those they started from, on other rows).
+    The result is taken only if it is surely better than the start: among the many states of training, one may have a
+    small error on few held-out rows by luck. With 15 held-out rows, trained trees had up to 2.4 times the error of
+    those they started from, on other rows.
     """
     judged = functools.partial(solved, data, start, best.ridge)
     model, error = train.train(
@@ -287,9 +332,10 @@ def _trained(data: Data, start: Start, best: Chosen, steps: int, seed: int, done
         done=done,
     )
     _log.info("trained: NMSE %.4f after %.4f", error, best.error)
-    found = best_ridge(data, start, model.trees, best.ridge)
-    before, after = (np.asarray(train.squared_errors(c.model, start.features, data.held_out)) for c in (best, found))
-    return found if compare.surely_less(after, before) else best
+    # Trained trees fit the training rows more closely, and may need another penalty than those they started from.
+    after = best_ridge(data, start, model.trees, best.ridge)
+    errors = [np.asarray(train.squared_errors(c.model, start.features, data.held_out)) for c in (best, after)]
+    return after if compare.surely_less(errors[1], errors[0]) else best
 
 
 def _trained_on(
@@ -301,11 +347,12 @@ def _trained_on(
     seed: int,
     done: Callable[[], None],
 ) -> Chosen:
-    """Training on a loss of the user's, tables included. Rows are mixed only where there is nothing else to mix."""
+    """Trains trees and tables on a loss of the user's; rows are mixed only if there are no `extra` arrays."""
 
     def judged(model: train.Model) -> tuple[train.Model, float]:
         return model, float(train.judge(model, start.features, data.held_out, loss))
 
+    # A mixture of two rows has a mixture of their outputs, but labels, for example, cannot be mixed.
     mixing = 0.0 if data.rows.extra else train.MIXING
     model, error = train.train(
         best.model, start.features, data.rows, judged, steps=steps, mixing=mixing, seed=seed, loss=loss, done=done
@@ -314,9 +361,10 @@ def _trained_on(
 
 
 def _validate_width(features: int, num_codebooks: int, width: int | None) -> None:
+    """Raises `ValueError` unless every codebook can project its own features, and no more than there are."""
     least = -(-features // num_codebooks)
     if width is not None and not least <= width <= min(features, MAX_WIDTH):
         raise ValueError(
             f"`width` is {width}; expected {least} (features by codebooks) to {min(features, MAX_WIDTH)}. A codebook "
-            "projects its own features and, if it is wider, their neighbours."
+            "projects its own features and, if it is wider, their neighbors."
         )

@@ -1,4 +1,4 @@
-"""codes -> lookup tables: the steps that all methods share, from any kind of trees.
+"""The steps from codes to lookup tables that all methods share, for any kind of trees.
 
 rows, trees --encode--> codes --gather--> Statistics --solve--> float tables --to_lookup_tables--> LookupTables
 """
@@ -20,12 +20,12 @@ from jax_maddness.learn.tables.quantize import quantize_tables
 from jax_maddness.learn.tables.ridge import Solution, explained, fit_prototypes
 
 RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-"""Penalties that `validated_ridge` tries, in rows."""
+"""Weights of the penalty that `validated_ridge` tries, in rows."""
 _log = logging.getLogger(__name__)
 
 
 def padded_own(own: Bool[np.ndarray, "codebooks features"] | None, statistics: Statistics) -> Array:
-    """`own` in the statistics' sizes, or what `explained` says."""
+    """Pads `own` to the sizes of `statistics`, or assigns features by `explained` where it is None."""
     if own is None:
         return explained(statistics)
     size, width = statistics.sums.shape
@@ -35,13 +35,23 @@ def padded_own(own: Bool[np.ndarray, "codebooks features"] | None, statistics: S
 def solve(
     statistics: Statistics, own: Array, w: Float[np.ndarray, "features outputs"], rows: int, ridge: float
 ) -> Solution:
-    """`fit_prototypes`, with a tenfold `ridge` as long as f32 cannot factorise the system."""
+    """Solves the float tables by `fit_prototypes`, with 10 times the `ridge` for as long as f32 cannot factorize.
+
+    A penalty of more than `rows` ends the attempts, whatever the result.
+
+    Args:
+      statistics: statistics of the training rows about their mean.
+      own: features in which prototypes shrink toward bucket means, padded.
+      w: weights.
+      rows: number of rows that `statistics` counted.
+      ridge: weight of the penalty to begin with, in rows.
+    """
     w = shapes.pad(w, statistics.sums.shape[1], shapes.rounded(w.shape[1], shapes.OUTPUTS))
     while True:
-        found = fit_prototypes(statistics, own, w, rows, ridge)
-        if np.isfinite(validate.largest(found.weights)) or ridge > rows:
-            _log.info("ridge %g, condition %.1e", ridge, found.condition)
-            return found
+        solution = fit_prototypes(statistics, own, w, rows, ridge)
+        if np.isfinite(validate.largest(solution.weights)) or ridge > rows:
+            _log.info("ridge %g, condition %.1e", ridge, solution.condition)
+            return solution
         ridge *= 10
 
 
@@ -53,22 +63,25 @@ def validated_ridge(
     codes: UInt8[np.ndarray, "held_out codebooks"],
     y: Float[np.ndarray, "held_out outputs"],
 ) -> tuple[float, Float[np.ndarray, " held_out"]]:
-    """Which of `RIDGES` leaves the least squared error on held-out rows, and that error, row by row.
+    """Chooses from `RIDGES` the penalty with the least squared error on held-out rows.
 
     Args:
-      statistics: of the rows to learn from, about their mean.
-      own: as `fit_prototypes` takes it.
-      w: the weights.
-      rows: how many rows `statistics` counted.
-      codes: of the held-out rows; more of them than `y` has are there to fill the array.
-      y: their exact outputs, less those of the mean row.
+      statistics: statistics of the rows to learn from, about their mean.
+      own: features in which prototypes shrink toward bucket means, padded.
+      w: weights.
+      rows: number of rows that `statistics` counted.
+      codes: codes of the held-out rows; rows beyond those of `y` are padding.
+      y: exact outputs of the held-out rows, minus those of the mean row.
+
+    Returns:
+      The weight of the penalty, and the squared error of each held-out row with it.
     """
     codes = shapes.pad(codes, len(codes), len(own))
     errors = []
     for ridge in RIDGES:
-        found = solve(statistics, own, w, rows, ridge)
-        expected = np.asarray(predict(found.weights, found.intercept, codes), np.float64)
-        error = ((expected[: len(y), : y.shape[1]] - y) ** 2).sum(1)
+        solution = solve(statistics, own, w, rows, ridge)
+        predicted = np.asarray(predict(solution.weights, solution.intercept, codes), np.float64)
+        error = ((predicted[: len(y), : y.shape[1]] - y) ** 2).sum(1)
         errors.append(np.where(np.isfinite(error), error, np.inf))
     best = int(np.argmin([error.sum() for error in errors]))
     return RIDGES[best], errors[best]
@@ -76,31 +89,35 @@ def validated_ridge(
 
 @jax.jit
 def predict(weights: Float[Array, "codes outputs"], intercept: Array, codes: Array) -> Float[Array, "rows outputs"]:
-    """What float tables say of codes; padded codebooks have weight 0."""
+    """Returns the outputs of float tables for given codes; codebooks that are padding have weight 0."""
     return jax.nn.one_hot(codes, LEAVES, dtype=jnp.float32).reshape(len(codes), -1) @ weights + intercept
 
 
 def to_lookup_tables(
-    found: Solution,
+    solution: Solution,
     used: Bool[np.ndarray, " codes"],
     constant: Float[np.ndarray, " outputs"],
     exponent: int,
     bias: Float[np.ndarray, " outputs"],
     codebooks: int,
 ) -> LookupTables:
-    """8-bit tables of `2**exponent * (G @ weights + intercept + constant) + bias`.
+    """Quantizes the tables of `2**exponent * (G @ weights + intercept + constant) + bias` to 8 bits.
 
     Args:
-      found: float tables, padded; of `codebooks` and as many outputs as `bias`, the rest is left out.
-      used: which codes have rows.
-      constant: the product of the mean row.
-      exponent: what learning scaled by.
-      bias: what the user wants added.
+      solution: float tables, whose codebooks and outputs are padded.
+      used: False for codes without training rows.
+      constant: product of the mean row with the weights, in the units of `solution`.
+      exponent: exponent of the power of two by which learning divided the products.
+      bias: vector that is added to every row of the product, in the user's units.
+      codebooks: number of codebooks that are not padding.
+
+    Raises:
+      ValueError: float32 does not hold the outputs' scale or offset.
     """
     outputs = len(bias)
-    tables = found.weights.reshape(-1, LEAVES, found.weights.shape[1])
+    tables = solution.weights.reshape(-1, LEAVES, solution.weights.shape[1])
     values, scale, offset = quantize_tables(tables, jnp.asarray(used.reshape(-1, LEAVES)))
-    scale, offset, intercept = (np.asarray(a, np.float64)[:outputs] for a in (scale, offset, found.intercept))
+    scale, offset, intercept = (np.asarray(a, np.float64)[:outputs] for a in (scale, offset, solution.intercept))
     scale, offset = (np.ldexp(a, exponent) for a in (scale, offset + intercept + constant))
     values = jax.device_put(np.ascontiguousarray(np.asarray(values)[:outputs, :codebooks]))  # asarray would compile
     return LookupTables(values, *validate.in_range(scale, offset + np.asarray(bias, np.float64)))
