@@ -59,24 +59,7 @@ def learn(
     bar.stage("the paper's trees")
     on_groups = paper.grow_on_groups(trial.train, feature_groups, rows.factor, config.num_split_features, bar)
     judged = [trial.judge(on_groups, groups.owned(feature_groups, rows.num_features))]
-
-    def one_pass(forest: regrow.Forest, name: str) -> tuple[Judged, regrow.Forest]:
-        bar.stage(name)
-        forest = regrow.regrow(trial.sample, forest, num_codebooks)
-        judged.append(trial.judge(forest.trees(num_codebooks, rows.num_features), None))
-        bar.step()
-        return judged[-1], forest
-
-    # Regrowing is greedy, so its result depends on the start: two of them are tried.
-    starts = [one_pass(trial.forest(on_groups, num_codebooks), "the paper's trees, regrown")]
-    starts.append(one_pass(trial.forest(None, num_codebooks), "trees on the residual"))
-    starts.append(one_pass(starts[1][1], "regrown"))
-    best_so_far, forest = min(starts, key=lambda start: start[0].error)
-    for _ in range(PASSES - 1):
-        latest, forest = one_pass(forest, "the better ones, regrown")
-        if latest.error >= best_so_far.error:
-            break
-        best_so_far = latest
+    judged += _regrown(trial, on_groups, rows.num_features, num_codebooks, bar)
     bar.step(_MAX_PASSES - len(judged))  # `judged` has an entry without a pass, and one more pass may follow below
     # The best of several trials is partly luck, so it must beat the paper's trees by more than the standard error.
     better = min(judged[1:], key=lambda j: j.error)
@@ -92,6 +75,30 @@ def learn(
         best = _regrown_on_all_rows(best, rows, w, num_codebooks)
     bar.step()
     return best
+
+
+def _regrown(trial: Trial, on_groups: SplitTrees, num_features: int, num_codebooks: int, bar: Progress) -> list[Judged]:
+    """Regrows trees from several starts, the best of them for as long as that helps; judges all of them."""
+    judged: list[Judged] = []
+
+    def one_pass(forest: regrow.Forest, name: str) -> tuple[Judged, regrow.Forest]:
+        bar.stage(name)
+        forest = regrow.regrow(trial.sample, forest, num_codebooks)
+        judged.append(trial.judge(forest.trees(num_codebooks, num_features), None))
+        bar.step()
+        return judged[-1], forest
+
+    # Regrowing is greedy, so its result depends on the start: two of them are tried.
+    starts = [one_pass(trial.forest(on_groups, num_codebooks), "the paper's trees, regrown")]
+    starts.append(one_pass(trial.forest(None, num_codebooks), "trees on the residual"))
+    starts.append(one_pass(starts[1][1], "regrown"))
+    best_so_far, forest = min(starts, key=lambda start: start[0].error)
+    for _ in range(PASSES - 1):
+        latest, forest = one_pass(forest, "the better ones, regrown")
+        if latest.error >= best_so_far.error:
+            break
+        best_so_far = latest
+    return judged
 
 
 def _regrown_on_all_rows(
