@@ -31,9 +31,9 @@ import jax_maddness
 from examples import glosses, minilm, rivals
 from examples.rivals import Batch
 from jax_maddness import FitConfig, Rule
+from jax_maddness.nn.layers.kinds import CODES, INT8, PRODUCTS
 from jax_maddness.nn.planning import measure
 from jax_maddness.nn.planning.report import Plan
-from jax_maddness.nn.planning.verdict import CODES, INT8, PRODUCTS
 
 SENTENCES, TOKENS, LEAST = 64, 16, 13
 """A batch, and how many tokens a sentence has at least."""

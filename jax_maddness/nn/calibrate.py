@@ -21,13 +21,12 @@ from jax_maddness.learn.refit import refit_tables
 from jax_maddness.nn.capture import Captured, record
 from jax_maddness.nn.layers import exact_kernel
 from jax_maddness.nn.layers.approximate import Spec, to_arrays
-from jax_maddness.nn.layers.contraction import Contraction
-from jax_maddness.nn.layers.convolution import Convolution
 from jax_maddness.nn.layers.exact_kernel import ExactKernel, fit_exact_kernel
-from jax_maddness.nn.layers.int8_low_rank import Product, learn_product
+from jax_maddness.nn.layers.form import Form
+from jax_maddness.nn.layers.int8_low_rank import learn_product
+from jax_maddness.nn.layers.kinds import CODES
 from jax_maddness.nn.models.layer import Layer
 from jax_maddness.nn.models.model import Model
-from jax_maddness.nn.planning.verdict import CODES
 from jax_maddness.nn.rules import Rule
 
 if TYPE_CHECKING:
@@ -105,27 +104,17 @@ def _check(layer: Layer, rule: Rule) -> None:
             f"`num_candidates`. "
             "Give it a rule without these, before the others."
         )
-    if rule.num_candidates is not None and not isinstance(layer.form, Convolution):
+    if rule.num_candidates is not None and not layer.form.has_positions:
         raise ValueError(f"{layer.path!r} is no convolution, as `num_candidates` of {rule.pattern!r} wants it.")
 
 
 def _reads(layer: Layer) -> Any:
     """Equal for layers whose rows are the same; a layer that is called more than once is alone."""
-    form = layer.form
-    if not isinstance(form, Contraction) or len(layer.calls) != 1:
+    assert layer.form is not None
+    rows = layer.form.input_key()
+    if rows is None or len(layer.calls) != 1:
         return layer.path
-    free = [name for name in form.out if name in form.lhs]
-    contracted = [name for name in form.rhs if name in form.lhs]
-    return (
-        layer.parent,
-        id(layer.calls[0].x),
-        form.lhs,
-        *free,
-        *contracted,
-        layer.dtype,
-        layer.param_dtype,
-        layer.steps,
-    )
+    return layer.parent, id(layer.calls[0].x), *rows, layer.dtype, layer.param_dtype, layer.steps
 
 
 class Learned(NamedTuple):
@@ -144,6 +133,17 @@ class Learned(NamedTuple):
     def arrays(self) -> dict[str, jax.Array]:
         """By name, as modules hold them."""
         return {**to_arrays(self.op), **exact_kernel.to_arrays(self.exact_kernel)}
+
+
+class Product(NamedTuple):
+    """An int8 or low-rank product in place of look-ups."""
+
+    kind: str
+    held: dict[str, jax.Array]
+
+    def arrays(self) -> dict[str, jax.Array]:
+        """By name, as modules hold them."""
+        return self.held
 
 
 StandIn = Learned | Product
@@ -195,12 +195,12 @@ def learn_unit(
     assert form is not None
     kind, size = unit.choice
     if kind != CODES:
-        return learn_product(kind, size, rows, w, bias, unit.layers[0].steps)
+        return Product(kind, learn_product(kind, size, rows, w, bias, unit.layers[0].steps))
     kernel = None
     if unit.rule.needs_kernel:
         kernel, usual = fit_exact_kernel(rows[0][:, 0], w[0, 0], bias[0, 0], form, unit.rule.exact_rows)
         rows, exact = [rows[0][usual]], None if exact is None else [exact[0][usual]]
-    shared = isinstance(form, Convolution) and form.taps > 1 and _shares(unit, form, rows, bar)
+    shared = form.taps > 1 and _shares(unit, form, rows, bar)
     ops = []
     for step, group in np.ndindex(*w.shape[:2]):
         x, one_w, one_bias = rows[step][:, group], w[step, group], bias[step, group]
@@ -209,7 +209,7 @@ def learn_unit(
             op = refit_tables(op, x, exact[step][:, group] @ one_w + one_bias)
         if config.method == "auto":  # ops that are stacked have trees of one kind
             config = dataclasses.replace(config, method="oblique" if isinstance(op.trees, ObliqueTrees) else "axis")
-        op = first_tap(op, form.taps) if shared and isinstance(form, Convolution) else op
+        op = first_tap(op, form.taps) if shared else op
         ops.append(dataclasses.replace(op, weights=jnp.asarray(one_w)) if keep_weights else op)
     return Learned(_stacked(ops, unit.layers[0].steps, form.groups), shared, kernel)
 
@@ -238,19 +238,19 @@ def _learn_one(
     w: Float[np.ndarray, "features outputs"],
     bias: Float[np.ndarray, " outputs"],
     num_codebooks: int,
-    form: Contraction | Convolution,
+    form: Form,
     shared: bool,
     config: FitConfig,
     bar: Progress,
 ) -> MaddnessOp:
     w, bias = validate.product(x.shape[1], w, bias)
-    if not shared or not isinstance(form, Convolution):
+    if not shared:
         return learn(Rows.of(np.ascontiguousarray(x)), w, bias, num_codebooks, config, bar)
     each = min(max(1, num_codebooks // form.taps), x.shape[1] // form.taps)
     return fit_taps(np.ascontiguousarray(x), w, bias, form.taps, each, config, bar)
 
 
-def _shares(unit: Unit, form: Convolution, rows: Sequence[np.ndarray], bar: Progress) -> bool:
+def _shares(unit: Unit, form: Form, rows: Sequence[np.ndarray], bar: Progress) -> bool:
     """Whether codes of positions serve as well as those of patches, judged on the first op's held-out rows."""
     if unit.rule.conv != "auto":
         return unit.rule.conv == "shared"

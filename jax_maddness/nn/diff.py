@@ -9,8 +9,8 @@ import numpy as np
 
 from jax_maddness.core.types import LEAVES
 from jax_maddness.nn.calibrate import Unit
+from jax_maddness.nn.layers.kinds import CODES, INT8, LOW_RANK
 from jax_maddness.nn.models.layer import Layer
-from jax_maddness.nn.planning.verdict import CODES, INT8, LOW_RANK
 from jax_maddness.nn.rules import Rule, first_match
 
 

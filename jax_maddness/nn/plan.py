@@ -24,11 +24,12 @@ from jax_maddness.learn.progress import Progress
 from jax_maddness.nn.calibrate import StandIn, Unit, learn_unit, units
 from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, record
 from jax_maddness.nn.diff import Diff, diff
+from jax_maddness.nn.layers.kinds import CODES, INT8, LOW_RANK, PRODUCTS
 from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.planning import measure, verdict
 from jax_maddness.nn.planning.report import Plan, Trial, sized
 from jax_maddness.nn.planning.score import Metric, Score, name_of
-from jax_maddness.nn.planning.verdict import CODES, INT8, LOW_RANK, PRODUCTS, Choice, LayerPlan
+from jax_maddness.nn.planning.verdict import Choice, LayerPlan
 from jax_maddness.nn.replace import Batches, check_captured, complain, put
 from jax_maddness.nn.rules import Rule, decide, validated_rules
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from jax_maddness.learn import validate
 from jax_maddness.learn.fit import FitConfig
+from jax_maddness.nn.layers.kinds import CODES, INT8, PRODUCTS
 from jax_maddness.nn.models.layer import Layer
-from jax_maddness.nn.planning.verdict import CODES, INT8, PRODUCTS
 
 CONVOLUTIONS = ("auto", "shared", "patches")
 

@@ -19,16 +19,15 @@ from flax.traverse_util import unflatten_dict
 
 from jax_maddness.core import archive
 from jax_maddness.nn.layers.approximate import Spec
-from jax_maddness.nn.layers.contraction import Contraction
-from jax_maddness.nn.layers.convolution import Convolution
 from jax_maddness.nn.layers.exact_kernel import PREFIX
+from jax_maddness.nn.layers.forms import FORMS
 from jax_maddness.nn.models.linen_model import Replaced, flat
 from jax_maddness.nn.models.nnx_model import Approximate, Tables, stand_ins, with_modules, with_widths
 
 FORMAT = "jax_maddness.model"
 VERSION = 3
 """Version 3 renamed a field of `Spec` and the arrays of an `ExactKernel`; older files are read with the new names."""
-_FORMS = {form.__name__: form for form in (Contraction, Convolution)}
+_FORMS = {form.__name__: form for form in FORMS}
 _SIGNED, _UNSIGNED = (tuple(f"{kind}{bits}" for bits in (8, 16, 32, 64)) for kind in ("int", "uint"))
 _OLD_FIELD, _OLD_PREFIX = "maximum", "checked_"
 _DTYPES = ("bool", *_SIGNED, *_UNSIGNED, "float16", "bfloat16", "float32", "float64")

@@ -11,11 +11,10 @@ import numpy as np
 
 from jax_maddness.nn.layers.contraction import Contraction
 from jax_maddness.nn.layers.convolution import Convolution
+from jax_maddness.nn.layers.form import Form
 
 if TYPE_CHECKING:
     from jaxtyping import Array
-
-Form = Contraction | Convolution
 
 
 @dataclasses.dataclass

@@ -18,10 +18,8 @@ import numpy as np
 
 from jax_maddness.nn.calibrate import StandIn, Unit, specs_of
 from jax_maddness.nn.layers.approximate import apply, promoted
-from jax_maddness.nn.layers.contraction import Contraction
-from jax_maddness.nn.layers.convolution import Convolution
-from jax_maddness.nn.models.layer import Form
-from jax_maddness.nn.planning.verdict import EXACT, Option
+from jax_maddness.nn.layers.kinds import EXACT
+from jax_maddness.nn.planning.verdict import Option
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -109,8 +107,7 @@ def _exact(unit: Unit, x: Array) -> Callable[[], Any]:
         for layer, w, b in zip(unit.layers, kernels, biases, strict=True):
             form = layer.form
             assert form is not None
-            y = form.rows(x) @ w[0] if isinstance(form, Contraction) else form.product(form.padded(x), w)
-            outputs.append(form.output(y + b.reshape(-1), x))
+            outputs.append(form.output(form.exact_product(x, w) + b.reshape(-1), x))
         return outputs
 
     return lambda: run(x, kernels, biases)
@@ -143,15 +140,12 @@ def _outputs(
     unit: Unit, learned: StandIn, arrays: Mapping[str, Array], rows: Float[np.ndarray, "rows groups features"]
 ) -> np.ndarray:
     """[rows, outputs]; a patch is an input with one output position."""
-    form: Form | None = unit.layers[0].form
+    form = unit.layers[0].form
+    assert form is not None
     spec = next(iter(specs_of(unit, learned).values()))
-    spec = dataclasses.replace(spec, dtype="float32", steps=0, part=None, exact_rows=0.0, num_candidates=None)
-    if isinstance(form, Convolution):
-        one = len(form.size) * (1,)
-        alone: Form = dataclasses.replace(form, strides=one, dilation=one, padding="VALID")
-        by_tap = np.moveaxis(rows.reshape(*rows.shape[:2], form.taps, -1), 1, 2)
-        x = jnp.asarray(by_tap.reshape(len(rows), *form.size, -1))
-    else:
-        alone, x = Contraction("...a", "ab", "...b", unit.shape), jnp.asarray(rows[:, 0])
-    run = jax.jit(lambda x, arrays: apply(x, dataclasses.replace(spec, form=alone), arrays))
-    return np.asarray(run(x, dict(arrays))).reshape(len(rows), -1)
+    single, x = form.single_rows(rows, unit.shape[1])
+    spec = dataclasses.replace(
+        spec, form=single, dtype="float32", steps=0, part=None, exact_rows=0.0, num_candidates=None
+    )
+    run = jax.jit(lambda x, arrays: apply(x, spec, arrays))
+    return np.asarray(run(jnp.asarray(x), dict(arrays))).reshape(len(rows), -1)

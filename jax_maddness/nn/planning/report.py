@@ -13,7 +13,8 @@ from typing import Any
 
 from jax_maddness.learn.fit import FitConfig
 from jax_maddness.nn.calibrate import StandIn
-from jax_maddness.nn.planning.verdict import CODES, INT8, LOW_RANK, LayerPlan, Option, predicted
+from jax_maddness.nn.layers.kinds import CODES, INT8, LOW_RANK
+from jax_maddness.nn.planning.verdict import LayerPlan, Option, predicted
 from jax_maddness.nn.rules import Rule
 
 _FORMAT = {"format": "jax_maddness.plan", "version": 2}

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from jax_maddness.nn.layers.kinds import CODES, EXACT, INT8, LOW_RANK
+
 MIN_GAIN = 0.05
 """A layer that would gain less stays."""
 MIN_MODEL_GAIN = 0.02
 """A model that would gain less stays as it is."""
-EXACT, INT8, LOW_RANK, CODES = "exact", "int8", "low rank", "codes"
-PRODUCTS = (CODES, INT8, LOW_RANK)
-"""What may replace a layer."""
 
 
 @dataclasses.dataclass(frozen=True)

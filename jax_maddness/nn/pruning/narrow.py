@@ -14,8 +14,7 @@ import numpy as np
 
 from jax_maddness.core.types import SplitTrees
 from jax_maddness.nn.layers.approximate import TREES, Spec
-from jax_maddness.nn.layers.contraction import Contraction
-from jax_maddness.nn.layers.convolution import Convolution
+from jax_maddness.nn.layers.form import Form
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Int
@@ -42,7 +41,7 @@ def why_all_are_read(spec: Spec, op: Op) -> str:
         return "its trees project groups of features: only those of `FitConfig('axis')` or 'paper' read few"
     if spec.steps or spec.form.groups > 1:
         return "it has several ops: it is in a scan, or a convolution with groups"
-    if isinstance(spec.form, Contraction) and not spec.form.reads_last_axis:
+    if not spec.form.reads_last_axis:
         return "its features are not one axis, the last, of its input"
     if "rescore_kernel" in op:
         return "it multiplies some of its rows exactly, with all features"
@@ -51,13 +50,13 @@ def why_all_are_read(spec: Spec, op: Op) -> str:
     return ""
 
 
-def why_all_are_written(form: Contraction | Convolution, steps: int, part: object) -> str:
+def why_all_are_written(form: Form, steps: int, part: object) -> str:
     """Why a layer cannot have fewer outputs; "" if it can."""
     if steps or form.groups > 1:
         return "is in a scan, or a convolution with groups"
     if part is not None:
         return "shares its op with other layers"
-    if isinstance(form, Contraction) and not form.writes_last_axis:
+    if not form.writes_last_axis:
         return "has outputs that are not one axis, the last"
     return ""
 
@@ -84,7 +83,7 @@ def _indices(op: Op) -> list[str]:
 
 def _taps(spec: Spec) -> int:
     """That are side by side in a row."""
-    return spec.form.taps if isinstance(spec.form, Convolution) and not spec.shared else 1
+    return 1 if spec.shared else spec.form.taps
 
 
 def with_features(spec: Spec, op: Op, kept: Int[np.ndarray, " kept"], features: int) -> tuple[Spec, dict[str, Array]]:
@@ -104,8 +103,4 @@ def with_features(spec: Spec, op: Op, kept: Int[np.ndarray, " kept"], features: 
 def with_outputs(spec: Spec, op: Op, kept: Int[np.ndarray, " kept"]) -> tuple[Spec, dict[str, Array]]:
     """The layer with but `kept` of its outputs, in this order."""
     changed = {name: jnp.take(a, kept, _OUTPUT_AXES[name]) if name in _OUTPUT_AXES else a for name, a in op.items()}
-    form = spec.form
-    if isinstance(form, Contraction):
-        sizes = tuple(len(kept) if name == form.out[-1] else n for name, n in zip(form.rhs, form.sizes, strict=True))
-        form = dataclasses.replace(form, sizes=sizes)
-    return dataclasses.replace(spec, form=form, pruned=True), changed
+    return dataclasses.replace(spec, form=spec.form.with_outputs(len(kept)), pruned=True), changed

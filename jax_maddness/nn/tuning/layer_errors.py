@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.nn.layers.approximate import Spec
-from jax_maddness.nn.layers.convolution import Convolution
 from jax_maddness.nn.models.layer import Hook
 from jax_maddness.nn.models.model import Model
 
@@ -65,6 +64,4 @@ def _outputs(model: Model, specs: Mapping[str, Spec], batches: Sequence[Any]) ->
 
 def _seen(y: Array, spec: Spec) -> Array:
     """What counts of a layer's output."""
-    if not isinstance(spec.form, Convolution) or spec.num_candidates is None:
-        return y
-    return y.max(tuple(range(y.ndim - 1 - len(spec.form.size), y.ndim - 1)))
+    return y if spec.num_candidates is None else y.max(spec.form.position_axes)
