@@ -16,7 +16,7 @@ import itertools
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ import numpy as np
 import optax  # type: ignore[import-untyped]
 
 from jax_maddness.learn.progress import Progress
-from jax_maddness.nn.capture import peek
+from jax_maddness.nn.batches import Batches, can_be_read_again, peek
 from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.tuning.checkpoints import Checkpoints
 from jax_maddness.nn.tuning.hidden_losses import Objective
@@ -35,7 +35,6 @@ from jax_maddness.nn.tuning.parts import Parts
 if TYPE_CHECKING:
     from jaxtyping import Array
 
-Batches = Iterable[Any] | Callable[[], Iterator[Any]]
 TRAIN = ("tables", "all")
 ADAM = optax.scale_by_adam()
 
@@ -134,8 +133,8 @@ def finetune(
         out of range, or `checkpoint` is of another run.
     """
     terms = as_terms(loss)
-    _check(steps, train, learning_rate, look_every, patience)
-    if not callable(batches) and iter(batches) is batches:
+    _validate(steps, train, learning_rate, look_every, patience)
+    if not can_be_read_again(batches):
         raise ValueError("`batches` are read again and again: pass a list, or a function that returns an iterator.")
     first, _ = peek(batches)
     exact = adapt(teacher, call)
@@ -155,7 +154,7 @@ def finetune(
     return tuned.model, _report(state, parts, exact, tuned, judged_by)
 
 
-def _check(steps: int, train: str, learning_rate: float, look_every: int, patience: int) -> None:
+def _validate(steps: int, train: str, learning_rate: float, look_every: int, patience: int) -> None:
     if train not in TRAIN:
         raise ValueError(f"`train` is {train!r}; expected one of: {', '.join(map(repr, TRAIN))}.")
     for name, value in (("steps", steps), ("look_every", look_every), ("patience", patience)):
