@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core.types import SplitTrees
-from jax_maddness.nn.layers.approximate import TREES, Spec
+from jax_maddness.nn.layers.approximate import Spec
 from jax_maddness.nn.layers.form import Form
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _OUTPUT_AXES = {
 
 def why_all_are_read(spec: Spec, op: Op) -> str:
     """Why a layer may read all features of its input; "" if its op reads but those that its trees compare."""
-    if spec.trees not in TREES:
+    if not spec.has_tables:
         return f"it is a product, in {spec.trees}"
     if spec.trees != SplitTrees.__name__:
         return "its trees project groups of features: only those of `FitConfig('axis')` or 'paper' read few"
