@@ -89,11 +89,11 @@ def plan(
         for another model, other rules, another metric or another machine.
 
     Example:
-        A plan measures each layer for half a second or more::
+      A plan measures each layer for half a second or more::
 
-            plan = jax_maddness.plan(model, batches, [Rule("encoder/.*")], max_drop=0.01, path="plan.json")
-            print(plan)
-            fast = jax_maddness.replace(model, plan)
+          plan = jax_maddness.plan(model, batches, [Rule("encoder/.*")], max_drop=0.01, path="plan.json")
+          print(plan)
+          fast = jax_maddness.replace(model, plan)
     """
     _validate(max_drop, ratios, products)
     rules, adapted = validated_rules(rules), adapt(model, call)

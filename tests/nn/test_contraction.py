@@ -9,6 +9,8 @@ from flax import nnx
 from jax_maddness.nn.layers import convolution
 from jax_maddness.nn.layers.contraction import Contraction
 from jax_maddness.nn.layers.convolution import Convolution
+from jax_maddness.nn.layers.form import Form
+from jax_maddness.nn.layers.forms import FORMS
 from jax_maddness.nn.models.nnx_model import NnxModel
 
 RNGS = nnx.Rngs(0)
@@ -99,3 +101,7 @@ def test_blocks_of_patches_change_nothing(monkeypatch, rng, block):
 def test_an_einsum_that_is_no_product_says_why(equation, why):
     with pytest.raises(ValueError, match=why):
         Contraction.of_einsum(equation, (2, 3))
+
+
+def test_files_know_every_form():
+    assert set(FORMS) == set(Form.__subclasses__())

@@ -39,8 +39,8 @@ def interleaved(calls: Sequence[Callable[[], Any]], seconds: float = SECONDS) ->
       For each call its median milliseconds, less those of an empty call, and half the interquartile range as a share.
     """
     empty = jax.jit(lambda x: x + 1)
-    one = jnp.zeros(1)
-    timed = [lambda: empty(one), *calls]
+    zero = jnp.zeros(1)
+    timed = [lambda: empty(zero), *calls]
     for call in timed:  # compiles
         jax.block_until_ready(call())
     taken: list[list[float]] = [[] for _ in timed]
