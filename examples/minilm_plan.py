@@ -30,9 +30,9 @@ import jax_maddness
 from examples import glosses, minilm, rivals
 from examples.rivals import Batch
 from jax_maddness import FitConfig, Rule
+from jax_maddness.nn.layers.kinds import CODES, INT8, PRODUCTS
 from jax_maddness.nn.planning import measure
 from jax_maddness.nn.planning.report import Plan
-from jax_maddness.nn.planning.verdict import CODES, INT8, PRODUCTS
 
 SENTENCES, TOKENS, LEAST = 64, 16, 13
 """Sentences and tokens of a batch, and the least number of tokens of a sentence."""

@@ -27,10 +27,15 @@ retrieval
 doctor
 nn.layers
 nn.models
-nn.rules nn.units nn.replacement nn.diff
+nn.batches
+nn.rules
+nn.units
+nn.replacement
 nn.planning
 nn.pruning
 nn.tuning
+nn.capture
+nn.calibrate nn.diff
 nn
 """
 

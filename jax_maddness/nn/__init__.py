@@ -1,8 +1,19 @@
-"""Flax models: replaces layers of a trained model by look-ups, by rules. nnx and linen alike.
+"""Flax models, nnx and linen alike: rules decide which layers of a trained model are replaced by look-ups.
 
     fast = jax_maddness.replace(model, [Rule(".*head", skip=True), Rule("encoder/.*", num_codebooks=64)], batches)
 
-`plan` measures first which layers are worth it. Flax is an optional dependency: `pip install jax_maddness[flax]`.
+`plan` measures first which layers are worth it, `finetune` trains the tables of all layers together, and
+`prune_unused_outputs` removes outputs that nothing reads. Flax is an optional dependency:
+`pip install jax_maddness[flax]`.
+
+The files are in floors. Each imports from the floors before it, and from earlier files of its own:
+
+1. `layers/`: a layer as a matrix product, and the products that replace it. Pure JAX.
+2. `models/`: one view of nnx and linen models; the only folder that knows Flax.
+3. `batches`, `rules`, `units`, `replacement`: which layers are replaced together, and by what.
+4. `planning/`, `tuning/`, `pruning/`: the parts of `plan`, `finetune` and `prune_unused_outputs`; none imports another.
+5. `capture`, `calibrate`, `diff`: the steps that `plan` and `replace` have in common.
+6. `plan`, `replace`, `finetune`, `prune`: the public functions; none imports another.
 """
 
 from jax_maddness.nn.capture import Captured, capture

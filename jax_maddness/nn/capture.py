@@ -1,9 +1,9 @@
-"""batches -> samples of every layer's input: the rows that ops are learned from.
+"""capture: batches -> samples of every layer's input, the rows that ops are learned from.
 
 The model runs compiled, as it is, through scans and remat; a callback hands rows of each layer's input to the host.
-A compiled run computes only what these need. At most `max_rows` rows of a call leave the device: always those at the
-same places, so that two models, run on the same batches, show the same rows. Reservoir sampling then keeps as many of
-all calls' rows, each row with the same probability.
+The compiled run computes only what these rows need. At most `max_rows` rows of a call leave the device, always at the
+same places, so that two models that run on the same batches show the same rows. Reservoir sampling then keeps as many
+of all calls' rows, each row with the same probability.
 """
 
 from __future__ import annotations
@@ -13,26 +13,27 @@ import json
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from jax_maddness.learn.progress import Progress
+from jax_maddness.nn.batches import Batches, peek
 from jax_maddness.nn.layers.approximate import promoted
+from jax_maddness.nn.layers.form import Form
 from jax_maddness.nn.models.layer import Layer
 from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.rules import Rule, decide, validated_rules
 
-if TYPE_CHECKING:
-    from jaxtyping import Float
-
 MAX_ROWS = 2**14
-"""Rows of a layer that are kept, of each step where the layer is in a scan."""
+"""The most rows of a layer that are kept, of each step where the layer is in a scan."""
 MAX_BYTES = 2**28
-"""Bytes that they may take."""
+"""The most bytes that the rows of a layer may take."""
+_FORMAT, _VERSION = "jax_maddness.captured", 1
 
 
 @dataclasses.dataclass
@@ -40,35 +41,43 @@ class Reservoir:
     """A uniform sample of the rows that were offered.
 
     Attributes:
-      rows: those kept.
-      seen: how many were offered.
+      rows: the rows that are kept, in float32.
+      seen: the number of rows that were offered.
     """
 
     rows: Float[np.ndarray, "kept groups features"]
     seen: int = 0
 
-    def add(self, rows: Float[np.ndarray, "new groups features"], of: int, room: int, seed: int) -> None:
-        """Offers a uniform sample of `of` more rows: how many of the old ones stay is hypergeometric."""
+    def add(self, rows: Float[np.ndarray, "new groups features"], num_rows: int, room: int, seed: int) -> None:
+        """Offers rows.
+
+        Args:
+          rows: a uniform sample of the rows that are offered.
+          num_rows: how many rows that is a sample of.
+          room: the most rows to keep.
+          seed: of the random choice, which also depends on the number of rows seen.
+        """
         rng = np.random.default_rng((seed, self.seen))
         kept = self.rows
-        total = min(room, self.seen + of)
+        total = min(room, self.seen + num_rows)
         if len(kept) + len(rows) > total:
-            fresh = int(rng.hypergeometric(of, self.seen, total)) if self.seen else total
+            # In a uniform sample of all rows, the number of new ones has the hypergeometric distribution.
+            fresh = int(rng.hypergeometric(num_rows, self.seen, total)) if self.seen else total
             fresh = min(max(fresh, total - len(kept)), len(rows))
             rows = rows[rng.choice(len(rows), fresh, replace=False)]
             kept = kept[rng.choice(len(kept), total - fresh, replace=False)] if len(kept) > total - fresh else kept
         self.rows = np.concatenate([kept, rows]) if len(kept) else rows
-        self.seen += of
+        self.seen += num_rows
 
 
 @dataclasses.dataclass
 class Captured:
-    """Samples of layers' inputs; `save` and `load` let a long capture go on later.
+    """Samples of layers' inputs; with `save` and `load` a long capture can be continued later.
 
     Attributes:
-      rows: of each layer by path, one sample for each step of a scan, `[kept, groups, features]` each.
-      seen: how many rows these stand for, likewise.
-      batches: how many batches were read.
+      rows: by path of the layer, one sample for each step of a scan, `[kept, groups, features]` each, in float32.
+      seen: the number of rows that each sample is drawn from.
+      batches: the number of batches that were read.
     """
 
     rows: dict[str, list[np.ndarray]]
@@ -79,7 +88,7 @@ class Captured:
         """Writes an `.npz` file, whole or not at all."""
         path = pathlib.Path(path)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        about = {"format": "jax_maddness.captured", "version": 1, "seen": self.seen, "batches": self.batches}
+        about = {"format": _FORMAT, "version": _VERSION, "seen": self.seen, "batches": self.batches}
         arrays = {f"{name}:{i}": rows for name, steps in self.rows.items() for i, rows in enumerate(steps)}
         with open(partial, "wb") as file:
             np.savez(file, allow_pickle=False, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
@@ -87,14 +96,14 @@ class Captured:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Captured:
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
-          ValueError: the file is of another kind, or newer.
+          ValueError: The file is of another kind, or newer.
         """
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(file["about"].tobytes()) if "about" in file else {}
-            if about.get("format") != "jax_maddness.captured" or about.get("version") != 1:
+            if about.get("format") != _FORMAT or about.get("version") != _VERSION:
                 raise ValueError(f"{os.fspath(path)!r} was not written by this version's `Captured.save`.")
             rows = {name: [file[f"{name}:{i}"] for i in range(len(seen))] for name, seen in about["seen"].items()}
         return cls(rows, about["seen"], about["batches"])
@@ -102,7 +111,7 @@ class Captured:
 
 def capture(
     model: Any,
-    batches: Iterable[Any] | Callable[[], Iterator[Any]],
+    batches: Batches,
     rules: Rule | Sequence[Rule],
     *,
     max_rows: int = MAX_ROWS,
@@ -111,20 +120,31 @@ def capture(
     resume: Captured | None = None,
     progress: bool | None = None,
 ) -> Captured:
-    """Samples of the inputs of every layer that `rules` would replace.
+    """Samples the inputs of every layer that `rules` would replace.
 
     Args:
       model: an `nnx.Module`, in the mode in which it is to be used (`model.eval()`); or `(module, variables)` of linen.
       batches: inputs of the model, or a function that returns an iterator over them.
-      rules: which layers.
-      max_rows: how many rows to keep of each layer.
-      max_bytes: how many bytes these may take.
+      rules: decide which layers are captured.
+      max_rows: the most rows to keep of each layer.
+      max_bytes: the most bytes that these may take.
       call: `call(model, batch)` runs the model, if `model(batch)` does not.
-      resume: an earlier result to go on from: as many batches as it has read are passed over.
-      progress: show a progress bar; None shows it where this takes longer than two seconds.
+      resume: an earlier result to continue from: the batches that it has read are skipped.
+      progress: show a progress bar; None shows it if this takes longer than two seconds.
+
+    Returns:
+      The samples, which `replace` takes as `captured`.
 
     Raises:
-      ValueError: there is no batch, the model does not take it, or no layer matches.
+      TypeError: `model` is none of Flax's.
+      ValueError: There is no batch, the model does not take it, no layer matches, or `resume` is of another model.
+
+    Example:
+      >>> from flax import nnx
+      >>> model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+      >>> captured = capture(model, [jnp.ones((10, 3)), jnp.zeros((10, 3))], Rule(".*"), max_rows=12)
+      >>> captured.rows[""][0].shape, captured.seen[""]  # of the model itself, which is one layer
+      ((12, 1, 3), [20])
     """
     adapted = adapt(model, call)
     first, stream = peek(batches)
@@ -132,23 +152,6 @@ def capture(
     if not chosen:
         raise ValueError("No layer that can be replaced matches `rules`. `replace(..., dry_run=True)` lists them all.")
     return record(adapted, chosen, stream, max_rows, max_bytes, resume, progress)
-
-
-def peek(batches: Iterable[Any] | Callable[[], Iterator[Any]]) -> tuple[Any, Iterator[Any]]:
-    """The first batch, and an iterator over all."""
-    stream = iter(batches() if callable(batches) else batches)
-    try:
-        first = next(stream)
-    except StopIteration:
-        raise ValueError(
-            "`batches` is empty. Pass inputs of the model: ops are learned from what its layers see."
-        ) from None
-
-    def all_of_them() -> Iterator[Any]:
-        yield first
-        yield from stream
-
-    return first, all_of_them()
 
 
 def record(
@@ -160,23 +163,24 @@ def record(
     resume: Captured | None = None,
     progress: bool | None = None,
 ) -> Captured:
-    """`capture` of these layers."""
+    """Samples the inputs of `layers`; the other arguments are those of `capture`."""
     sinks = {layer.path: _Sink.of(layer, max_rows, max_bytes, resume) for layer in layers}
 
     def tap(path: str, x: jax.Array) -> None:
         sink = sinks[path]
-        form, count = sink.form, sink.form.num_rows(x)
-        if count == 0:
+        num_rows = sink.form.num_rows(x)
+        if num_rows == 0:
             return
-        rows = form.rows_at(promoted(x, sink.dtype, sink.param_dtype), sink.places(count)).astype(jnp.float32)
-        jax.debug.callback(lambda rows: sink.waiting.append((rows, count)), rows)
+        rows = promoted(x, sink.dtype, sink.param_dtype)
+        rows = sink.form.rows_at(rows, sink.places(num_rows)).astype(jnp.float32)
+        jax.debug.callback(lambda rows: sink.waiting.append((rows, num_rows)), rows)
 
-    run, read = model.tapped([layer.path for layer in layers], tap), resume.batches if resume else 0
-    done = 0
+    run = model.tapped([layer.path for layer in layers], tap)
+    num_read = resume.batches if resume else 0
+    number = 0
     with Progress(progress, "capture") as bar:
-        for batch in batches:
-            done += 1
-            if done <= read:
+        for number, batch in enumerate(batches, 1):
+            if number <= num_read:
                 continue
             bar.expect(1)
             run(batch)
@@ -187,19 +191,26 @@ def record(
     return Captured(
         {path: [r.rows for r in sink.reservoirs] for path, sink in sinks.items()},
         {path: [r.seen for r in sink.reservoirs] for path, sink in sinks.items()},
-        max(done, read),
+        max(number, num_read),
     )
 
 
 @dataclasses.dataclass
 class _Sink:
-    """What becomes of the rows of one layer.
+    """Receives the rows of one layer.
 
     Callbacks only append to `waiting`, for a layer in a scan step by step. They must not look at the values: where
     the runtime has one thread, which is in the callback, reading the array there would wait for ever.
+
+    Attributes:
+      form, dtype, param_dtype: of the layer.
+      room: the most rows that each reservoir keeps.
+      seed: of the random choices, which are the same for every model with such a layer.
+      reservoirs: one for each step of a scan.
+      waiting: rows of each call since the last batch, and the number of rows that these are a sample of.
     """
 
-    form: Any
+    form: Form
     dtype: str | None
     param_dtype: str
     room: int
@@ -221,17 +232,16 @@ class _Sink:
         seed = zlib.crc32(layer.path.encode())
         return cls(layer.form, layer.dtype, layer.param_dtype, room, seed, reservoirs)
 
-    def places(self, count: int) -> np.ndarray:
-        """Which of `count` rows leave the device."""
-        if count <= self.room:
-            return np.arange(count)
-        return np.sort(np.random.default_rng(self.seed).choice(count, self.room, replace=False))
+    def places(self, num_rows: int) -> np.ndarray:
+        """Returns the numbers of the rows of a call that leave the device: the same for every call of this size."""
+        if num_rows <= self.room:
+            return np.arange(num_rows)
+        return np.sort(np.random.default_rng(self.seed).choice(num_rows, self.room, replace=False))
 
     def end_of_batch(self) -> None:
-        """Deals what came to the steps of the scan."""
-        each = len(self.waiting) // len(self.reservoirs)  # calls per step
-        for i, (rows, of) in enumerate(self.waiting):
-            self.reservoirs[min(i // max(each, 1), len(self.reservoirs) - 1)].add(
-                np.asarray(rows), of, self.room, self.seed
-            )
+        """Deals the calls since the last batch to the steps of the scan, which come in their order."""
+        calls_per_step = len(self.waiting) // len(self.reservoirs)
+        for i, (rows, num_rows) in enumerate(self.waiting):
+            step = min(i // max(calls_per_step, 1), len(self.reservoirs) - 1)
+            self.reservoirs[step].add(np.asarray(rows), num_rows, self.room, self.seed)
         self.waiting.clear()

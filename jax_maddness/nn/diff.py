@@ -1,31 +1,32 @@
-"""What `replace` does to each layer, and why: prints as a table."""
+"""`Diff`: the change that `replace` makes to each layer, and the reason, as a table."""
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
 from jax_maddness.core.types import LEAVES
-from jax_maddness.nn.calibrate import Unit
+from jax_maddness.nn.layers.kinds import CODES, INT8, LOW_RANK
 from jax_maddness.nn.models.layer import Layer
-from jax_maddness.nn.planning.verdict import CODES, INT8, LOW_RANK
 from jax_maddness.nn.rules import Rule, first_match
+from jax_maddness.nn.units import Unit
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """What becomes of one layer.
+    """The change to one layer.
 
     Attributes:
       path, kind: of the layer.
-      shape: `[D, M]` of the product, of one group.
-      product: what takes its place, `"codes"`, `"int8"` or `"low rank"`; None: the layer stays.
+      shape: `[D, M]` of the product of one group.
+      product: the product that replaces it, `"codes"`, `"int8"` or `"low rank"`; None: the layer stays.
       size: C, or the rank, or 0.
-      reason: why it stays; or with which layers it shares its op.
-      bytes_before: of kernel and bias.
-      bytes_after: of the tables; those of the trees, some hundred per codebook, come on top.
+      reason: the reason why it stays; or the layers with which it shares its op.
+      bytes_before: bytes of kernel and bias.
+      bytes_after: bytes of the tables; the trees add some hundred per codebook.
     """
 
     path: str
@@ -40,7 +41,7 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Diff:
-    """What `replace` does: `print` it.
+    """The changes that `replace` makes to a model: `print` it.
 
     Attributes:
       changes: of every layer with a kernel, in the order in which the model calls them.
@@ -52,14 +53,14 @@ class Diff:
 
     @property
     def replaced(self) -> tuple[Change, ...]:
-        """Those that do not stay."""
+        """The changes of layers that do not stay."""
         return tuple(change for change in self.changes if change.product is not None)
 
     def __str__(self) -> str:
         lines = ["| layer | kind | D x M | becomes | bytes | then | |", "|---|---|---|---|---|---|---|"]
         for c in self.changes:
             lines.append(
-                f"| {c.path or '(the model)'} | {c.kind} | {c.shape[0]} x {c.shape[1]} | {_name(c)} | "
+                f"| {c.path or '(the model)'} | {c.kind} | {c.shape[0]} x {c.shape[1]} | {_product_name(c)} | "
                 f"{c.bytes_before:,} | {c.bytes_after:,} | {c.reason} |"
             )
         before, after = (sum(getattr(c, name) for c in self.changes) for name in ("bytes_before", "bytes_after"))
@@ -70,11 +71,25 @@ class Diff:
 
 
 def diff(layers: Sequence[Layer], rules: Sequence[Rule], units: Sequence[Unit]) -> Diff:
-    """The table of what `rules` do to `layers`."""
-    of = {layer.path: unit for unit in units for layer in unit.layers}
-    changes = [_change(layer, first_match(rules, layer.path, *layer.others), of.get(layer.path)) for layer in layers]
-    used = {id(first_match(rules, layer.path, *layer.others)) for layer in layers}
+    """Lists the changes that `rules` make to `layers`; `units` are the layers to replace."""
+    unit_of = {layer.path: unit for unit in units for layer in unit.layers}
+    rule_of = {layer.path: first_match(rules, layer.path, *layer.others) for layer in layers}
+    changes = [_change(layer, rule_of[layer.path], unit_of.get(layer.path)) for layer in layers]
+    used = set(map(id, rule_of.values()))
     return Diff(tuple(changes), tuple(rule.pattern for rule in rules if id(rule) not in used))
+
+
+def validate_diff(change: Diff) -> None:
+    """Raises if nothing is replaced, and warns about rules without effect; called by a public function directly.
+
+    Raises:
+      ValueError: No layer is replaced; the message has the whole table.
+    """
+    if not change.replaced:
+        raise ValueError(f"No layer would be replaced; nothing was done.\n{change}")
+    if change.unused:
+        # Level 3 is the caller of the public function that called this one.
+        warnings.warn(f"Rules that decide on no layer of the model: {change.unused}.", UserWarning, stacklevel=3)
 
 
 def _change(layer: Layer, rule: Rule | None, unit: Unit | None) -> Change:
@@ -85,15 +100,17 @@ def _change(layer: Layer, rule: Rule | None, unit: Unit | None) -> Change:
         reason = reason or ("no rule matches" if rule is None else f"skipped by {rule.pattern!r}")
         return Change(layer.path, layer.kind, layer.shape, None, 0, reason, before, before)
     assert layer.form is not None
-    stacked = max(layer.steps, 1) * layer.form.groups
+    num_products = max(layer.steps, 1) * layer.form.groups
     product, size = unit.choice
     d, m = layer.shape
-    after = stacked * {CODES: m * (size * LEAVES + 8), INT8: m * (d + 8), LOW_RANK: 4 * (size * (d + m) + m)}[product]
-    after += stacked * 4 * m * d if unit.rule.needs_kernel else 0
+    # Tables: 16 bytes per codebook and output, scale and offset. int8: weights, step and bias. Low rank: floats.
+    by_product = {CODES: m * (size * LEAVES + 8), INT8: m * (d + 8), LOW_RANK: 4 * (size * (d + m) + m)}
+    after = num_products * by_product[product]
+    after += num_products * 4 * m * d if unit.rule.needs_kernel else 0
     others = [other.path for other in unit.layers if other is not layer]
     reason = f"one op with {', '.join(others)}" if others else ""
     return Change(layer.path, layer.kind, layer.shape, product, size, reason, before, after)
 
 
-def _name(change: Change) -> str:
+def _product_name(change: Change) -> str:
     return {None: "", CODES: f"C = {change.size}", LOW_RANK: f"rank {change.size}"}.get(change.product, INT8)

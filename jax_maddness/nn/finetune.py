@@ -1,11 +1,11 @@
-"""A replaced model and the exact one -> the replaced one, tuned end to end: distillation.
+"""finetune: distills the exact model into a replaced one, all layers end to end.
 
     fast = jax_maddness.finetune(fast, teacher=model, batches=batches)
 
-Tables are trained as floats and rounded to 8 bits again; trees stay, so codes change only with the layers before.
-Backward, gradients pass a replaced layer as they would pass the exact one (straight-through), with the kernel that
-the teacher has: it need not be kept in `fast`. On CPU, look-ups in float tables and the tables' gradients are kernels
-(`core/look_up.py`): what is left of a step's time is the teacher's.
+Tables are trained as floats and rounded to 8 bits again. Trees stay, so codes change only with the layers before them.
+Backward, gradients pass a replaced layer as they would pass the exact one (straight-through), with the teacher's
+kernel, which need not be kept in `fast`. On CPU, look-ups in float tables and the tables' gradients are kernels
+(`core/look_up.py`), so that the teacher takes most of a step's time.
 """
 
 from __future__ import annotations
@@ -16,39 +16,33 @@ import itertools
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-import jax
 import numpy as np
-import optax  # type: ignore[import-untyped]
 
-from jax_maddness.learn.progress import Progress
-from jax_maddness.nn.capture import peek
+from jax_maddness.nn.batches import Batches, can_be_read_again, peek
 from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.tuning.checkpoints import Checkpoints
 from jax_maddness.nn.tuning.hidden_losses import Objective
 from jax_maddness.nn.tuning.layer_errors import layer_errors
 from jax_maddness.nn.tuning.losses import Loss, Term, as_terms
 from jax_maddness.nn.tuning.parts import Parts
+from jax_maddness.nn.tuning.run import Run, State
 
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-Batches = Iterable[Any] | Callable[[], Iterator[Any]]
 TRAIN = ("tables", "all")
-ADAM = optax.scale_by_adam()
+"""The values of `train`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneReport:
-    """What `finetune` did: `print` it.
+    """The course and the result of `finetune`: `print` it.
 
     Attributes:
-      before, after: the loss on the held-out batches, 8-bit tables and all.
-      best_step: whose tables are in the model; 0: those that it came with.
-      looks: step and held-out loss of every look at the held-out batches.
-      layers: of every replaced layer, NMSE of its outputs against the exact model's, before and after.
+      before, after: the loss of the model with 8-bit tables on the held-out batches.
+      best_step: the step whose tables are in the model; 0: the tables that it had before.
+      looks: step and held-out loss of every evaluation.
+      layers: by path of every replaced layer, the NMSE of its outputs against the exact model's, before and after.
     """
 
     before: float
@@ -72,15 +66,6 @@ class FinetuneReport:
         return "\n".join(lines)
 
 
-class State(NamedTuple):
-    """Of training, all that goes on from one look to the next."""
-
-    trained: dict[str, Array]
-    adam: Any
-    best: dict[str, Array]
-    looks: np.ndarray  # [looks, 2]: step and loss; NaN where there was none yet
-
-
 def finetune(
     model: Any,
     *,
@@ -99,63 +84,73 @@ def finetune(
     return_report: bool = False,
     progress: bool | None = None,
 ) -> Any:
-    """A copy of a replaced model whose tables are tuned, all layers at once, so that it says what `teacher` says.
+    """Returns a copy of a replaced model whose tables are trained, all layers at once, to match the teacher's outputs.
 
     Args:
-      model: what `replace` returned; it stays as it is.
-      teacher: the model that `replace` was given; it stays as it is, too.
+      model: the result of `replace`; it stays as it is.
+      teacher: the model that was passed to `replace`; it stays as it is, too.
       batches: inputs of the models, or a function that returns an iterator over them. They are read again and again;
         a list is shuffled each time.
-      steps: of Adam, one batch each; the learning rate falls to zero as half a cosine over as many.
-      loss: `"nmse"`: squared error of the outputs over their variance, the mean over all arrays that the model
-        returns. `"kl"`: for models that return logits, the divergence of the teacher's classes from the model's.
+      steps: number of Adam's steps, one batch each; the learning rate falls to zero along half a cosine.
+      loss: `"nmse"`: the squared error of the outputs over their variance, the mean over all arrays that the model
+        returns. `"kl"`: for models that return logits, the divergence of the teacher's classes from the model's;
         `losses.kl(temperature)` has another temperature. Or `loss(outputs, teacher_outputs, batch)`, a scalar, which
-        may take labels from the batch (with `call` to keep them from the model). Or a list of `losses.Term`, which
-        are added, of outputs or of hidden states: `[Term("kl"), Term("nmse", 0.5, layers="encoder/.*")]`.
-      train: `"tables"`: those of the replaced layers; or `"all"`: the other parameters, too.
-      learning_rate: relative to the root mean square of what is trained; 0.001 to 0.01 serve.
-      held_out: batches to judge by, or how many of `batches`, the first ones, are held out for it; None: one of eight,
-        or four where `batches` has no length. The model that is returned is the best by these.
-      look_every: steps between two looks at them.
-      patience: so many looks in a row without a gain end training.
+        may take labels from the batch (with `call` to keep them from the model). Or a list of `Term`s, which are
+        added, for outputs or hidden states: `[Term("kl"), Term("nmse", 0.5, layers="encoder/.*")]`.
+      train: `"tables"`: train the tables of the replaced layers; `"all"`: the other parameters, too.
+      learning_rate: relative to the root mean square of the trained arrays; 0.001 to 0.01 serve.
+      held_out: batches to evaluate on, or the number of the first of `batches` that are held out; None: one of eight,
+        or four where `batches` has no length. The model that is returned is the best on these.
+      look_every: steps between two evaluations.
+      patience: training ends after so many evaluations in a row without a gain.
       seed: of the order of the batches.
-      checkpoint: a folder. State is written there at every look, by orbax; where there is some, training goes on.
+      checkpoint: a folder. The state is written there at every evaluation, by orbax; if there is one, training resumes.
       call: `call(model, batch)` runs the model, if `model(batch)` does not.
       return_report: return `(model, report)`, with a `FinetuneReport`.
-      progress: show a progress bar; None shows it where this takes longer than two seconds.
+      progress: show a progress bar; None shows it if this takes longer than two seconds.
 
     Returns:
-      A model of the same structure as `model`, so that whatever saves and loads that one takes it, too. It is never
-      worse than `model` by the held-out loss: where nothing helps, it is the same.
+      A model of the same structure, shapes and dtypes as `model`, so that the same code saves and loads it. Its
+      held-out loss is never larger: if training does not help, it is the same model. With `return_report`,
+      `(model, report)`.
 
     Raises:
       TypeError: a model is none of Flax's.
-      ValueError: no layer of `model` is replaced, `teacher` is another model, there are too few batches, an argument is
+      ValueError: No layer of `model` is replaced, `teacher` is another model, there are too few batches, an argument is
         out of range, or `checkpoint` is of another run.
+      ModuleNotFoundError: `checkpoint` is given, and orbax is not installed.
+
+    Example:
+      Training takes minutes::
+
+          fast = jax_maddness.replace(model, Rule("encoder/.*", num_codebooks=64), batches)
+          terms = [Term("kl"), Term("nmse", 0.5, layers="encoder/.*")]
+          fast, report = jax_maddness.finetune(fast, teacher=model, batches=batches, loss=terms, return_report=True)
+          print(report)
     """
     terms = as_terms(loss)
-    _check(steps, train, learning_rate, look_every, patience)
-    if not callable(batches) and iter(batches) is batches:
+    _validate(steps, train, learning_rate, look_every, patience)
+    if not can_be_read_again(batches):
         raise ValueError("`batches` are read again and again: pass a list, or a function that returns an iterator.")
     first, _ = peek(batches)
     exact = adapt(teacher, call)
     layers = {layer.path: layer for layer in layers_of(exact, first)}
     parts = Parts.of(model, layers, call)
-    judged_by, rows = _hold_out(batches, held_out)
+    evaluated_on, train_on = _hold_out(batches, held_out)
     objective = Objective.of(terms, (exact, parts.model), first)
-    run = _Run(parts, exact, objective, steps, learning_rate)
+    run = Run(parts, exact, objective, steps, learning_rate)
     state = run.start(train == "all", -(-steps // look_every) + 1)
     names = [term.name for term in terms]
     fingerprint = zlib.crc32(repr((steps, names, train, learning_rate, look_every, patience, seed)).encode())
     saved = Checkpoints(checkpoint, fingerprint)
-    state = run.train(state, judged_by, rows, (look_every, patience, seed), saved, progress)
+    state = run.train(state, evaluated_on, train_on, (look_every, patience, seed), saved, progress)
     tuned = parts.delivered(state.best) if np.nanargmin(state.looks[:, 1]) else parts.model
     if not return_report:
         return tuned.model
-    return tuned.model, _report(state, parts, exact, tuned, judged_by)
+    return tuned.model, _report(state, parts, exact, tuned, evaluated_on)
 
 
-def _check(steps: int, train: str, learning_rate: float, look_every: int, patience: int) -> None:
+def _validate(steps: int, train: str, learning_rate: float, look_every: int, patience: int) -> None:
     if train not in TRAIN:
         raise ValueError(f"`train` is {train!r}; expected one of: {', '.join(map(repr, TRAIN))}.")
     for name, value in (("steps", steps), ("look_every", look_every), ("patience", patience)):
@@ -166,11 +161,11 @@ def _check(steps: int, train: str, learning_rate: float, look_every: int, patien
 
 
 def _hold_out(batches: Batches, held_out: Batches | int | None) -> tuple[list[Any], Callable[[int], Iterator[Any]]]:
-    """Batches to judge by, and a function from a seed to an endless stream of the others."""
+    """Returns the batches to evaluate on, and a function from a seed to an endless stream of the others."""
     if held_out is None:
         held_out = max(1, len(batches) // 8) if isinstance(batches, Sequence) else 4
     count = held_out if isinstance(held_out, int) else 0
-    judged_by = list(itertools.islice(peek(batches)[1], count)) if count else list(peek(held_out)[1])  # type: ignore[arg-type]
+    evaluated_on = list(itertools.islice(peek(batches)[1], count)) if count else list(peek(held_out)[1])  # type: ignore[arg-type]
     if next(itertools.islice(peek(batches)[1], count, None), None) is None:
         raise ValueError(f"`batches` has only {count}, all of them held out. Pass more, or a smaller `held_out`.")
 
@@ -182,81 +177,7 @@ def _hold_out(batches: Batches, held_out: Batches | int | None) -> tuple[list[An
             else:
                 yield from itertools.islice(peek(batches)[1], count, None)
 
-    return judged_by, stream
-
-
-class _Run:
-    """One call of `finetune`: compiled functions of what is trained."""
-
-    def __init__(self, parts: Parts, teacher: Model, loss: Objective, steps: int, learning_rate: float):
-        self._parts, self._steps = parts, steps
-        self._schedule = optax.cosine_decay_schedule(learning_rate, steps)
-        frozen, exact = parts.floating.arrays(), teacher.arrays()
-
-        def objective(trained: dict[str, Array], frozen: Any, exact: Any, batch: Any) -> Array:
-            wanted = jax.lax.stop_gradient(loss.outputs(teacher, exact, batch))
-            return loss(loss.outputs(parts.floating, {**frozen, **trained}, batch), wanted, batch)
-
-        @jax.jit
-        def step(trained: Any, adam: Any, sizes: Any, rate: Array, frozen: Any, exact: Any, batch: Any) -> Any:
-            update, adam = ADAM.update(jax.grad(objective)(trained, frozen, exact, batch), adam)
-            return jax.tree.map(lambda p, u, s: (p - rate * s * u).astype(p.dtype), trained, update, sizes), adam
-
-        @jax.jit
-        def judge(arrays: Any, exact: Any, batch: Any) -> Array:
-            return loss(loss.outputs(parts.model, arrays, batch), loss.outputs(teacher, exact, batch), batch)
-
-        self._step = lambda trained, adam, rate, batch: step(trained, adam, self._sizes, rate, frozen, exact, batch)
-        self._judge = lambda arrays, batch: judge(arrays, exact, batch)
-        self._sizes: dict[str, Array] = {}
-
-    def start(self, everything: bool, looks: int) -> State:
-        """Before the first step."""
-        trained = self._parts.trained(everything)
-        self._sizes = self._parts.sizes(trained)
-        return State(trained, ADAM.init(trained), trained, np.full((looks, 2), np.nan))
-
-    def loss(self, trained: dict[str, Array] | None, batches: Sequence[Any]) -> float:
-        """Mean over batches of what would be delivered; None: of the model as it was given."""
-        model = self._parts.model if trained is None else self._parts.delivered(trained)
-        arrays = model.arrays()
-        return float(np.mean([self._judge(arrays, batch) for batch in batches]))
-
-    def train(
-        self,
-        state: State,
-        judged_by: Sequence[Any],
-        rows: Callable[[int], Iterator[Any]],
-        looking: tuple[int, int, int],
-        saved: Checkpoints,
-        progress: bool | None,
-    ) -> State:
-        """The state after all steps, or when looks bring nothing any more."""
-        every, patience, seed = looking
-        state = saved.restored(state)
-        if np.isnan(state.looks).all():
-            state.looks[0] = 0, self.loss(None, judged_by)
-        done = int(np.isfinite(state.looks[:, 1]).sum()) - 1  # looks after the first
-        stream = itertools.islice(rows(seed), done * every, None)
-        with Progress(progress, "finetune") as bar:
-            bar.expect(self._steps - done * every)
-            for look in range(done + 1, len(state.looks)):
-                if look - 1 - int(np.nanargmin(state.looks[:, 1])) >= patience:
-                    break
-                state = self._until_next_look(state, look, every, stream, bar)
-                error = self.loss(state.trained, judged_by)
-                gained = error < np.nanmin(state.looks[:, 1])
-                state.looks[look] = min(look * every, self._steps), error
-                state = state._replace(best=state.trained) if gained else state
-                saved.save(look, state)
-        return state
-
-    def _until_next_look(self, state: State, look: int, every: int, stream: Iterator[Any], bar: Progress) -> State:
-        trained, adam = state.trained, state.adam
-        for number in range((look - 1) * every, min(look * every, self._steps)):
-            trained, adam = self._step(trained, adam, self._schedule(number), next(stream))
-            bar.step()
-        return state._replace(trained=trained, adam=adam)
+    return evaluated_on, stream
 
 
 def _report(state: State, parts: Parts, teacher: Model, tuned: Model, batches: Sequence[Any]) -> FinetuneReport:

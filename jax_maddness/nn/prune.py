@@ -1,8 +1,8 @@
-"""A replaced model -> the same without what no layer reads: layers before look-ups compute only what trees compare.
+"""prune_unused_outputs: earlier layers stop computing outputs that no replaced layer reads.
 
 An op whose trees are axis-aligned reads at most 4 features per codebook. The model is traced; from the input of such a
-layer all values are followed that share its axis of features (`steps.py`), up to the layers that make them. Where all
-that is met on the way keeps features apart, the layers lose the other outputs, norms and biases their entries.
+layer all values that share its axis of features are followed (`pruning/span.py`), up to the layers that make them. If
+every step on the way keeps features apart, these layers lose their other outputs, norms and biases their entries.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_maddness.nn.layers.approximate import TREES
-from jax_maddness.nn.models.files import take_apart
 from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.pruning.narrow import (
     features_read,
@@ -27,10 +25,9 @@ from jax_maddness.nn.pruning.narrow import (
 )
 from jax_maddness.nn.pruning.span import FROM, INTO, Span, UsedError, mark, marked
 from jax_maddness.nn.pruning.trace import Step, trace
-from jax_maddness.nn.tuning.parts import places_of_ops
 
 _EXACT = ("Linear", "Dense", "Conv")
-"""Layers that stay exact, and can lose outputs."""
+"""The kinds of exact layers that can lose outputs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +37,8 @@ class Narrowed:
     Attributes:
       path: of the layer.
       readers: the replaced layers that read its outputs.
-      outputs: before and after.
-      work: multiply-adds for a row of an exact layer, look-ups for one of a replaced layer; before and after.
+      outputs: their number, before and after.
+      work: for a row, multiply-adds of an exact layer or look-ups of a replaced one; before and after.
       nbytes: of its arrays; before and after.
       exact: whether it is an exact layer.
     """
@@ -56,11 +53,11 @@ class Narrowed:
 
 @dataclasses.dataclass(frozen=True)
 class PruneReport:
-    """What `prune_unused_outputs` did: `print` it.
+    """The changes that `prune_unused_outputs` made: `print` it.
 
     Attributes:
       narrowed: the layers that compute less.
-      stays: replaced layers before which all is computed as it was, and why.
+      stays: by path, replaced layers whose inputs are computed as before, and the reasons.
     """
 
     narrowed: tuple[Narrowed, ...]
@@ -68,28 +65,28 @@ class PruneReport:
 
     def __str__(self) -> str:
         lines = ["| layer | read by | outputs | work for a row | bytes |", "|---|---|---|---|---|"]
-        for one in self.narrowed:
-            outputs, work, nbytes = (f"{a:,} -> {b:,}" for a, b in (one.outputs, one.work, one.nbytes))
-            unit = "multiply-adds" if one.exact else "look-ups"
-            lines.append(f"| {one.path} | {', '.join(one.readers)} | {outputs} | {work} {unit} | {nbytes} |")
+        for layer in self.narrowed:
+            outputs, work, nbytes = (f"{a:,} -> {b:,}" for a, b in (layer.outputs, layer.work, layer.nbytes))
+            unit = "multiply-adds" if layer.exact else "look-ups"
+            lines.append(f"| {layer.path} | {', '.join(layer.readers)} | {outputs} | {work} {unit} | {nbytes} |")
         return "\n".join([*lines, *(f"Before {path or 'the model'!r}: {why}." for path, why in self.stays.items())])
 
 
 def prune_unused_outputs(
     model: Any, batch: Any, *, call: Callable[[Any, Any], Any] | None = None, return_report: bool = False
 ) -> Any:
-    """A copy of a replaced model in which layers compute but the outputs that are read; it says the same.
+    """Returns a copy of a replaced model whose earlier layers stop computing outputs that nothing reads.
 
     An op of `FitConfig("axis")` or `"paper"` compares at most 4 features per codebook. If every layer that reads an
     array is replaced by such ops, the layers that make it, exact or replaced, lose the other outputs. Between them
-    there may be whatever keeps features apart: activations, sums, BatchNorm in the mode for use, pooling over
-    positions. LayerNorm, softmax and reshapes of features are not of that kind: layers before them stay.
+    there may be any steps that keep features apart: activations, sums, BatchNorm in the mode for use, pooling over
+    positions. LayerNorm, softmax and reshapes of features do not: layers before them stay.
 
-    Outputs are equal as far as a product rounds alike with fewer columns: a feature that is within rounding of a
-    threshold may get another code. It is the last step: `finetune` wants a model that is not pruned.
+    The results are unchanged, except that a product may round differently with fewer columns: a feature that is within
+    rounding of a threshold may get another code. Prune last: `finetune` takes no pruned model.
 
     Args:
-      model: what `replace`, `finetune` or `load_model` returned; it stays as it is.
+      model: the result of `replace`, `finetune` or `load_model`; it stays as it is.
       batch: one input of the model; only its shapes count.
       call: `call(model, batch)` runs the model, if `model(batch)` does not.
       return_report: return `(model, report)`, with a `PruneReport`.
@@ -99,8 +96,16 @@ def prune_unused_outputs(
 
     Raises:
       TypeError: `model` is none of Flax's.
-      ValueError: no layer of it is replaced, it does not take the batch, or there is nothing to leave out; the message
-        says why for every replaced layer.
+      ValueError: No layer of it is replaced, it does not take the batch, or every output is used; the message gives the
+        reason for every replaced layer.
+
+    Example:
+      Learning takes seconds::
+
+          rules = [Rule("second", num_codebooks=4, config=FitConfig("axis"))]
+          fast = jax_maddness.replace(model, rules, batches)
+          small, report = jax_maddness.prune_unused_outputs(fast, batches[0], return_report=True)
+          print(report)  # the first layer computes at most 16 outputs
     """
     pruning = _Pruning(adapt(model, call), batch)
     if not pruning.specs:
@@ -112,21 +117,19 @@ def prune_unused_outputs(
 
 
 class _Pruning:
-    """One call of `prune_unused_outputs`; `model` and `specs` are what has been made so far."""
+    """One call of `prune_unused_outputs`; `model` and `specs` are the latest ones."""
 
     def __init__(self, model: Model, batch: Any):
         self.model, self._batch = model, batch
-        kind, self.specs, _ = take_apart(model.model)
+        self.specs = model.specs()
         self._exact = {layer.path: layer for layer in layers_of(model, batch)}
-        arrays = model.arrays()
-        ops = places_of_ops(kind, self.specs, arrays)
+        ops = model.op_places()
         self._ops = {path: ops[spec.owner] for path, spec in self.specs.items()}
-        self._prefix = "params/" if kind == "linen" else ""
         hooks = {path: marked(path) for path in (*self.specs, *self._exact)}
-        self._traced = trace(lambda named, batch: model.outputs(named, batch, hooks), arrays, batch)
+        self._traced = trace(lambda named, batch: model.outputs(named, batch, hooks), model.arrays(), batch)
 
     def run(self) -> PruneReport:
-        """Goes from replaced layer to replaced layer; those that read the same features are done together."""
+        """Prunes before one replaced layer after the other; those that read the same features are done together."""
         narrowed: list[Narrowed] = []
         stays: dict[str, str] = {}
         done: set[str] = set()
@@ -134,21 +137,26 @@ class _Pruning:
             if path in done:
                 continue
             try:
-                span, made = self._before(path)
+                span, layers = self._before(path)
             except UsedError as error:
                 stays[path] = str(error)
             else:
                 done.update(span.readers)
-                narrowed += made
+                narrowed += layers
         return PruneReport(tuple(narrowed), stays)
 
     def _before(self, path: str) -> tuple[Span, list[Narrowed]]:
-        """Narrows the layers that make what a replaced layer reads."""
+        """Narrows the layers that make the input of a replaced layer.
+
+        Raises:
+          UsedError: All features of the input must be computed.
+        """
         self._check_reader(path)
-        into = self._marks(INTO, path)
-        if not into:
+        calls = self._marks(INTO, path)
+        if not calls:
             raise UsedError("it is in a scan or a branch, which are not followed")
-        span = Span.of(self._traced, into[0].inputs[0])
+        read = calls[0].inputs[0]
+        span = Span.of(self._traced, read)
         if not span.writers:
             raise UsedError("no layer makes what it reads")
         for reader in span.readers:
@@ -157,7 +165,7 @@ class _Pruning:
             self._check_writer(writer)
         self._check_calls(span)
         before = {writer: self._size(writer) for writer in span.writers}
-        self._narrow(span, into[0].inputs[0].shape[-1])
+        self._narrow(span, read.shape[-1])
         return span, [self._narrowed(path, span, size) for path, size in before.items()]
 
     def _narrowed(self, path: str, span: Span, before: tuple[int, int, int]) -> Narrowed:
@@ -165,6 +173,7 @@ class _Pruning:
         return Narrowed(path, tuple(span.readers), outputs, work, nbytes, path in self._exact)
 
     def _marks(self, where: str, path: str) -> list[Step]:
+        """Returns the steps that mark the calls of a layer, before (INTO) or after it (FROM)."""
         return [step for step in self._traced.steps if mark(step) == (where, path)]
 
     def _check_reader(self, path: str) -> None:
@@ -175,7 +184,7 @@ class _Pruning:
 
     def _check_writer(self, path: str) -> None:
         layer, spec = self._exact.get(path), self.specs.get(path)
-        if spec is not None and spec.trees not in TREES:
+        if spec is not None and not spec.has_tables:
             why = f"is a product, in {spec.trees}, which is left as it is"
         elif spec is not None:
             why = why_all_are_written(spec.form, spec.steps, spec.part)
@@ -188,13 +197,14 @@ class _Pruning:
             raise UsedError(f"{path!r}, which makes what it reads, {why}")
 
     def _check_calls(self, span: Span) -> None:
-        """All calls of the layers are in the span, and nothing else uses their arrays."""
+        """Raises unless all calls of the layers are in the span, and nothing else uses their arrays."""
         for where, ends in ((INTO, span.readers), (FROM, span.writers)):
             for path, steps in ends.items():
                 if len(steps) != len(self._marks(where, path)):
                     raise UsedError(f"{path!r} is called elsewhere, too, with other features")
         order = {step: i for i, step in enumerate(self._traced.steps)}
         for path in span.writers:
+            # A step between the two marks of a call is a part of the layer.
             calls = [[order[step] for step in self._marks(where, path)] for where in (INTO, FROM)]
             for place in self._arrays_of(path):
                 used = self._traced.used_by.get(self._traced.arguments[place], [])
@@ -202,32 +212,29 @@ class _Pruning:
                     raise UsedError(f"{place!r} is used outside of its layer")
 
     def _arrays_of(self, path: str) -> list[str]:
-        """Places of a layer's arrays."""
-        if path in self.specs:
-            return list(self._ops[path].values())
-        places = (f"{self._prefix}{path}/{name}" for name in ("kernel", "bias"))
-        return [place for place in places if place in self._traced.arguments]
+        """Returns the places of a layer's arrays."""
+        return list(self._ops[path].values()) if path in self.specs else self.model.layer_places(path)
 
     def _op(self, path: str, arrays: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Of a replaced layer, among `arrays` or as it is."""
+        """Returns the arrays of a replaced layer by name, from `arrays` or from the latest model."""
         arrays = self.model.arrays() if arrays is None else arrays
         return {name: arrays[place] for name, place in self._ops[path].items()}
 
     def _size(self, path: str) -> tuple[int, int, int]:
-        """Outputs, work for a row, bytes."""
-        arrays = self.model.arrays()
-        mine = [arrays[place] for place in self._arrays_of(path)]
-        nbytes = sum(a.size * a.dtype.itemsize for a in mine)
+        """Returns the outputs of a layer, its work for a row, and its bytes."""
+        model_arrays = self.model.arrays()
+        arrays = [model_arrays[place] for place in self._arrays_of(path)]
+        nbytes = sum(a.size * a.dtype.itemsize for a in arrays)
         if path in self.specs:
             outputs, codebooks = self._op(path)["tables_values"].shape[-3:-1]
             return outputs, outputs * codebooks, nbytes
-        return mine[0].shape[-1], mine[0].size, nbytes
+        return arrays[0].shape[-1], arrays[0].size, nbytes
 
     def _narrow(self, span: Span, features: int) -> None:
-        """Leaves out what no reader compares.
+        """Leaves out the features that no reader compares.
 
         Raises:
-          UsedError: nothing, or the model's code does not go with it.
+          UsedError: There are none, or the model's code does not take fewer.
         """
         read = [features_read(self.specs[path], self._op(path), features) for path in span.readers]
         kept = np.array(list(dict.fromkeys(np.concatenate(read).tolist())), np.int32)
@@ -235,7 +242,7 @@ class _Pruning:
             raise UsedError("it reads all features")
         arrays, specs = dict(self.model.arrays()), dict(self.specs)
         for value, axis in span.axes.items():
-            if value.place is not None:
+            if value.place is not None:  # an array of the model, such as the scale of a norm
                 arrays[value.place] = jnp.take(arrays[value.place], kept, axis)
         for path in span.readers:
             specs[path], changed = with_features(specs[path], self._op(path), kept, features)
@@ -251,11 +258,11 @@ class _Pruning:
         self.model, self.specs = model, specs
 
     def _check_shapes(self, model: Model) -> None:
-        """The model's code may say how many features there are."""
+        """Raises if the narrowed model's outputs have other shapes: its code may contain the number of features."""
 
         def shapes(model: Model) -> Any:
-            found = jax.eval_shape(model.outputs, model.arrays(), self._batch)
-            return jax.tree.map(lambda a: (a.shape, a.dtype), found)
+            outputs = jax.eval_shape(model.outputs, model.arrays(), self._batch)
+            return jax.tree.map(lambda a: (a.shape, a.dtype), outputs)
 
         before = shapes(self.model)
         try:

@@ -9,6 +9,8 @@ from flax import nnx
 from jax_maddness.nn.layers import convolution
 from jax_maddness.nn.layers.contraction import Contraction
 from jax_maddness.nn.layers.convolution import Convolution
+from jax_maddness.nn.layers.form import Form
+from jax_maddness.nn.layers.forms import FORMS
 from jax_maddness.nn.models.nnx_model import NnxModel
 
 RNGS = nnx.Rngs(0)
@@ -61,14 +63,16 @@ def test_rows_times_weights_is_the_layer(layer_and_input, rng):
 
     @jax.jit
     def by_hand(x):
-        if isinstance(form, Contraction):
-            rows = form.rows(x)
-            return rows[..., None, :], form.output(rows @ w[0] + b[0], x)
         product = lambda p: (jnp.einsum("...gd,gdm->...gm", p, w) + b).reshape(*p.shape[:-2], -1)  # noqa: E731
-        return form.patches(form.padded(x), form.out_positions(x)), form.output(form.map_patches(product, x), x)
+        rows = form.map_rows(lambda rows: rows, x)
+        exact = form.output(form.exact_product(x, w) + b.reshape(-1), x)
+        return rows, form.output(form.map_rows(product, x), x), exact
 
-    rows, y = by_hand(x)
+    rows, y, exact = by_hand(x)
     np.testing.assert_allclose(y, module(x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(exact, module(x), rtol=1e-4, atol=1e-5)
+    assert rows.shape[:-2] == form.row_shape(x)
+    assert form.has_positions == isinstance(module, nnx.Conv)
     rows = np.asarray(rows).reshape(form.num_rows(x), form.groups, -1)
     places = rng.permutation(len(rows))[:5]
     np.testing.assert_array_equal(jax.jit(lambda x: form.rows_at(x, places))(x), rows[places])
@@ -80,8 +84,8 @@ def test_blocks_of_patches_change_nothing(monkeypatch, rng, block):
     form = Convolution((3, 2), (2, 1), (1, 2), "SAME")
     x = jnp.asarray(rng.standard_normal((5, 9, 6, 2)), jnp.float32)
     monkeypatch.setattr(convolution, "BLOCK", block)
-    y = jax.jit(lambda x: form.map_patches(lambda patches: patches[..., 0, :], x))(x)
-    np.testing.assert_array_equal(y, form.patches(form.padded(x), form.out_positions(x))[..., 0, :])
+    y = jax.jit(lambda x: form.map_rows(lambda patches: patches[..., 0, :], x))(x)
+    np.testing.assert_array_equal(y, form.patches(form.prepared(x), form.out_positions(x))[..., 0, :])
 
 
 @pytest.mark.parametrize(
@@ -97,3 +101,7 @@ def test_blocks_of_patches_change_nothing(monkeypatch, rng, block):
 def test_an_einsum_that_is_no_product_says_why(equation, why):
     with pytest.raises(ValueError, match=why):
         Contraction.of_einsum(equation, (2, 3))
+
+
+def test_files_know_every_form():
+    assert set(FORMS) == set(Form.__subclasses__())

@@ -40,7 +40,7 @@ class LinenPooled(nn.Module):
 
 @pytest.fixture(autouse=True)
 def random_ops(monkeypatch):
-    """What is learned plays no part."""
+    """Random ops in place of learned ones: the results of learning play no part."""
 
     def learn(rows, w, bias, num_codebooks, config, bar):
         return random_op(np.random.default_rng(0), len(w), num_codebooks, len(bias))

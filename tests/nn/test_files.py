@@ -18,7 +18,7 @@ DATA = pathlib.Path(__file__).parents[1] / "data"
 
 
 class Model(nnx.Module):
-    """What is saved: shared ops, a list, a layer that stays, a random state, a batch norm."""
+    """The model that is saved: shared ops, a list, a layer that stays, a random state, a batch norm."""
 
     def __init__(self, width=8, *, rngs):
         self.convs = nnx.List([nnx.Conv(3, width, 3, rngs=rngs)])

@@ -108,7 +108,7 @@ def test_distillation_brings_the_outputs_closer(make, tmp_path):
 
 
 def test_an_untrained_round_trip_says_the_same():
-    """Where the held-out loss cannot be beaten, the model is the one that was given."""
+    """If training does not lower the held-out loss, the model is the one that was given."""
     model, fast, batches = perceptron()
     tuned, report = finetune(
         fast, teacher=model, batches=batches, steps=2, look_every=1, learning_rate=1e3, return_report=True
@@ -231,7 +231,7 @@ def test_terms_are_added_with_their_weights():
 
 
 def test_gradients_are_sparse_where_a_max_follows():
-    """Of the greatest position of each channel alone; `peaks` takes the teacher's."""
+    """Only the greatest position of each channel has a gradient; `peaks` takes the teacher's position."""
     rng = np.random.default_rng(0)
     y, wanted = (jnp.asarray(rng.standard_normal((2, 5, 3, 4)), jnp.float32) for _ in range(2))
     for loss, judge in (
@@ -243,7 +243,7 @@ def test_gradients_are_sparse_where_a_max_follows():
 
 
 def test_ranks_are_of_positions_alone():
-    """By hand; what all positions of a channel have in common costs nothing, nor does a channel's unit."""
+    """The loss is computed by hand; neither an offset that all positions of a channel share nor its unit counts."""
     rng = np.random.default_rng(0)
     y, wanted = rng.standard_normal((2, 3, 5, 2, 4))
     p, q = (np.exp(a.reshape(3, 10, 4) / (0.5 * wanted.std((0, 1, 2)))) for a in (wanted, y))

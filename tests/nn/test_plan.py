@@ -12,13 +12,13 @@ from flax import nnx
 from helpers.ops import random_op
 
 from jax_maddness import FitConfig, Plan, Rule, capture, plan, replace
-from jax_maddness.nn.calibrate import Learned, units
 from jax_maddness.nn.layers import int8_low_rank as products
 from jax_maddness.nn.models.model import adapt, layers_of
 from jax_maddness.nn.planning import measure, verdict
 from jax_maddness.nn.planning.verdict import LayerPlan, Option
-from jax_maddness.nn.replace import put
+from jax_maddness.nn.replacement import CodesReplacement, with_replacements
 from jax_maddness.nn.rules import decide
+from jax_maddness.nn.units import units
 
 RULES = [Rule("wide", config=FitConfig("paper")), Rule("head", skip=True)]
 
@@ -50,7 +50,7 @@ def test_a_layer_that_does_not_gain_stays_and_the_plan_says_why(measured, words)
     assert decided.choice is None
     assert decided.words.startswith("stays: ")
     assert words in decided.words
-    assert verdict.is_finished(decided) == ("time was up" not in words)
+    assert decided.unmeasured == ("time was up" in words)
 
 
 def test_the_fastest_codes_within_the_drop_are_chosen():
@@ -166,10 +166,12 @@ def test_the_error_of_a_convolution_is_that_of_what_replaces_it(conv, groups, rn
     if shared:  # trees for one position, tables for all taps
         ops = [dataclasses.replace(op, trees=random_op(rng, features, 2, 1).trees) for op in ops]
     op = jax.tree.map(lambda *a: jnp.stack(a), *ops) if groups > 1 else ops[0]
-    learned = Learned(op, shared)
-    y, exact = (np.asarray(m(x)).reshape(-1, 6) for m in (put(adapt(layer), [unit], [learned]).model, layer))
+    replacement = CodesReplacement(op, shared)
+    y, exact = (
+        np.asarray(m(x)).reshape(-1, 6) for m in (with_replacements(adapt(layer), [unit], [replacement]).model, layer)
+    )
     rows = capture(layer, [x], Rule("")).rows[""]
-    assert measure.error_of(unit, learned, rows) == pytest.approx(measure.nmse(y, exact), rel=1e-3)
+    assert measure.error_of(unit, replacement, rows) == pytest.approx(measure.nmse(y, exact), rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["nnx", "linen"])
@@ -191,6 +193,19 @@ def test_a_plan_is_measured_written_and_applied(kind, batches, steady, tmp_path)
     with pytest.raises(ValueError, match="Pass inputs of the model"):
         replace(model, again)
     assert run(replace(model, again, batches), batches[0]).shape == wanted.shape
+
+
+def test_a_plan_of_version_2_says_in_words_what_the_time_did_not_allow(tmp_path):
+    lines = [verdict.decided(dataclasses.replace(line(), options=()), None, 0.01), line((4, 5.0, 0.1, 0.0))]
+    written = Plan((lines[0], dataclasses.replace(lines[1], name="other")), 0.01, "metric", "machine")
+    written.to_json(tmp_path / "plan.json")
+    old = json.loads((tmp_path / "plan.json").read_text()) | {"version": 2}
+    for layer in old["layers"]:
+        del layer["unmeasured"]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    read = Plan.from_json(tmp_path / "old.json")
+    assert [layer.unmeasured for layer in read.layers] == [True, False]
+    assert read == Plan.from_json(tmp_path / "plan.json") == written
 
 
 class Two(nnx.Module):

@@ -13,7 +13,7 @@ from helpers.ops import random_op
 
 from jax_maddness import FitConfig, Rule, amm, capture, replace
 from jax_maddness.nn import calibrate
-from jax_maddness.nn.models.nnx_model import Approximate, Table
+from jax_maddness.nn.models.nnx_modules import Approximate, Table
 
 ALL = [Rule(".*", num_codebooks=3)]
 

@@ -131,7 +131,7 @@ def error(fast, model, batches):
 
 @pytest.mark.parametrize("name", ["groups", "shared codes", "query, key, value", "scan"])
 def test_the_prefix_helps(name):
-    """Where a layer is learned on what the approximated one before it says, the two are closer to the exact ones."""
+    """Layers are closer to the exact ones if each is learned on the outputs of the approximated layer before it."""
     model, _, batches, _ = case(name)
     errors = [error(learned(name, how), model, batches[:3]) for how in ("prefix", "independent")]
     assert errors[0] < 0.995 * errors[1] < 0.9, errors
@@ -139,7 +139,7 @@ def test_the_prefix_helps(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_tuning_helps(name):
-    """Of a model that was learned from few rows."""
+    """A model that was learned from few rows gains from tuning."""
     model, rules, batches, _ = case(name)
     fast = replace(model, rules, batches[:1], progress=False)
     tuned, report = finetune(

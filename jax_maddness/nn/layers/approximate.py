@@ -1,4 +1,7 @@
-"""x, op -> what a replaced layer returns. Pure JAX, no Flax: both kinds of layers call `approximate`."""
+"""Computes what a replaced layer returns for `x`, from its spec and the arrays of its op. Pure JAX, no Flax.
+
+The modules that stand in for layers, in nnx and in linen, call `apply`.
+"""
 
 from __future__ import annotations
 
@@ -19,34 +22,31 @@ from jax_maddness.core.greatest import of_scores
 from jax_maddness.core.look_up import look_up
 from jax_maddness.core.types import TREE_KINDS, ExactTerm, LookupTables, MaddnessOp
 from jax_maddness.core.validate import ROW_DTYPES
-from jax_maddness.nn.layers.contraction import Contraction
-from jax_maddness.nn.layers.convolution import Convolution
 from jax_maddness.nn.layers.exact_kernel import ExactKernel, maximum, of_arrays, with_exact_rows
 from jax_maddness.nn.layers.float_tables import amm_floating, is_floating
+from jax_maddness.nn.layers.form import Form
 from jax_maddness.nn.layers.int8_low_rank import multiply
-
-TREES = TREE_KINDS
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """All that is static about a replaced layer.
+    """All static facts about a replaced layer.
 
     Attributes:
-      form: how its input becomes rows.
-      dtype: what the layer computes in, and returns; None: what its input and `param_dtype` promote to.
-      param_dtype: of the kernel that was.
-      owner: where the arrays of the op are: the layer's path, or one that layers with the same input share.
-      trees: which kind; or "int8" or "low rank", where there are none.
-      num_features: of a row, or of a position where codes are shared.
-      shared: positions are encoded, and their codes shared among a convolution's taps.
-      steps: over so many steps of a scan the arrays are stacked; 0: they are not.
-      part: which of the op's outputs are this layer's, `[start, stop)`; None: all.
+      form: how the layer's input becomes rows.
+      dtype: the dtype in which the layer computes and returns; None: the promotion of its input and `param_dtype`.
+      param_dtype: the dtype of the layer's kernel.
+      owner: place of the op's arrays: the layer's path, or a path that layers with the same input share.
+      trees: the kind of trees; or "int8" or "low rank" for a product without trees.
+      num_features: features of a row, or of a position where codes are shared among taps.
+      shared: each position is encoded once, and its codes are shared among the taps of a convolution.
+      steps: number of steps of a scan over which the arrays are stacked; 0: they are not stacked.
+      part: the op's outputs that are this layer's, `[start, stop)`; None: all.
       exact_rows, num_candidates: as in `Rule`.
-      pruned: it has fewer features, or fewer outputs, than the layer that it stands for (`prune_unused_outputs`).
+      pruned: it has fewer features or fewer outputs than the layer that it replaces (`prune_unused_outputs`).
     """
 
-    form: Contraction | Convolution
+    form: Form
     dtype: str | None
     param_dtype: str
     owner: str
@@ -59,29 +59,34 @@ class Spec:
     num_candidates: int | None = None
     pruned: bool = False
 
+    @property
+    def has_tables(self) -> bool:
+        """Whether the layer is replaced by look-ups, not by another product."""
+        return self.trees in TREE_KINDS
+
     def promoted(self, x: Array) -> Array:
-        """`x` as rows that `amm` takes, in the layer's dtype where it is one of those."""
+        """Converts `x` to the dtype in which the layer computes; see `promoted`."""
         return promoted(x, self.dtype, self.param_dtype)
 
 
 def promoted(x: Array, dtype: str | None, param_dtype: str) -> Array:
-    """`x` in the dtype in which a layer computes, or in float32 where `amm` does not know that one."""
+    """Converts `x` to the dtype in which a layer computes, or to float32 where `amm` does not take that dtype."""
     wanted = jnp.dtype(dtype) if dtype else jnp.promote_types(x.dtype, jnp.dtype(param_dtype))
     return x.astype(wanted if wanted in ROW_DTYPES else jnp.float32)
 
 
 def to_arrays(op: MaddnessOp) -> dict[str, Array]:
-    """The arrays of `op` by name: what modules hold and files contain."""
-    found = {f"trees_{name}": getattr(op.trees, name) for name in op.trees.array_names()}
-    found |= {f"tables_{f.name}": getattr(op.tables, f.name) for f in dataclasses.fields(op.tables)}
+    """Returns the arrays of `op` by name, as modules hold them and files contain them."""
+    arrays = {f"trees_{name}": getattr(op.trees, name) for name in op.trees.array_names()}
+    arrays |= {f"tables_{f.name}": getattr(op.tables, f.name) for f in dataclasses.fields(op.tables)}
     if op.exact is not None:
-        found |= {f"exact_{f.name}": getattr(op.exact, f.name) for f in dataclasses.fields(op.exact)}
-    found["weights"] = op.weights
-    return {name: array for name, array in found.items() if array is not None}
+        arrays |= {f"exact_{f.name}": getattr(op.exact, f.name) for f in dataclasses.fields(op.exact)}
+    arrays["weights"] = op.weights
+    return {name: array for name, array in arrays.items() if array is not None}
 
 
 def to_op(spec: Spec, arrays: Mapping[str, Any]) -> MaddnessOp:
-    """The op that `to_arrays` took apart."""
+    """Builds the op that `to_arrays` took apart."""
     parts: dict[str, dict[str, Any]] = {"trees": {}, "tables": {}, "exact": {}}
     for name, array in arrays.items():
         if name != "weights":
@@ -93,41 +98,53 @@ def to_op(spec: Spec, arrays: Mapping[str, Any]) -> MaddnessOp:
 
 
 def apply(x: Array, spec: Spec, arrays: Mapping[str, Any]) -> Array:
-    """`approximate` with what a module holds; or the layer's other product."""
-    if spec.trees not in TREES:
+    """Computes the output of a replaced layer, by look-ups or by the other product that replaces it.
+
+    Args:
+      x: the layer's input.
+      spec: the static facts.
+      arrays: the arrays that the layer's module holds, by name; of one step, if the layer is in a scan.
+
+    Returns:
+      The output, with the shape and dtype of the layer's own; with `spec.num_candidates`, its maximum over positions
+      as a single position.
+    """
+    if not spec.has_tables:
         y = multiply(spec.promoted(x), spec.form, arrays)
         y = y if spec.part is None else y[..., spec.part[0] : spec.part[1]]
-        return spec.form.output(y, x).astype(_result(x, spec))
+        return spec.form.output(y, x).astype(_result_dtype(x, spec))
     arrays, exact_kernel = of_arrays(arrays)
     return approximate(x, spec, to_op(spec, arrays), exact_kernel)
 
 
 def approximate(x: Array, spec: Spec, op: MaddnessOp, exact_kernel: ExactKernel | None = None) -> Array:
-    """What the layer returns for `x`, by look-ups.
+    """Computes the output of a replaced layer by look-ups.
 
     Ops of convolutions with several groups are stacked, an op for each. An op whose codes are shared among taps has
     trees for one position, and tables for the codes of all taps, tap by tap. Tables may be floats (`to_floats`).
+
+    Args:
+      x: the layer's input.
+      spec: the static facts.
+      op: the layer's op.
+      exact_kernel: for `exact_rows` and `num_candidates`.
+
+    Returns:
+      The output, as `apply` returns it.
     """
-    form, rows, result = spec.form, spec.promoted(x), _result(x, spec)
-    if isinstance(form, Convolution) and spec.num_candidates is not None:
+    form, rows, result = spec.form, spec.promoted(x), _result_dtype(x, spec)
+    if spec.num_candidates is not None:
         return _maximum(rows, x, spec, op, exact_kernel).astype(result)
-    if isinstance(form, Contraction):
-        rows = form.rows(rows)
-        y = _product(rows, op)
-    elif spec.shared:
-        y = _by_position(rows, form, op)
-    else:
-        y = form.map_patches(functools.partial(_by_group, op=op), rows)
+    y = _by_position(rows, form, op) if spec.shared else form.map_rows(functools.partial(_by_group, op=op), rows)
     if spec.exact_rows and exact_kernel is not None:
-        padded = form.padded(rows) if isinstance(form, Convolution) else rows
-        y = with_exact_rows(padded, y, form, exact_kernel, spec.exact_rows)
+        y = with_exact_rows(form.prepared(rows), y, form, exact_kernel, spec.exact_rows)
     if spec.part is not None:
         y = y[..., spec.part[0] : spec.part[1]]
     return form.output(y, x).astype(result)
 
 
-def _result(x: Array, spec: Spec) -> jnp.dtype:
-    """What the layer returns."""
+def _result_dtype(x: Array, spec: Spec) -> jnp.dtype:
+    """Returns the dtype of the layer's output."""
     return jnp.dtype(spec.dtype) if spec.dtype else jnp.promote_types(x.dtype, jnp.dtype(spec.param_dtype))
 
 
@@ -141,21 +158,20 @@ def _of_codes(codes: Array, tables: LookupTables, dtype: jnp.dtype) -> Array:
     return amm_of_codes(codes, tables, dtype)
 
 
-def _by_group(patches: Array, op: MaddnessOp) -> Array:
-    """[..., groups, D] -> [..., M], an op per group if there are several."""
-    if patches.shape[-2] == 1:
-        return _product(patches[..., 0, :], op)
-    y = jax.vmap(_product, (-2, 0), -2)(patches, op)
+def _by_group(rows: Array, op: MaddnessOp) -> Array:
+    """Multiplies rows [..., groups, D] by an op per group: [..., outputs]; a single op is not stacked."""
+    if rows.shape[-2] == 1:
+        return _product(jnp.squeeze(rows, -2), op)
+    y = jax.vmap(_product, (-2, 0), -2)(rows, op)
     return y.reshape(*y.shape[:-2], -1)
 
 
 def _maximum(rows: Array, x: Array, spec: Spec, op: MaddnessOp, exact_kernel: ExactKernel | None) -> Array:
-    """The greatest outputs over positions as a single position, in float32."""
+    """Computes the maximum of each output over the positions, as a single position, in float32."""
     form = spec.form
-    assert isinstance(form, Convolution)
     assert exact_kernel is not None
     assert spec.num_candidates is not None
-    padded, out = form.padded(rows), form.out_positions(rows)
+    padded, row_shape = form.prepared(rows), form.row_shape(rows)
 
     def greatest(skipped: Array, k: int) -> tuple[Array, Array]:
         if spec.shared:
@@ -164,7 +180,7 @@ def _maximum(rows: Array, x: Array, spec: Spec, op: MaddnessOp, exact_kernel: Ex
                 return greatest_sums(codes, op.tables.values, skipped, k)
             scores = look_up(codes, op.tables.values)
         else:
-            scores = form.map_patches(functools.partial(_by_group, op=op), rows)
+            scores = form.map_rows(functools.partial(_by_group, op=op), rows)
         # Computed once: where two computations round differently, none of them has the maximum of the other.
         return of_scores(lax.optimization_barrier(scores).reshape(*skipped.shape, -1), skipped, k)
 
@@ -172,36 +188,31 @@ def _maximum(rows: Array, x: Array, spec: Spec, op: MaddnessOp, exact_kernel: Ex
         scores = scores.astype(jnp.float32)
         return op.tables.scale * scores + op.tables.offset if spec.shared else scores
 
-    y = maximum(padded, (len(padded), *out), greatest, value, form, exact_kernel, spec.exact_rows, spec.num_candidates)
-    return form.output(y.reshape(len(y), *[1] * len(form.size), -1), x)
+    y = maximum(padded, row_shape, greatest, value, form, exact_kernel, spec.exact_rows, spec.num_candidates)
+    return form.output(y.reshape(len(y), *[1] * len(form.position_axes), -1), x)
 
 
-def _by_position(x: Array, form: Convolution, op: MaddnessOp) -> Array:
+def _by_position(x: Array, form: Form, op: MaddnessOp) -> Array:
     """Encodes every position once; each output aggregates the codes that its taps see."""
-    out, codes = form.out_positions(x), _codes_of_taps(x, form, op)
+    codes = _codes_of_taps(x, form, op)
+    row_shape = codes.shape[:-2]
     if form.groups == 1:
-        y = _of_codes(codes.reshape(*codes.shape[:-2], -1), op.tables, x.dtype)
+        y = _of_codes(codes.reshape(*row_shape, -1), op.tables, x.dtype)
     else:
         by_group = jnp.moveaxis(codes.reshape(*codes.shape[:-1], form.groups, -1), -2, -3)
         of_codes = functools.partial(_of_codes, dtype=x.dtype)
         y = jax.vmap(of_codes, (-2, 0), -2)(by_group.reshape(*by_group.shape[:-2], -1), op.tables)
-    y = y.reshape(len(codes), *out, -1)
-    return y if op.weights is None else y + _straight_through(form.padded(x), op.weights, form, out)
+    y = y.reshape(*row_shape, -1)
+    return y if op.weights is None else y + _straight_through(form.prepared(x), op.weights, form, row_shape)
 
 
-def _codes_of_taps(x: Array, form: Convolution, op: MaddnessOp) -> Array:
-    """[batch, *out, taps, groups * codebooks].
-
-    Codes are padded in place of `x`, which is larger: with those of zeros, where zeros are what is around `x`.
-    """
-    around = _encode_groups(jnp.zeros(x.shape[-1:], x.dtype), form.groups, op)
-    padded = form.padded(_encode_groups(x, form.groups, op) ^ around) ^ around
-    # Without the barrier XLA pads each tap anew, four times as slow.
-    return form.gathered(lax.optimization_barrier(padded), form.out_positions(x))
+def _codes_of_taps(x: Array, form: Form, op: MaddnessOp) -> Array:
+    """Returns the codes that each row sees, [*row_shape, taps, groups * codebooks]."""
+    return form.map_positions(functools.partial(_encode_groups, groups=form.groups, op=op), x)
 
 
 def _encode_groups(x: Array, groups: int, op: MaddnessOp) -> Array:
-    """[..., features] -> codes [..., groups * codebooks]."""
+    """Encodes features [..., features] as codes [..., groups * codebooks]."""
     if groups == 1:
         return encode(x, op.trees)
     codes = jax.vmap(encode, (-2, 0), -2)(x.reshape(*x.shape[:-1], groups, -1), op.trees)
@@ -209,14 +220,13 @@ def _encode_groups(x: Array, groups: int, op: MaddnessOp) -> Array:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _straight_through(padded: Array, weights: Array, form: Convolution, out: tuple[int, ...]) -> Array:
-    """Zeros whose derivative is that of the exact convolution, as `amm` has it for the exact product."""
-    outputs = weights.shape[-1] * form.groups
-    return jnp.zeros((len(padded), *out, outputs), padded.dtype)
+def _straight_through(prepared: Array, weights: Array, form: Form, row_shape: tuple[int, ...]) -> Array:
+    """Returns zeros whose derivative is that of the layer's exact product, as `amm` has it for its own product."""
+    return jnp.zeros((*row_shape, weights.shape[-1] * form.groups), prepared.dtype)
 
 
 @_straight_through.defjvp
-def _straight_through_jvp(form: Convolution, out: tuple[int, ...], primals: tuple, tangents: tuple) -> tuple:
-    (padded, weights), (d_padded, d_weights) = primals, tangents
-    zeros = _straight_through(padded, weights, form, out)
-    return zeros, form.product(d_padded, weights) + form.product(padded, d_weights)
+def _straight_through_jvp(form: Form, row_shape: tuple[int, ...], primals: tuple, tangents: tuple) -> tuple:
+    (prepared, weights), (d_prepared, d_weights) = primals, tangents
+    zeros = _straight_through(prepared, weights, form, row_shape)
+    return zeros, form.product(d_prepared, weights) + form.product(prepared, d_weights)

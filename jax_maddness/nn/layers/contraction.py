@@ -1,31 +1,28 @@
-"""How a layer is a matrix product: input -> rows, kernel -> w, rows -> output. Pure JAX, no Flax.
-
-    layer(x) = form.output(form.rows(x) @ form.weights(kernel)[0] + bias, x)
-
-A form is static: a frozen dataclass that can be hashed, and written as JSON.
-"""
+"""Layers whose kernel is contracted with axes of the input: Dense, DenseGeneral, Linear, LinearGeneral, Einsum."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-if TYPE_CHECKING:
-    from jaxtyping import Array
+from jax_maddness.nn.layers.form import Form, RowView
 
 _ELLIPSIS = "..."
 
 
 @dataclasses.dataclass(frozen=True)
-class Contraction:
-    """`einsum("lhs,rhs->out", x, kernel)` where it is a matrix product: Dense, DenseGeneral, Linear, Einsum.
+class Contraction(Form):
+    """`einsum("lhs,rhs->out", x, kernel)` that is a matrix product.
 
     Attributes:
-      lhs, rhs, out: axes of the input, of the kernel and of the result; "..." stands for any leading axes.
+      lhs, rhs, out: the axes of the input, of the kernel and of the result, a letter each; "..." stands for any
+        leading axes.
       sizes: the kernel's shape.
     """
 
@@ -34,14 +31,11 @@ class Contraction:
     out: str
     sizes: tuple[int, ...]
 
-    @property
-    def groups(self) -> int:
-        """One product."""
-        return 1
-
     @classmethod
     def of_axes(cls, axes: tuple[int, ...], ndim: int, sizes: tuple[int, ...]) -> Contraction:
-        """Contracts `axes` of an input with `ndim` dimensions with the kernel's first, in their order in the input.
+        """Contracts `axes` of an input with `ndim` dimensions with the first axes of a kernel of shape `sizes`.
+
+        The axes are taken in their order in the input, as Flax does.
 
         Example:
           >>> Contraction.of_axes((-1,), 3, (8, 2, 4))
@@ -57,10 +51,10 @@ class Contraction:
 
     @classmethod
     def of_einsum(cls, equation: str, sizes: tuple[int, ...]) -> Contraction:
-        """From an equation with two operands, the second of which is the kernel.
+        """Reads an einsum equation with two operands, the second of which is the kernel.
 
         Raises:
-          ValueError: the equation is no matrix product; the message says why.
+          ValueError: The equation is no matrix product; the message says why.
         """
         operands, out = equation.replace(" ", "").split("->")
         lhs, rhs = operands.split(",")
@@ -80,12 +74,10 @@ class Contraction:
 
     @property
     def reads_last_axis(self) -> bool:
-        """Whether a row's features are the last axis of the input, and no other."""
         return self._contracted == [self.lhs[-1]]
 
     @property
     def writes_last_axis(self) -> bool:
-        """Whether the outputs are the last axis of the result, and no other."""
         return self._features == [self.out[-1]]
 
     @property
@@ -96,52 +88,76 @@ class Contraction:
     def _features(self) -> list[str]:
         return [name for name in self.out if name in self.rhs and name != "."]
 
-    def _of_input(self, x: Any) -> tuple[list[Any], list[Any]]:
-        """The names of the axes of `x`, numbers for those that "..." stands for; and the free ones in the result."""
+    def input_key(self) -> tuple[Any, ...]:
+        free = [name for name in self.out if name in self.lhs]
+        return (self.lhs, *free, *self._contracted)
+
+    def _axes(self, x: Any) -> tuple[list[Any], list[Any]]:
+        """Returns the names of the axes of `x`, with numbers for those of "...", and of the free axes of the result."""
         lhs = _expand(self.lhs, x.ndim)
-        more = [name for name in lhs if isinstance(name, int)]
-        out = _expand(self.out, len(self.out.replace(_ELLIPSIS, "")) + len(more))
+        num_leading = sum(isinstance(name, int) for name in lhs)
+        out = _expand(self.out, len(self.out.replace(_ELLIPSIS, "")) + num_leading)
         return lhs, [name for name in out if name in lhs]
 
-    def rows(self, x: Array) -> Array:
-        """`x` as [..., D]."""
-        lhs, free = self._of_input(x)
+    def row_shape(self, x: Any) -> tuple[int, ...]:
+        lhs, free = self._axes(x)
+        return tuple(x.shape[lhs.index(name)] for name in free)
+
+    def prepared(self, x: Array) -> Array:
+        """Returns the rows of `x`, [*row_shape, D]."""
+        lhs, free = self._axes(x)
         x = jnp.transpose(x, [lhs.index(name) for name in (*free, *self._contracted)])
         return x.reshape(*x.shape[: len(free)], math.prod(x.shape[len(free) :]))
 
+    def map_rows(self, product: Callable[[Array], Array], x: Array) -> Array:
+        return product(self.prepared(x)[..., None, :])
+
+    def map_positions(self, encode: Callable[[Array], Array], x: Array) -> Array:
+        return encode(self.prepared(x))[..., None, :]
+
+    def product(self, prepared: Array, w: Array) -> Array:
+        return prepared @ w.reshape(w.shape[-2:])
+
+    def row_view(self, prepared: Array, row_shape: tuple[int, ...]) -> RowView:
+        examples = row_shape[0] if len(row_shape) > 1 else 1
+        shape = (examples, math.prod(row_shape) // max(examples, 1))
+        vectors = prepared.reshape(*shape, prepared.shape[-1])
+        return RowView(vectors, shape, lambda rows: rows[..., None], lambda values: values)
+
     def rows_at(self, x: Array, places: np.ndarray) -> Array:
-        """Some of all rows, [places, 1, D]."""
-        rows = self.rows(x)
+        rows = self.prepared(x)
         return rows.reshape(-1, 1, rows.shape[-1])[places]
 
-    def num_rows(self, x: Any) -> int:
-        """How many rows an input of this shape has."""
-        lhs, free = self._of_input(x)
-        return math.prod(x.shape[lhs.index(name)] for name in free)
+    def single_rows(
+        self, rows: Float[np.ndarray, "rows groups D"], num_outputs: int
+    ) -> tuple[Contraction, Float[np.ndarray, "rows D"]]:
+        return Contraction("...a", "ab", "...b", (rows.shape[-1], num_outputs)), rows[:, 0]
 
     def product_shape(self, kernel_shape: tuple[int, ...]) -> tuple[int, int]:
-        """[D, M] of the product with such a kernel."""
         sizes = dict(zip(self.rhs, kernel_shape, strict=True))
         return math.prod(sizes[name] for name in self._contracted), math.prod(sizes[name] for name in self._features)
 
     def weights(self, kernel: np.ndarray) -> np.ndarray:
-        """The kernel as [1, D, M]."""
         order = [self.rhs.index(name) for name in (*self._contracted, *self._features)]
         kernel = np.transpose(kernel, order)
         return kernel.reshape(1, math.prod(kernel.shape[: len(self._contracted)]), -1)
 
     def output(self, y: Array, x: Any) -> Array:
-        """[..., M] as the result of the layer for an input like `x`."""
-        del x  # its free axes are those of `y`
+        del x  # the sizes of its free axes are those of `y`
         sizes = [self.sizes[self.rhs.index(name)] for name in self._features]
         free, features = iter(range(y.ndim - 1)), iter(range(y.ndim - 1, y.ndim - 1 + len(sizes)))
         out = _expand(self.out, y.ndim - 1 + len(sizes))
         order = [next(features if name in self._features else free) for name in out]
         return jnp.transpose(y.reshape(*y.shape[:-1], *sizes), order)
 
+    def with_outputs(self, num_outputs: int) -> Contraction:
+        named = zip(self.rhs, self.sizes, strict=True)
+        sizes = tuple(num_outputs if name == self.out[-1] else size for name, size in named)
+        return dataclasses.replace(self, sizes=sizes)
+
 
 def _expand(axes: str, ndim: int) -> list[Any]:
-    """One name per axis: letters, and numbers in place of "..."."""
+    """Returns one name for each of `ndim` axes: letters, and numbers in place of "..."."""
     if _ELLIPSIS not in axes:
         return list(axes)
     before, after = axes.split(_ELLIPSIS)

@@ -1,21 +1,18 @@
-"""The layers of a model in one view, for nnx and linen: what kind, which product, what its kernel is."""
+"""`Layer`: a layer of a model as a matrix product, the same for nnx and linen: its form, its kernel, its calls."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from jax_maddness.nn.layers.contraction import Contraction
 from jax_maddness.nn.layers.convolution import Convolution
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-Form = Contraction | Convolution
+from jax_maddness.nn.layers.form import Form
 
 
 @dataclasses.dataclass
@@ -23,9 +20,9 @@ class Call:
     """One call of a layer while the model is traced.
 
     Attributes:
-      x: its input: shape and dtype count, and which array it is.
-      kernel_shape: what the layer sees as its kernel, without the steps of a scan.
-      equation: the einsum that is passed to it, if any.
+      x: the input, a tracer: its shape and dtype count, and its identity, which tells that layers share an input.
+      kernel_shape: the kernel that the layer sees, without the steps of a scan.
+      equation: the einsum equation that is passed to the layer, if any.
     """
 
     x: Any
@@ -35,17 +32,18 @@ class Call:
 
 @dataclasses.dataclass
 class Layer:
-    """A layer, as a matrix product.
+    """A layer with a kernel, as a matrix product.
 
     Attributes:
-      path: where it is in the model; a rule may also name it by one of `others`, if it is in several places.
+      path: the place of the layer in the model; a rule may also name it by one of `others`, if it is in several places.
       kind: the name of its class.
       module: the layer itself, for its settings.
       kernel, bias: as in the model, stacked over the steps of a scan if there is one; bias may be None.
+      others: its other paths.
       calls: of one run of the model.
-      form: how its input becomes rows; None if it is not supported.
-      steps: of a scan over layers; 0: it is in none.
-      reason: why it cannot be replaced; "" if it can.
+      form: the layer's form; None if the layer is not supported.
+      steps: number of steps of the scan that the layer is in; 0: it is in none.
+      reason: the reason why it cannot be replaced; "" if it can.
     """
 
     path: str
@@ -61,20 +59,22 @@ class Layer:
 
     @property
     def parent(self) -> str:
+        """The path of the module that the layer is in."""
         return self.path.rpartition("/")[0]
 
     @property
     def dtype(self) -> str | None:
-        """What the layer computes in, if it says so."""
+        """The dtype in which the layer computes; None: the promotion of its input and its kernel."""
         return None if self.module.dtype is None else jnp.dtype(self.module.dtype).name
 
     @property
     def param_dtype(self) -> str:
+        """The dtype of the kernel."""
         return jnp.dtype(self.kernel.dtype).name
 
     @property
     def shape(self) -> tuple[int, int]:
-        """[D, M] of the product, of one group."""
+        """[D, M] of the product of one group; zeros if the layer is not supported."""
         return (0, 0) if self.form is None else self.form.product_shape(self._step_shape)
 
     @property
@@ -82,7 +82,7 @@ class Layer:
         return tuple(self.kernel.shape[1:] if self.steps else self.kernel.shape)
 
     def weights(self) -> np.ndarray:
-        """[steps or 1, groups, D, M] in float32."""
+        """Returns the weights, [steps or 1, groups, D, M], in float32."""
         assert self.form is not None
         kernel = np.asarray(self.kernel, np.float32)
         mask = getattr(self.module, "mask", None)
@@ -91,7 +91,7 @@ class Layer:
         return np.stack([self.form.weights(k) for k in (kernel if self.steps else kernel[None])])
 
     def biases(self) -> np.ndarray:
-        """[steps or 1, groups, M] in float32, zeros where the layer has none."""
+        """Returns the biases, [steps or 1, groups, M], in float32; zeros where the layer has none."""
         assert self.form is not None
         steps, groups = max(self.steps, 1), self.form.groups
         if self.bias is None:
@@ -99,7 +99,7 @@ class Layer:
         return np.asarray(self.bias, np.float32).reshape(steps, groups, -1)
 
     def complete(self) -> None:
-        """Finds form and steps from the settings and the calls, or the reason why there are none."""
+        """Derives form and steps from the settings and the calls, or the reason why there are none."""
         if not self.calls:
             self.reason = "the model does not call it on these batches"
             return
@@ -107,11 +107,11 @@ class Layer:
         if len({other.equation for other in self.calls}) > 1:
             self.reason = "it is called with several equations"
             return
-        try:
-            self.form = _FORMS[self.kind](self.module, call)
-        except KeyError:
+        if self.kind not in _MAKERS:
             self.reason = f"layers of type {self.kind} are not supported"
             return
+        try:
+            self.form = _MAKERS[self.kind](self.module, call)
         except ValueError as error:
             self.reason = str(error)
             return
@@ -121,11 +121,12 @@ class Layer:
         self.steps = self.kernel.shape[0] if extra else 0
 
 
-def _ints(value: Any, rank: int) -> tuple[int, ...]:
+def _per_dimension(value: Any, rank: int) -> tuple[int, ...]:
+    """Returns a setting of a convolution for each dimension: Flax takes a number for all, or None for 1."""
     return (int(value or 1),) * rank if value is None or isinstance(value, int) else tuple(value)
 
 
-def _tuple(value: Any) -> tuple[int, ...]:
+def _as_tuple(value: Any) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
 
@@ -135,9 +136,10 @@ def _dense(module: Any, call: Call) -> Form:
 
 
 def _general(module: Any, call: Call) -> Form:
+    # The same setting is `batch_axis` in nnx, `batch_dims` in linen.
     if getattr(module, "batch_axis", None) or getattr(module, "batch_dims", None):
         raise ValueError("it has batch axes: a product of its own for each")
-    return Contraction.of_axes(_tuple(module.axis), call.x.ndim, tuple(call.kernel_shape))
+    return Contraction.of_axes(_as_tuple(module.axis), call.x.ndim, tuple(call.kernel_shape))
 
 
 def _einsum(module: Any, call: Call) -> Form:
@@ -145,19 +147,20 @@ def _einsum(module: Any, call: Call) -> Form:
 
 
 def _conv(module: Any, call: Call) -> Form:
-    size = _tuple(module.kernel_size)
-    if any(d != 1 for d in _ints(module.input_dilation, len(size))):
+    del call
+    size = _as_tuple(module.kernel_size)
+    if any(d != 1 for d in _per_dimension(module.input_dilation, len(size))):
         raise ValueError("it dilates its input (input_dilation), as a transposed convolution")
     padding = module.padding
     if not isinstance(padding, str):
         pads = [padding] * len(size) if isinstance(padding, int) else list(padding)
         padding = tuple((p, p) if isinstance(p, int) else (int(p[0]), int(p[1])) for p in pads)
     rank = len(size)
-    strides, dilation = _ints(module.strides, rank), _ints(module.kernel_dilation, rank)
+    strides, dilation = _per_dimension(module.strides, rank), _per_dimension(module.kernel_dilation, rank)
     return Convolution(size, strides, dilation, padding, module.feature_group_count)
 
 
-_FORMS: Mapping[str, Callable[[Any, Call], Form]] = {
+_MAKERS: Mapping[str, Callable[[Any, Call], Form]] = {
     "Linear": _dense,
     "Dense": _dense,
     "LinearGeneral": _general,
@@ -165,19 +168,20 @@ _FORMS: Mapping[str, Callable[[Any, Call], Form]] = {
     "Einsum": _einsum,
     "Conv": _conv,
 }
+"""Functions that make the form of a layer, by the names of Flax's classes."""
 
 
 def first_array(args: tuple, kwargs: Mapping[str, Any]) -> Array:
-    """The input among the arguments of a layer."""
+    """Returns the input among the arguments of a layer."""
     return args[0] if args else kwargs["inputs"]
 
 
 Hook = Callable[[Callable[[Any], Any], Any], Any]
-"""`hook(module, x)` stands for `module(x)`."""
+"""`hook(module, x)` is called in place of `module(x)`."""
 
 
 def hooked(hook: Hook, module: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> Any:
-    """What a hook makes of the call of a module with such arguments; `x` is the first of them."""
+    """Calls a hook in place of a module with these arguments; `x` is the first of them, None if there are none."""
     if args:
         return hook(lambda x: module(x, *args[1:], **kwargs), args[0])
     name = next(iter(kwargs), None)

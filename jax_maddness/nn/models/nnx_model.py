@@ -1,137 +1,75 @@
-"""nnx models: their layers, taps on their inputs, and what stands in for a layer. The model passed is never changed."""
+"""`NnxModel`: the view of a model for `nnx.Module`s. The module that is passed is never changed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
 
-from jax_maddness.nn.layers.approximate import Spec, apply
-from jax_maddness.nn.models.layer import Call, Hook, Layer, first_array, hooked
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
+from jax_maddness.nn.layers.approximate import Spec
+from jax_maddness.nn.models.layer import Call, Hook, Layer
+from jax_maddness.nn.models.nnx_modules import (
+    Approximate,
+    Hooked,
+    Tables,
+    Tapped,
+    children,
+    makers_of,
+    with_modules,
+    with_widths,
+)
+from jax_maddness.nn.models.places import floating, joined, op_places, parts_of
 
 KINDS = (nnx.Linear, nnx.LinearGeneral, nnx.Einsum, nnx.Conv)
-"""What can be replaced; subclasses may do more than these, and cannot."""
-
-
-class Table(nnx.Variable):
-    """An array of an op. Not an `nnx.Param`: most are integers, which no optimizer may touch."""
-
-
-class Tables(nnx.Module):
-    """The arrays of one op, by name."""
-
-    def __init__(self, arrays: Mapping[str, Any]):
-        self.arrays = nnx.Dict({name: Table(array) for name, array in arrays.items()})
-
-    def add(self, name: str, array: Any) -> None:
-        """One array more."""
-        self.arrays[name] = Table(array)
-
-
-class Approximate(nnx.Module):
-    """Stands in for a layer: the same inputs, nearly the same outputs, by look-ups.
-
-    Attributes:
-      spec: all that is static.
-      tables: the op's arrays; layers with the same input hold the same `Tables`.
-    """
-
-    def __init__(self, spec: Spec, tables: Tables):
-        self.spec = spec
-        self.tables = tables
-
-    def __call__(self, inputs: Array, einsum_str: str | None = None, out_sharding: Any = None) -> Array:
-        """The layer's output, nearly; an einsum's equation is always that of the model that was replaced."""
-        del einsum_str
-        arrays = {name: table[...] for name, table in self.tables.arrays.items()}
-        y = apply(inputs, self.spec, arrays)
-        return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
-
-
-class Tapped(nnx.Module):
-    """A layer that shows its input to `tap` before it does its work."""
-
-    def __init__(self, layer: nnx.Module, path: str, tap: Callable[..., None]):
-        self.layer = layer
-        self.path = path
-        self.tap = tap
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's output."""
-        self.tap(self.path, self.layer, first_array(args, kwargs), _equation(args, kwargs))
-        return self.layer(*args, **kwargs)
-
-
-class Hooked(nnx.Module):
-    """A module in a hook."""
-
-    def __init__(self, module: nnx.Module, hook: Hook):
-        self.module = module
-        self.hook = hook
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the hook returns."""
-        return hooked(self.hook, self.module, args, kwargs)
-
-
-def _equation(args: tuple, kwargs: Mapping[str, Any]) -> str | None:
-    given = kwargs.get("einsum_str", args[1] if len(args) > 1 else None)
-    return given if isinstance(given, str) else None
-
-
-def _layer(path: str, module: Any) -> Layer:
-    kind, bias = type(module).__name__, getattr(module, "bias", None)
-    if type(module) not in KINDS and isinstance(module, KINDS):
-        kind = f"{kind} (not flax's own)"
-    return Layer(path, kind, module, module.kernel.get_value(), bias.get_value() if bias is not None else None)
+"""The layers that can be replaced. Subclasses may compute more than these, and cannot."""
 
 
 class NnxModel:
-    """An nnx model, and how it is called: what capture, calibration and replacement need."""
+    """An nnx model, and the function that calls it; see `Model` for the methods.
+
+    Compiled functions take the state as an argument and merge it with the graph inside. `nnx.jit` would write updated
+    state, as of random keys or batch statistics, back into the user's model.
+    """
+
+    kind: ClassVar[str] = "nnx"
 
     def __init__(self, model: nnx.Module, call: Callable[[Any, Any], Any]):
         self.model = model
         self._call = call
 
     def layers(self, batch: Any) -> list[Layer]:
-        """Every layer with a kernel, in the order in which a run on `batch`, which is only traced, calls them."""
-        found = {}
+        layers = {}
+        # Modules are visited once, under one path, even where several attributes refer to them.
         for path, module in nnx.iter_modules(self.model):
             if isinstance(getattr(module, "kernel", None), nnx.Variable):
-                layer = _layer("/".join(map(str, path)), module)
-                found[layer.path] = layer
-        for name, layer in _names(self.model, found.values()):
-            layer.others += (name,)
-        called: dict[str, None] = {}
+                layers[joined(path)] = _layer(joined(path), module)
+        for place, layer in _all_places(self.model, layers.values()):
+            layer.others += (place,)
+        called: dict[str, None] = {}  # a dict keeps the order of the first calls
 
         def tap(path: str, module: Any, x: Any, equation: str | None) -> None:
-            found[path].calls.append(Call(x, tuple(module.kernel.shape), equation))
+            # Inside of a scan, `module.kernel` is that of one step: its shape tells whether the layer is in a scan.
+            layers[path].calls.append(Call(x, tuple(module.kernel.shape), equation))
             called[path] = None
 
-        run, state = self._tapped(list(found), tap)
-        jax.eval_shape(run, state, batch)
-        for layer in found.values():
+        run, state = self._tapped(list(layers), tap)
+        jax.eval_shape(run, state, batch)  # the model is traced, nothing is computed
+        for layer in layers.values():
             layer.complete()
-        return [found[path] for path in [*called, *(path for path in found if path not in called)]]
+        return [layers[path] for path in [*called, *(path for path in layers if path not in called)]]
 
     def modules(self, batch: Any) -> list[str]:
-        """Paths of all modules inside of the model."""
-        del batch
-        return [_name(path) for path, _ in nnx.iter_modules(self.model) if path]
+        del batch  # all modules are attributes; linen makes its modules in a call
+        return [joined(path) for path, _ in nnx.iter_modules(self.model) if path]
 
     def run(self) -> Callable[[Any], Any]:
-        """The model, compiled."""
         graph, state = nnx.split(self.model)
         compiled = jax.jit(lambda state, batch: self._call(nnx.merge(graph, state), batch))
         return lambda batch: compiled(state, batch)
 
     def tapped(self, paths: list[str], tap: Callable[[str, Any], None]) -> Callable[[Any], None]:
-        """A compiled run of the model that computes what `tap(path, x)` asks for, and nothing else."""
         run, state = self._tapped(paths, lambda path, layer, x, equation: tap(path, x))
         compiled = jax.jit(run)
         return lambda batch: compiled(state, batch)
@@ -140,108 +78,99 @@ class NnxModel:
         taps = {path: lambda layer, path=path: Tapped(layer, path, tap) for path in paths}
         graph, state = nnx.split(with_modules(self.model, taps))
 
-        def run(state: Any, batch: Any) -> None:
+        def run(state: Any, batch: Any) -> None:  # returns nothing, so that XLA drops all that no tap needs
             self._call(nnx.merge(graph, state), batch)
 
         return run, state
 
     def arrays(self) -> dict[str, Any]:
-        """All arrays of the model by place, as text."""
-        return {_name(place): v.get_value() for place, v in nnx.to_flat_state(nnx.state(self.model))}
+        return {joined(place): array for place, array in self.file_arrays().items()}
 
     def with_arrays(self, arrays: Mapping[str, Any]) -> NnxModel:
-        """The model with other arrays, all of them."""
         graph, state = nnx.split(self.model)
-        variables = [(place, v.replace(arrays[_name(place)])) for place, v in nnx.to_flat_state(state)]
+        # `replace` keeps a variable's type and metadata. `merge` makes new modules: the given model is unchanged.
+        variables = [(place, v.replace(arrays[joined(place)])) for place, v in nnx.to_flat_state(state)]
         return NnxModel(nnx.merge(graph, nnx.from_flat_state(variables)), self._call)
 
     def outputs(self, arrays: Mapping[str, Any], batch: Any, hooks: Mapping[str, Hook] | None = None) -> Any:
-        """What the model with other arrays says; hooks are in place of modules, replaced or not, by path."""
         makers = {path: lambda module, hook=hook: Hooked(module, hook) for path, hook in (hooks or {}).items()}
         model = self.with_arrays(arrays).model
         return self._call(with_modules(model, makers) if makers else model, batch)
 
     def replaced(self, specs: Mapping[str, Spec], arrays: Mapping[str, Mapping[str, Any]]) -> NnxModel:
-        """The model with ops in place of layers; `arrays` by the specs' owners."""
         tables = {owner: Tables(named) for owner, named in arrays.items()}
-        return NnxModel(with_modules(self.model, stand_ins(specs, tables)), self._call)
+        return NnxModel(with_modules(self.model, makers_of(specs, tables)), self._call)
 
     def narrowed(self, specs: Mapping[str, Spec], arrays: Mapping[str, Any]) -> NnxModel:
-        """The model with other specs and arrays; exact layers have as many outputs as their arrays."""
-        model = self.with_arrays(arrays).model
+        model = self.with_arrays(arrays).model  # a copy, so its modules may be changed
         for path, module in nnx.iter_modules(model):
             if isinstance(module, Approximate):
-                module.spec = specs[_name(path)]
+                module.spec = specs[joined(path)]
         return NnxModel(with_widths(model), self._call)
 
+    def specs(self) -> dict[str, Spec]:
+        modules = nnx.iter_modules(self.model)
+        return {joined(path): module.spec for path, module in modules if isinstance(module, Approximate)}
 
-def _name(place: Iterable[Any]) -> str:
-    return "/".join(map(str, place))
+    def op_places(self) -> dict[str, dict[str, str]]:
+        # Tables that layers share are in the state once, under the path of one of these layers.
+        return op_places(self.specs(), self.arrays(), lambda path, spec: joined((*parts_of(path), "tables", "arrays")))
+
+    def parameter_places(self) -> list[str]:
+        places = [joined(place) for place, _ in nnx.to_flat_state(nnx.state(self.model, nnx.Param))]
+        return floating(places, self.arrays())
+
+    def layer_places(self, path: str) -> list[str]:
+        arrays = self.arrays()
+        places = [joined((*parts_of(path), name)) for name in ("kernel", "bias")]
+        return [place for place in places if place in arrays]
+
+    def file_arrays(self) -> dict[tuple[Any, ...], Any]:
+        return {tuple(place): v.get_value() for place, v in nnx.to_flat_state(nnx.state(self.model))}
+
+    @classmethod
+    def from_file(
+        cls, model: Any, specs: Mapping[str, Spec], arrays: Mapping[tuple[Any, ...], Any], file: str
+    ) -> nnx.Module:
+        if not isinstance(model, nnx.Module):
+            raise ValueError(f"{file!r} is an nnx model; `model` must be an nnx.Module.")
+        tables = {spec.owner: Tables({}) for spec in specs.values()}
+        for path, spec in specs.items():
+            for place, array in arrays.items():
+                if joined(place[:-3]) == path and place[-3:-1] == ("tables", "arrays"):
+                    tables[spec.owner].add(str(place[-1]), array)
+        graph, state = nnx.split(with_modules(model, makers_of(specs, tables)))
+        variables = dict(nnx.to_flat_state(state))
+        fits = _fits_pruned if any(spec.pruned for spec in specs.values()) else _fits
+        common = variables.keys() & arrays.keys()
+        wrong = [place for place in common if not fits(arrays[place].shape, variables[place].get_value().shape)]
+        if wrong or variables.keys() != arrays.keys():
+            different = sorted(joined(place) for place in {*wrong, *(variables.keys() ^ arrays.keys())})
+            raise ValueError(f"The file is of another model: {different} differ. Pass one of the same architecture.")
+        filled = [(place, v.replace(arrays[place])) for place, v in variables.items()]
+        return with_widths(nnx.merge(graph, nnx.from_flat_state(filled)))
 
 
-def _names(model: nnx.Module, layers: Iterable[Layer]) -> Iterator[tuple[str, Layer]]:
-    """All places of all layers."""
-    of = {id(layer.module): layer for layer in layers}
+def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    return tuple(shape) == tuple(expected)
+
+
+def _fits_pruned(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether the shape is the expected one, or smaller: exact layers of a pruned model may have lost features."""
+    return len(shape) == len(expected) and all(a <= b for a, b in zip(shape, expected, strict=True))
+
+
+def _layer(path: str, module: Any) -> Layer:
+    kind, bias = type(module).__name__, getattr(module, "bias", None)
+    if type(module) not in KINDS and isinstance(module, KINDS):
+        kind = f"{kind} (not flax's own)"  # and so none of the supported kinds
+    return Layer(path, kind, module, module.kernel.get_value(), bias.get_value() if bias is not None else None)
+
+
+def _all_places(model: nnx.Module, layers: Iterable[Layer]) -> Iterator[tuple[str, Layer]]:
+    """Yields every reference to a layer: a layer that two attributes hold can be named by both in rules."""
+    layer_of = {id(layer.module): layer for layer in layers}
     for path, node in nnx.iter_graph(model):
-        for key, child in _children(node):
-            if id(child) in of:
-                yield "/".join(map(str, (*path, key))), of[id(child)]
-
-
-def stand_ins(specs: Mapping[str, Spec], tables: Mapping[str, Tables]) -> dict[str, Callable[[Any], nnx.Module]]:
-    """What `with_modules` puts in place of layers; `tables` by the specs' owners."""
-
-    def made(spec: Spec) -> Callable[[Any], nnx.Module]:
-        return lambda layer: Approximate(spec, tables[spec.owner])
-
-    return {path: made(spec) for path, spec in specs.items()}
-
-
-def with_widths(model: nnx.Module) -> nnx.Module:
-    """`model`, whose exact layers say how many outputs their arrays have."""
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, nnx.Linear | nnx.Conv):
-            module.out_features = module.kernel.shape[-1]
-    return model
-
-
-def with_modules(model: nnx.Module, makers: Mapping[str, Callable[[Any], nnx.Module]]) -> Any:
-    """A copy of `model` in which the modules at some paths are replaced, wherever they are referred to.
-
-    Raises:
-      ValueError: a module is in a tuple, which cannot be changed.
-    """
-    clone = nnx.clone(model)
-    made = {}
-    for path, module in nnx.iter_modules(clone):
-        name = "/".join(map(str, path))
-        if name in makers:
-            made[id(module)] = (module, makers[name](module))
-    if missing := makers.keys() - {"/".join(map(str, path)) for path, _ in nnx.iter_modules(clone)}:
-        raise ValueError(f"The model has no modules {sorted(missing)}.")
-    if id(clone) in made:
-        return made[id(clone)][1]
-    for path, node in list(nnx.iter_graph(clone)):
-        for key, child in _children(node):
-            if id(child) in made:
-                _put(node, key, made[id(child)][1], path)
-    return clone
-
-
-def _children(node: Any) -> list[tuple[Any, Any]]:
-    if isinstance(node, nnx.List | list | tuple):
-        return list(enumerate(node))
-    if isinstance(node, dict):
-        return list(node.items())
-    return (
-        [(k, v) for k, v in vars(node).items() if not k.startswith("_pytree__")] if isinstance(node, nnx.Pytree) else []
-    )
-
-
-def _put(node: Any, key: Any, value: Any, path: tuple) -> None:
-    if isinstance(node, tuple):
-        raise ValueError(f"A layer is in the tuple {'/'.join(map(str, path))!r}. Make that an `nnx.List`.")
-    if isinstance(node, nnx.List | list | dict):
-        node[key] = value
-    else:
-        setattr(node, key, value)
+        for key, child in children(node):
+            if id(child) in layer_of:
+                yield joined((*path, key)), layer_of[id(child)]

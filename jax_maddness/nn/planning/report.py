@@ -1,4 +1,4 @@
-"""A plan as a table, as JSON, and as one HTML page."""
+"""`Plan`: the result of `plan`, as a table, as JSON, and as one HTML page."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax_maddness.learn.fit import FitConfig
-from jax_maddness.nn.calibrate import StandIn
-from jax_maddness.nn.planning.verdict import CODES, INT8, LOW_RANK, LayerPlan, Option, predicted
+from jax_maddness.nn.layers.kinds import CODES, INT8, LOW_RANK
+from jax_maddness.nn.planning.verdict import LayerPlan, Option, predicted
+from jax_maddness.nn.replacement import Replacement
 from jax_maddness.nn.rules import Rule
 
-_FORMAT = {"format": "jax_maddness.plan", "version": 2}
+_FORMAT, _VERSION = "jax_maddness.plan", 3
+"""Version 3 added `LayerPlan.unmeasured`; files of version 2 are read, too."""
+_READABLE = (2, 3)
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A model with some layers replaced, run on the batches held out.
+    """A model with some layers replaced, run on the held-out batches.
 
     Attributes:
-      replaced: of each the name, by what kind of product, and its size.
+      replaced: for each replaced line its name, the kind of product, and its size.
       speedup: predicted from the layers' times.
       drop: of the metric.
     """
@@ -36,20 +39,20 @@ class Trial:
 
 @dataclasses.dataclass
 class Plan:
-    """What `plan` measured and decided: `print` it, write it as a page, pass it to `replace`.
+    """The measurements and decisions of `plan`: `print` it, write it as a page, pass it to `replace`.
 
     Attributes:
-      layers: of every layer with a kernel, in the order of their calls; layers that share an op are one.
-      max_drop: of the metric.
-      metric: what is meant by that, in words.
-      machine: where it was measured.
-      exact_ms, fast_ms: medians of the whole model on the first batch, as it is and as planned, taken in turns.
-      before, after: the metric on the batches held out; None: not measured yet.
+      layers: a line for every layer with a kernel, in the order of their calls; layers that share an op are one line.
+      max_drop: the most that the metric may lose.
+      metric: the metric's name.
+      machine: describes the machine of the measurements.
+      exact_ms, fast_ms: median milliseconds of the whole model on the first batch, as it is and as planned.
+      before, after: the metric on the held-out batches; None: not measured yet.
       trials: models that were tried.
       finished: nothing was left out for lack of time.
-      how: by name, how each replaced layer learns: the fields of its `Rule`.
-      learned: by name, kind and size, what stands in, where this is the plan that learned them.
-      example: shapes of the first batch, likewise.
+      how: by name, the fields of the `Rule` of each planned line.
+      learned: replacements by name, kind and size; empty in a plan that was read from a file.
+      example: shapes and dtypes of the first batch; None in a plan that was read from a file.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -63,28 +66,30 @@ class Plan:
     trials: tuple[Trial, ...] = ()
     finished: bool = False
     how: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    learned: dict[tuple[str, str, int], StandIn] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    learned: dict[tuple[str, str, int], Replacement] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
     example: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def replaced(self) -> tuple[LayerPlan, ...]:
-        """The lines that do not stay."""
+        """The lines that are replaced."""
         return tuple(layer for layer in self.layers if layer.choice is not None)
 
     @property
     def holds_ops(self) -> bool:
-        """Whether every op that it wants is at hand."""
+        """Whether the plan has a replacement for every line that it replaces."""
         return all((layer.name, layer.by, layer.choice) in self.learned for layer in self.replaced)
 
     def rules(self) -> list[Rule]:
-        """Rules, with exact paths, that replace what the plan replaces, and nothing else."""
-        found = []
+        """Returns rules, with exact paths, that replace the layers of the plan, and no others."""
+        rules = []
         for layer in self.replaced:
             assert layer.choice is not None
-            how = {**self.how[layer.name], "num_codebooks": None, **sized(layer.by, layer.choice)}
-            how["config"] = FitConfig(**how["config"])
-            found += [Rule(re.escape(path), **how) for path in layer.paths]
-        return found
+            fields = {**self.how[layer.name], "num_codebooks": None, **rule_fields(layer.by, layer.choice)}
+            fields["config"] = FitConfig(**fields["config"])
+            rules += [Rule(re.escape(path), **fields) for path in layer.paths]
+        return rules
 
     def __str__(self) -> str:
         head = "| layer | D -> M (rows) | share | exact ms | int8 | low rank | codes | verdict |"
@@ -93,7 +98,7 @@ class Plan:
         return "\n".join([*lines, *self.totals()])
 
     def totals(self) -> list[str]:
-        """What the whole model gains, and what it costs."""
+        """Returns sentences on the gain of the whole model, and on its cost."""
         if not self.replaced:
             lines = ["Nothing is replaced: the model stays as it is."]
         else:
@@ -103,47 +108,48 @@ class Plan:
                 f"-> {self.fast_ms:.3g} ms, measured {ratio:.2f}x, predicted {expected:.2f}x."
             ]
         if self.before is not None and self.after is not None:
-            said = f"{self.before:.4g} before, {self.after:.4g} after; at most {self.max_drop:.2g} less"
-            lines.append(f"{self.metric}: {said}.")
+            values = f"{self.before:.4g} before, {self.after:.4g} after; at most {self.max_drop:.2g} less"
+            lines.append(f"{self.metric}: {values}.")
         if not self.finished:
             lines.append("The time was up before all was measured: call `plan` again with the same `path` to go on.")
         return lines
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Writes all but the ops, whole or not at all."""
+        """Writes the plan without its replacements, whole or not at all."""
         path = pathlib.Path(path)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.compare}
-        fields |= {name: [dataclasses.asdict(one) for one in fields[name]] for name in ("layers", "trials")}
-        partial.write_text(json.dumps(_FORMAT | fields, indent=1))
+        fields |= {name: [dataclasses.asdict(item) for item in fields[name]] for name in ("layers", "trials")}
+        partial.write_text(json.dumps({"format": _FORMAT, "version": _VERSION} | fields, indent=1))
         os.replace(partial, path)
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Plan:
-        """Reads what `to_json` wrote.
+        """Reads a plan that `to_json` wrote.
 
         Raises:
-          ValueError: the file is of another kind, or newer.
+          ValueError: The file is of another kind, or newer.
         """
         try:
-            found = json.loads(pathlib.Path(path).read_text())
+            fields = json.loads(pathlib.Path(path).read_text())
         except json.JSONDecodeError:
-            found = None
-        if not isinstance(found, dict) or {name: found.pop(name, None) for name in _FORMAT} != _FORMAT:
+            fields = None
+        header = (fields.pop("format", None), fields.pop("version", None)) if isinstance(fields, dict) else None
+        if header not in [(_FORMAT, version) for version in _READABLE]:
             raise ValueError(f"{os.fspath(path)!r} was not written by this version's `Plan.to_json`.")
-        layers, trials = found.pop("layers"), found.pop("trials")
-        return cls(tuple(map(_layer, layers)), trials=tuple(map(_trial, trials)), **found)
+        layers, trials = fields.pop("layers"), fields.pop("trials")
+        return cls(tuple(map(_layer, layers)), trials=tuple(map(_trial, trials)), **fields)
 
     def html(self, path: str | os.PathLike[str]) -> None:
-        """Writes one page with the table and pictures, which needs nothing else."""
+        """Writes one self-contained page with the table and pictures."""
         names = ("layer", "D -> M (rows)", "share", "exact ms", "int8", "low rank", "codes", "verdict")
         rows = ["".join(f"<th>{html.escape(name)}</th>" for name in names)]
-        rows += ["".join(f"<td>{html.escape(c)}</td>" for c in cells(one, self.exact_ms)) for one in self.layers]
+        rows += ["".join(f"<td>{html.escape(c)}</td>" for c in cells(line, self.exact_ms)) for line in self.layers]
         page = [
             '<!doctype html><html lang="en"><meta charset="utf-8"><title>Plan</title>',
             "<style>body{font:14px sans-serif;margin:2em}td,th{padding:2px 10px;text-align:left}",
             "svg text{font:12px sans-serif}</style><h1>Plan</h1>",
-            *(f"<p>{html.escape(line)}</p>" for line in self.totals()),
+            *(f"<p>{html.escape(total)}</p>" for total in self.totals()),
             "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>",
             "<h2>Time and error by layer</h2><p>Bars: milliseconds; beside them the NMSE.</p>",
             *(_bars(layer) for layer in self.layers if layer.options),
@@ -154,55 +160,58 @@ class Plan:
         pathlib.Path(path).write_text("\n".join(page))
 
 
-def _layer(found: dict[str, Any]) -> LayerPlan:
-    found["options"] = tuple(Option(**option) for option in found["options"])
-    return LayerPlan(**found | {name: tuple(found[name]) for name in ("paths", "shape", "products")})
+def _layer(fields: dict[str, Any]) -> LayerPlan:
+    fields["options"] = tuple(Option(**option) for option in fields["options"])
+    # Files of version 2 have no such field; their words are the only record of it.
+    fields.setdefault("unmeasured", "the time was up" in fields["words"])
+    return LayerPlan(**fields | {name: tuple(fields[name]) for name in ("paths", "shape", "products")})
 
 
-def _trial(found: dict[str, Any]) -> Trial:
-    return Trial(tuple((name, kind, size) for name, kind, size in found["replaced"]), found["speedup"], found["drop"])
+def _trial(fields: dict[str, Any]) -> Trial:
+    replaced = tuple((name, kind, size) for name, kind, size in fields["replaced"])
+    return Trial(replaced, fields["speedup"], fields["drop"])
 
 
-def sized(kind: str, size: int) -> dict[str, Any]:
-    """The fields of a `Rule` that say so."""
+def rule_fields(kind: str, size: int) -> dict[str, Any]:
+    """Returns the fields of a `Rule` for a product of this kind and size."""
     if kind == CODES:
         return {"product": kind, "num_codebooks": size}
     return {"product": kind, "rank": size or None, "exact_rows": 0.0, "num_candidates": None}
 
 
 def cells(layer: LayerPlan, exact_ms: float) -> list[str]:
-    """A line of the table: times with NMSE in brackets, those of several sizes one after the other."""
+    """Returns a row of the table: times with the NMSE in brackets, those of several sizes one after the other."""
     d, m = layer.shape
     about = [layer.name or "(the model)", f"{d} -> {m} ({layer.rows:,})"]
     if not layer.options:
         return [*about, "", "", "", "", "", layer.words]
     share = f"{layer.exact.ms / exact_ms:.0%}" if exact_ms else ""
-    others = ["; ".join(_said(o) for o in layer.options if o.kind == kind) for kind in (INT8, LOW_RANK, CODES)]
+    others = ["; ".join(_option_cell(o) for o in layer.options if o.kind == kind) for kind in (INT8, LOW_RANK, CODES)]
     return [*about, share, f"{layer.exact.ms:.3g}", *others, layer.words]
 
 
-def _said(option: Option) -> str:
+def _option_cell(option: Option) -> str:
     name = {LOW_RANK: f"r = {option.size}: ", CODES: f"C = {option.size}: "}.get(option.kind, "")
     return f"{name}{option.ms:.3g} ({option.nmse:.2g})"
 
 
 def _bars(layer: LayerPlan) -> str:
-    """One bar for each option."""
+    """Draws a bar for each option of a line."""
     longest = max(option.ms for option in layer.options)
     lines = []
     for i, option in enumerate(layer.options):
         y, width = 20 * i, 400 * option.ms / longest
-        colour = "#c33" if option == layer.chosen else "#89a"
+        color = "#c33" if option == layer.chosen else "#89a"
         name = f"{option.kind} {option.size or ''}"
         lines.append(f'<text x="110" y="{y + 13}" text-anchor="end">{name}</text>')
-        lines.append(f'<rect x="120" y="{y + 2}" width="{width:.1f}" height="14" fill="{colour}"/>')
+        lines.append(f'<rect x="120" y="{y + 2}" width="{width:.1f}" height="14" fill="{color}"/>')
         lines.append(f'<text x="{126 + width:.1f}" y="{y + 13}">{option.ms:.3g} ms, {option.nmse:.2g}</text>')
     title = f"<h3>{html.escape(layer.name or '(the model)')}</h3><p>{html.escape(layer.words)}</p>"
     return f'{title}<svg width="720" height="{20 * len(layer.options) + 4}">{"".join(lines)}</svg>'
 
 
 def _scatter(trials: Sequence[Trial], max_drop: float) -> str:
-    """Dots over axes that begin at 1x and at no drop, and a line at the most that may be lost."""
+    """Draws a dot for each trial, over axes that begin at 1x and at no drop, and a line at the largest drop allowed."""
     fastest = max([trial.speedup for trial in trials], default=1.0)
     worst = max([max_drop, *(trial.drop for trial in trials)]) or 1.0
 
@@ -219,7 +228,7 @@ def _scatter(trials: Sequence[Trial], max_drop: float) -> str:
     ]
     for trial in trials:
         x, y = at(trial.speedup, trial.drop)
-        said = ", ".join(f"{name} {kind} {size or ''}".strip() for name, kind, size in trial.replaced) or "exact"
-        said = html.escape(f"{said}: {trial.speedup:.2f}x, drop {trial.drop:.2g}")
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="#357"><title>{said}</title></circle>')
+        replaced = ", ".join(f"{name} {kind} {size or ''}".strip() for name, kind, size in trial.replaced) or "exact"
+        title = html.escape(f"{replaced}: {trial.speedup:.2f}x, drop {trial.drop:.2g}")
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="#357"><title>{title}</title></circle>')
     return f'<svg width="720" height="300">{"".join(parts)}</svg>'

@@ -1,26 +1,22 @@
-"""A replaced layer -> the same with fewer features, or with fewer outputs. Pure JAX, no Flax.
+"""Replaced layers with fewer features, or with fewer outputs. Pure JAX, no Flax.
 
-Ops are dicts of arrays by name, as `Learned.arrays` makes them.
+Ops are dicts of arrays by name, as modules hold them (`CodesReplacement.arrays`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
-from jax_maddness.core.types import SplitTrees
-from jax_maddness.nn.layers.approximate import TREES, Spec
-from jax_maddness.nn.layers.contraction import Contraction
-from jax_maddness.nn.layers.convolution import Convolution
+from jax_maddness.core.types import TREE_KINDS
+from jax_maddness.nn.layers.approximate import Spec
+from jax_maddness.nn.layers.form import Form
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Int
-
-    Op = Mapping[str, Array]
+Op = Mapping[str, Array]
 
 _OUTPUT_AXES = {
     "tables_values": -3,
@@ -32,17 +28,18 @@ _OUTPUT_AXES = {
     "rescore_kernel": -2,
     "rescore_bias": -1,
 }
+"""The axis of the outputs of each array that has one."""
 
 
 def why_all_are_read(spec: Spec, op: Op) -> str:
-    """Why a layer may read all features of its input; "" if its op reads but those that its trees compare."""
-    if spec.trees not in TREES:
+    """Returns why a layer may read all features of its input; "" if its op reads only those that its trees compare."""
+    if not spec.has_tables:
         return f"it is a product, in {spec.trees}"
-    if spec.trees != SplitTrees.__name__:
+    if not TREE_KINDS[spec.trees].reads_few_features:
         return "its trees project groups of features: only those of `FitConfig('axis')` or 'paper' read few"
     if spec.steps or spec.form.groups > 1:
         return "it has several ops: it is in a scan, or a convolution with groups"
-    if isinstance(spec.form, Contraction) and not spec.form.reads_last_axis:
+    if not spec.form.reads_last_axis:
         return "its features are not one axis, the last, of its input"
     if "rescore_kernel" in op:
         return "it multiplies some of its rows exactly, with all features"
@@ -51,21 +48,26 @@ def why_all_are_read(spec: Spec, op: Op) -> str:
     return ""
 
 
-def why_all_are_written(form: Contraction | Convolution, steps: int, part: object) -> str:
-    """Why a layer cannot have fewer outputs; "" if it can."""
+def why_all_are_written(form: Form, steps: int, part: tuple[int, int] | None) -> str:
+    """Returns why a layer cannot have fewer outputs; "" if it can.
+
+    Args:
+      form, steps: of the layer.
+      part: the part of a shared op, as in `Spec`; None: the op is not shared.
+    """
     if steps or form.groups > 1:
         return "is in a scan, or a convolution with groups"
     if part is not None:
         return "shares its op with other layers"
-    if isinstance(form, Contraction) and not form.writes_last_axis:
+    if not form.writes_last_axis:
         return "has outputs that are not one axis, the last"
     return ""
 
 
 def features_read(spec: Spec, op: Op, features: int) -> Int[np.ndarray, " read"]:
-    """Which of the input's features the op compares, in the order of its codebooks.
+    """Returns the features of the input that the op compares, in the order of its codebooks.
 
-    Those of a convolution are the same for all taps: channels that any of them reads.
+    For a convolution they are the channels that any of its taps compares.
     """
     compared = _compared(spec, op, features) % features
     own, first = np.unique(compared, return_index=True)
@@ -73,7 +75,8 @@ def features_read(spec: Spec, op: Op, features: int) -> Int[np.ndarray, " read"]
 
 
 def _compared(spec: Spec, op: Op, features: int) -> Int[np.ndarray, " all"]:
-    """Features of a row, tap by tap."""
+    """Returns the features of a row that the op compares, in `[0, taps * features)`."""
+    # As `encode` clips indices that are out of range, so must this.
     indices = np.concatenate([np.asarray(op[name]).reshape(-1) for name in _indices(op)])
     return np.clip(indices, 0, _taps(spec) * features - 1)
 
@@ -83,18 +86,27 @@ def _indices(op: Op) -> list[str]:
 
 
 def _taps(spec: Spec) -> int:
-    """That are side by side in a row."""
-    return spec.form.taps if isinstance(spec.form, Convolution) and not spec.shared else 1
+    """Returns the number of taps that are side by side in a row of the op."""
+    return 1 if spec.shared else spec.form.taps
 
 
 def with_features(spec: Spec, op: Op, kept: Int[np.ndarray, " kept"], features: int) -> tuple[Spec, dict[str, Array]]:
-    """The layer for inputs that have but `kept` of their `features`, in this order; it reads no others."""
-    place = np.zeros(features, np.int32)
-    place[kept] = np.arange(len(kept))
+    """Adapts a layer to inputs with fewer features.
+
+    Args:
+      spec, op: the layer.
+      kept: the features that the new inputs have, in their order; the layer must compare no others.
+      features: number of features of the old inputs.
+
+    Returns:
+      The new spec, and the new arrays.
+    """
+    new_index = np.zeros(features, np.int32)
+    new_index[kept] = np.arange(len(kept))
     changed = dict(op)
     for name in _indices(op):
         indices = np.clip(np.asarray(op[name]), 0, _taps(spec) * features - 1)
-        changed[name] = jnp.asarray(indices // features * len(kept) + place[indices % features])
+        changed[name] = jnp.asarray(indices // features * len(kept) + new_index[indices % features])
     if "weights" in op:
         by_tap = op["weights"].reshape(-1, features, op["weights"].shape[-1])
         changed["weights"] = by_tap[:, kept].reshape(-1, by_tap.shape[-1])
@@ -102,10 +114,6 @@ def with_features(spec: Spec, op: Op, kept: Int[np.ndarray, " kept"], features: 
 
 
 def with_outputs(spec: Spec, op: Op, kept: Int[np.ndarray, " kept"]) -> tuple[Spec, dict[str, Array]]:
-    """The layer with but `kept` of its outputs, in this order."""
+    """Returns the spec and the arrays of the layer with only the outputs `kept`, in this order."""
     changed = {name: jnp.take(a, kept, _OUTPUT_AXES[name]) if name in _OUTPUT_AXES else a for name, a in op.items()}
-    form = spec.form
-    if isinstance(form, Contraction):
-        sizes = tuple(len(kept) if name == form.out[-1] else n for name, n in zip(form.rhs, form.sizes, strict=True))
-        form = dataclasses.replace(form, sizes=sizes)
-    return dataclasses.replace(spec, form=form, pruned=True), changed
+    return dataclasses.replace(spec, form=spec.form.with_outputs(len(kept)), pruned=True), changed

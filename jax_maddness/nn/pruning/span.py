@@ -1,4 +1,4 @@
-"""All values of a trace that have the features of one of them, and the layers that make and that read them."""
+"""Spans: all values of a trace that have the same features, and the layers that make them and that read them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ INTO, FROM = "into", "from"
 
 
 class UsedError(Exception):
-    """Why all features that reach a layer must be computed."""
+    """The reason why all features that reach a layer must be computed."""
 
 
 def marked(path: str) -> Hook:
-    """A hook that leaves a name at what goes into a layer, and at what comes from it."""
+    """Returns a hook that marks a layer's input and output in a trace."""
 
+    # `checkpoint_name` is the identity, and leaves a primitive with a name in the jaxpr.
     def hook(layer: Callable[[Any], Any], x: Any) -> Any:
         return checkpoint_name(layer(checkpoint_name(x, f"{_MARK} {INTO} {path}")), f"{_MARK} {FROM} {path}")
 
@@ -29,7 +30,7 @@ def marked(path: str) -> Hook:
 
 
 def mark(step: Step) -> tuple[str, str] | None:
-    """`(INTO or FROM, path)` where a step is such a name."""
+    """Returns `(INTO or FROM, path)` of a step that marks a layer; None for other steps."""
     name = str(step.params.get("name", "")) if step.name == "name" else ""
     if not name.startswith(f"{_MARK} "):
         return None
@@ -42,8 +43,8 @@ class Span:
     """Values that have the same features, up to the layers at both ends.
 
     Attributes:
-      axes: of features, for each value.
-      readers, writers: the steps that mark each layer at the ends, by path.
+      axes: the axis of the features of each value.
+      readers, writers: by path of the layers at the ends, the steps that mark their calls.
     """
 
     axes: dict[Value, int]
@@ -52,10 +53,10 @@ class Span:
 
     @classmethod
     def of(cls, traced: Trace, start: Value) -> Span:
-        """All that has the features of `start`, which are its last axis.
+        """Finds all values that have the features of `start`, which are its last axis.
 
         Raises:
-          UsedError: something needs them all.
+          UsedError: Something needs all of the features.
         """
         span = cls({start: len(start.shape) - 1})
         waiting = [start]
@@ -74,11 +75,14 @@ class Span:
         return span
 
     def _across(self, step: Step, value: Value) -> Iterator[tuple[Value, int]]:
-        """What has the features of `value` on the other sides of a step, and on which axes."""
+        """Yields the values at the other sides of a step that have the features of `value`, with the axis of each.
+
+        A span ends at the marks of layers, which are recorded.
+        """
         axis = self.axes[value]
-        found = mark(step)
-        if found is not None:
-            where, path = found
+        end = mark(step)
+        if end is not None:
+            where, path = end
             if axis != len(value.shape) - 1 or value not in (step.inputs if where == INTO else step.outputs):
                 raise UsedError(f"{path!r} has them on another axis")
             ends = self.readers if where == INTO else self.writers

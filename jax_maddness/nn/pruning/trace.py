@@ -1,4 +1,4 @@
-"""A traced function -> its steps, and which axes of their values keep features apart. Pure JAX, no Flax.
+"""A traced function as steps, with rules for the axes along which each step keeps features apart. Pure JAX, no Flax.
 
 Nested calls (jit, remat, custom derivatives) are opened; scans and branches are not. Steps that no result needs are
 left out.
@@ -15,8 +15,10 @@ import numpy as np
 from jax.extend import core
 
 MIXED = -1
-"""In place of an axis: the elements are not kept apart."""
+"""Takes the place of an axis where elements are not kept apart."""
+# Calls that are opened. JAX has renamed some of them from version to version.
 _NESTED = "jit pjit closed_call core_call checkpoint remat2 custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr"
+# Elementwise primitives. One that is missing here counts as mixing features, so that layers before it stay.
 _ONE_BY_ONE = """
     abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos cosh
     digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt max
@@ -30,7 +32,12 @@ _WINDOWS = ("reduce_window_sum", "reduce_window_max", "reduce_window_min")
 
 @dataclasses.dataclass(eq=False)
 class Value:
-    """An array of the trace. `place`: its argument's name, if it is one that was named."""
+    """An array of the trace.
+
+    Attributes:
+      shape: its shape.
+      place: the name of the argument, if it is a named one.
+    """
 
     shape: tuple[int, ...]
     place: str | None = None
@@ -38,7 +45,14 @@ class Value:
 
 @dataclasses.dataclass(eq=False)
 class Step:
-    """One primitive, applied."""
+    """One application of a primitive.
+
+    Attributes:
+      name: of the primitive.
+      params: its static parameters.
+      inputs, outputs: the arrays.
+      needed: it has effects, so that it cannot be left out.
+    """
 
     name: str
     params: Mapping[str, Any]
@@ -52,9 +66,9 @@ class Step:
         return self.name in _ELEMENTWISE or self.name in _RULES
 
     def axes_into(self, axis: int) -> list[int | None]:
-        """For each input the axis whose elements alone meet those of the result along `axis`, one by one.
+        """Returns, for each input, the axis whose elements correspond one to one to the output's along `axis`.
 
-        None: the input is the same for all of them. `MIXED`: neither.
+        It is None where the input is the same for all elements, and `MIXED` where neither is true.
         """
         if self.name in _ELEMENTWISE:
             size = self.outputs[0].shape[axis]
@@ -62,23 +76,24 @@ class Step:
         return _RULES[self.name](self, axis)
 
     def axis_out(self, value: Value, axis: int) -> int:
-        """The axis of the result that `axis` of an input becomes, or `MIXED`."""
+        """Returns the axis of the output that `axis` of an input becomes, or `MIXED`."""
         for out in range(len(self.outputs[0].shape)):
-            found = {at for given, at in zip(self.inputs, self.axes_into(out), strict=True) if given is value}
-            if found == {axis}:
+            axes = {at for given, at in zip(self.inputs, self.axes_into(out), strict=True) if given is value}
+            if axes == {axis}:
                 return out
         return MIXED
 
 
 @dataclasses.dataclass
 class Trace:
-    """The steps that results need, in their order.
+    """The steps that the results of a function need.
 
     Attributes:
-      steps: each after those that make its inputs.
-      results: what the function returns.
-      arguments: the named ones.
-      made_by, used_by: the steps at each value.
+      steps: in the order of the program: each after the steps that make its inputs.
+      results: the values that the function returns.
+      arguments: the named arguments.
+      made_by: the step that makes a value.
+      used_by: the steps that use a value.
     """
 
     steps: list[Step]
@@ -101,14 +116,20 @@ class Trace:
                 self.used_by.setdefault(given, []).append(step)
 
     def at(self, value: Value) -> Iterator[Step]:
-        """The steps that make or use a value."""
+        """Yields the steps that make or use a value."""
         if value in self.made_by:
             yield self.made_by[value]
         yield from self.used_by.get(value, ())
 
 
 def trace(function: Callable[[Mapping[str, Any], Any], Any], named: Mapping[str, Any], batch: Any) -> Trace:
-    """What `function(named, batch)` does; `named` are arrays by name."""
+    """Traces `function(named, batch)`.
+
+    Args:
+      function: is only traced.
+      named: arrays by name, whose values are marked with their names.
+      batch: a pytree of arrays.
+    """
     closed = jax.make_jaxpr(function)(named, batch)
     names = [*sorted(named), *[None] * len(jax.tree.leaves(batch))]  # JAX sorts a dict's keys
     inputs = [Value(_shape(var), name) for var, name in zip(closed.jaxpr.invars, names, strict=True)]
@@ -122,7 +143,7 @@ def _shape(atom: Any) -> tuple[int, ...]:
 
 
 def _open(jaxpr: Any, constants: list[Value], inputs: list[Value], steps: list[Step]) -> list[Value]:
-    """Appends the steps of `jaxpr`, nested ones in their places; returns its results."""
+    """Appends the steps of `jaxpr`, with nested ones in their places, and returns its results."""
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *inputs), strict=True))
 
     def value(atom: Any) -> Value:
@@ -141,7 +162,7 @@ def _open(jaxpr: Any, constants: list[Value], inputs: list[Value], steps: list[S
 
 
 def _nested(eqn: Any) -> tuple[Any, list[Value]] | None:
-    """The jaxpr that a call stands for, and its constants."""
+    """Returns the jaxpr that a step calls, and its constants; None if the step is no call that is opened."""
     if eqn.primitive.name not in _OPENED:
         return None
     for param in eqn.params.values():
@@ -160,6 +181,7 @@ def _broadcast(step: Step, axis: int) -> list[int | None]:
 
 def _reshape(step: Step, axis: int) -> list[int | None]:
     old, new = step.inputs[0].shape, step.outputs[0].shape
+    # An axis survives a reshape if it has the same size, and as many elements before it.
     for at, size in enumerate(old):
         if size == new[axis] and np.prod(old[:at]) == np.prod(new[:axis]):
             return [at, *[MIXED] * (len(step.inputs) - 1)]
@@ -183,7 +205,7 @@ def _squeeze(step: Step, axis: int) -> list[int | None]:
 
 
 def _whole(step: Step, axis: int) -> list[int | None]:
-    """Of steps that only move elements, all of them along `axis`: its size stays, and so does their order."""
+    """The rule of steps that only move elements: along an axis whose size stays, they keep all of them in order."""
     alone = step.inputs[0].shape[axis] == step.outputs[0].shape[axis]
     return [axis if alone else MIXED, *[None] * (len(step.inputs) - 1)]
 
@@ -192,6 +214,7 @@ def _pad(step: Step, axis: int) -> list[int | None]:
     return [axis if tuple(step.params["padding_config"][axis]) == (0, 0, 0) else MIXED, None]
 
 
+# Each rule is the `axes_into` of a primitive.
 _RULES: Mapping[str, Callable[[Step, int], list[int | None]]] = {
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,

@@ -1,4 +1,4 @@
-"""The state of a training in a folder, by orbax, so that it can go on later."""
+"""Training states in a folder, by orbax, so that training can be resumed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import numpy as np
 
 
 class Checkpoints:
-    """The last state of one run; without a folder it does nothing.
+    """Keeps the last state of one run in a folder; without a folder it does nothing.
+
+    `fingerprint` identifies the settings of the run.
 
     Raises:
-      ModuleNotFoundError: a folder is given, and orbax is not installed.
+      ModuleNotFoundError: A folder is given, and orbax is not installed.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, fingerprint: int):
@@ -40,24 +42,24 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def restored(self, state: Any) -> Any:
-        """The last state that was written, of the structure of `state`; or `state`, if there is none.
+        """Returns the last state that was written, in the structure of `state`; or `state`, if there is none.
 
         Raises:
-          ValueError: it is of another run.
+          ValueError: It is of another run.
         """
         if self._manager is None or self._manager.latest_step() is None:
             return state
-        found = self._manager.restore(self._manager.latest_step(), args=self._args.StandardRestore())
+        restored = self._manager.restore(self._manager.latest_step(), args=self._args.StandardRestore())
         leaves, structure = jax.tree.flatten(state)
-        same = int(found.pop("fingerprint")) == self._fingerprint and len(found) == len(leaves)
-        if not same or any(found[str(i)].shape != np.shape(leaf) for i, leaf in enumerate(leaves)):
+        same = int(restored.pop("fingerprint")) == self._fingerprint and len(restored) == len(leaves)
+        if not same or any(restored[str(i)].shape != np.shape(leaf) for i, leaf in enumerate(leaves)):
             raise ValueError(
                 f"The checkpoint in {os.fspath(self._folder)!r} is of another run: of another model or with other "
                 "settings. Pass those, or another folder."
             )
-        return jax.tree.unflatten(structure, [type_of(leaf)(found[str(i)]) for i, leaf in enumerate(leaves)])
+        return jax.tree.unflatten(structure, [_constructor(leaf)(restored[str(i)]) for i, leaf in enumerate(leaves)])
 
 
-def type_of(leaf: Any) -> Any:
-    """What makes an array of the kind of `leaf`."""
+def _constructor(leaf: Any) -> Any:
+    """Returns the function that makes arrays of the kind of `leaf`, NumPy's or JAX's."""
     return np.array if isinstance(leaf, np.ndarray) else jax.numpy.asarray

@@ -1,36 +1,43 @@
-"""How far a replaced model is from the exact one, in its outputs or on the way: what `finetune` makes small."""
+"""The losses of `finetune`: distances of a replaced model's outputs, or hidden states, from the exact model's."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
+from jaxtyping import Array
 
 Loss = Callable[[Any, Any, Any], Any]
-"""`loss(outputs, teacher_outputs, batch)`: a scalar."""
+"""`loss(outputs, teacher_outputs, batch)` returns a scalar."""
 
 
 def nmse(outputs: Any, wanted: Any, batch: Any = None) -> Array:
-    """Squared error over the variance of what is wanted, the mean over all arrays of floats."""
+    """Returns the squared error over the variance of the wanted outputs, the mean over all floating arrays.
+
+    Args:
+      outputs: a pytree of arrays.
+      wanted: the teacher's, of the same structure and shapes.
+      batch: not used.
+
+    Raises:
+      ValueError: The shapes differ.
+    """
     del batch
-    _check_shapes(outputs, wanted)
+    _validate_shapes(outputs, wanted)
     pairs = zip(jax.tree.leaves(outputs), jax.tree.leaves(wanted), strict=True)
     return jnp.stack([_nmse(y, z) for y, z in pairs if jnp.issubdtype(y.dtype, jnp.floating)]).mean()
 
 
-def _check_shapes(outputs: Any, wanted: Any) -> None:
-    shapes, others = ([a.shape for a in jax.tree.leaves(one)] for one in (outputs, wanted))
-    if shapes != others:
+def _validate_shapes(outputs: Any, wanted: Any) -> None:
+    shapes, wanted_shapes = ([a.shape for a in jax.tree.leaves(tree)] for tree in (outputs, wanted))
+    if shapes != wanted_shapes:
         raise ValueError(
-            f"A loss compares outputs of shapes {shapes} with the teacher's {others}. Pass a function that makes them "
-            "alike: of a layer with `Rule(num_candidates=...)`, it is the teacher's maximum over positions."
+            f"A loss compares outputs of shapes {shapes} with the teacher's {wanted_shapes}. Pass a function that "
+            "makes them alike: of a layer with `Rule(num_candidates=...)`, it is the teacher's maximum over positions."
         )
 
 
@@ -41,9 +48,15 @@ def _nmse(y: Array, wanted: Array) -> Array:
 
 
 def kl(temperature: float = 1.0) -> Loss:
-    """Kullback-Leibler divergence of the teacher's classes from the model's, times the temperature squared.
+    """Returns a loss: the Kullback-Leibler divergence of the teacher's classes from the model's, times temperature^2.
 
     Both return logits [..., classes] (Hinton et al. 2015, "Distilling the knowledge in a neural network").
+
+    Args:
+      temperature: the logits are divided by it; a positive number.
+
+    Raises:
+      ValueError: `temperature` is not positive.
     """
     if not temperature > 0:
         raise ValueError(f"`temperature` is {temperature}; expected a positive number.")
@@ -57,53 +70,65 @@ def kl(temperature: float = 1.0) -> Loss:
 
 
 def peaks(outputs: Array, wanted: Array, batch: Any = None) -> Array:
-    """`nmse` of each channel's value at the position where the teacher's is greatest: for what a global max follows.
+    """Returns the `nmse` of each channel at the position of the teacher's maximum, for layers before a global maximum.
 
     Both are [batch, *positions, channels]. The gradient is sparse: one position for each channel.
     """
     del batch
-    _check_shapes(outputs, wanted)
+    _validate_shapes(outputs, wanted)
     y, z = (a.reshape(len(a), -1, a.shape[-1]) for a in (outputs, wanted))
     place = jnp.argmax(z, 1, keepdims=True)
     return nmse(*(jnp.take_along_axis(a, place, 1)[:, 0] for a in (y, z)))
 
 
 def ranks(temperature: float = 0.2) -> Loss:
-    """Whether each channel ranks positions as the teacher does: for look-ups that propose where a maximum is checked.
+    """Returns a loss that is small if each channel ranks positions as the teacher does.
 
-    Kullback-Leibler divergence of which position comes first, with chances `softmax(value / (temperature * deviation))`
-    over the positions, the mean over channels (Cao et al. 2007, "Learning to rank: from pairwise approach to listwise
-    approach"). Deviation is the teacher's, over the batch. What an error has in common at all positions costs nothing.
+    It serves look-ups that propose candidates for a maximum. It is the Kullback-Leibler divergence of the position that
+    comes first, with probabilities `softmax(value / (temperature * deviation))` over the positions, the mean over
+    channels (Cao et al. 2007, "Learning to rank: from pairwise approach to listwise approach"). The deviation is the
+    teacher's, over the batch. An error that is the same at all positions costs nothing.
 
-    Both are [batch, *positions, channels]. The lower the temperature, the fewer positions count.
+    Both are [batch, *positions, channels].
+
+    Args:
+      temperature: the lower, the fewer positions count; a positive number.
     """
     divergence = kl(temperature)
 
     def loss(outputs: Array, wanted: Array, batch: Any = None) -> Array:
-        _check_shapes(outputs, wanted)
+        _validate_shapes(outputs, wanted)
         z = wanted.astype(jnp.float32).reshape(len(wanted), -1, wanted.shape[-1])
         scale = 1 / jnp.maximum(z.std((0, 1)), jnp.finfo(jnp.float32).tiny)
         y = outputs.astype(jnp.float32).reshape(z.shape)
-        said, exact = (jnp.moveaxis(a * scale, 1, -1) for a in (y, z))
-        return divergence(said, exact, batch) / temperature**2
+        logits, wanted_logits = (jnp.moveaxis(a * scale, 1, -1) for a in (y, z))
+        return divergence(logits, wanted_logits, batch) / temperature**2
 
     return loss
 
 
 LOSSES: dict[str, Loss] = {"nmse": nmse, "kl": kl(), "peaks": peaks, "ranks": ranks()}
+"""Losses by the names that `finetune` and `Term` take."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """One of several losses that are added.
-
-        loss=[Term("kl"), Term("nmse", 0.5, layers="encoder/.*")]
+    """One of several losses that `finetune` adds.
 
     Attributes:
       loss: `"nmse"`, `"kl"`, `"peaks"`, `"ranks"`, or a function of outputs, the teacher's outputs and the batch.
-      weight: what it is multiplied with.
-      layers: a regular expression for the whole path of modules, layers or blocks, whose outputs it compares instead of
-        the model's: hidden states. It is the mean over them, and over all their calls.
+      weight: the factor of the loss, a positive number.
+      layers: a regular expression for the whole path of modules, layers or blocks, whose outputs are compared instead
+        of the model's: hidden states. The loss is the mean over them, and over all their calls.
+
+    Raises:
+      ValueError: An attribute is out of range.
+
+    Example:
+      >>> term = Term("nmse", 0.5, layers="encoder/.*")
+      >>> y, wanted = jnp.array([[1.0], [1.0]]), jnp.array([[0.0], [2.0]])
+      >>> float(term(y, wanted, None))  # without the weight
+      1.0
     """
 
     loss: str | Loss
@@ -125,18 +150,22 @@ class Term:
                 raise ValueError(f"`layers` {self.layers!r} is not a regular expression: {error}.") from error
 
     def __call__(self, outputs: Any, wanted: Any, batch: Any) -> Any:
-        """The loss itself, without its weight."""
+        """Computes the loss itself, without its weight."""
         return (LOSSES[self.loss] if isinstance(self.loss, str) else self.loss)(outputs, wanted, batch)
 
     @property
     def name(self) -> str:
-        """The same in every process."""
+        """A name that is the same in every process, for checkpoints."""
         loss = self.loss if isinstance(self.loss, str) else getattr(self.loss, "__qualname__", type(self.loss).__name__)
         return f"{self.weight} {loss} {self.layers}"
 
 
 def as_terms(loss: str | Loss | Sequence[Term]) -> tuple[Term, ...]:
-    """`loss` as several."""
+    """Returns the argument `loss` of `finetune` as terms.
+
+    Raises:
+      ValueError: It is none of the accepted kinds.
+    """
     if isinstance(loss, str) or callable(loss):
         return (Term(loss),)
     terms = tuple(loss)

@@ -1,0 +1,125 @@
+"""Units: the layers that get one op. One layer each, or several layers that read the same array."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from jax_maddness.nn.layers.form import Form
+from jax_maddness.nn.layers.kinds import CODES
+from jax_maddness.nn.models.layer import Layer
+from jax_maddness.nn.rules import Rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """Layers that get one op: one layer, or several layers with the same input.
+
+    Attributes:
+      layers: in the order of their calls.
+      rule: decides how the op is learned; with several layers, the rule of the first.
+    """
+
+    layers: tuple[Layer, ...]
+    rule: Rule
+
+    @property
+    def first(self) -> Layer:
+        """The first layer. All others have the same input, and so the same rows."""
+        return self.layers[0]
+
+    @property
+    def form(self) -> Form:
+        """The form of the first layer."""
+        assert self.first.form is not None  # rules never choose layers without one
+        return self.first.form
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of the scan that the layers are in; 0: they are in none."""
+        return self.first.steps
+
+    @property
+    def owner(self) -> str:
+        """Place of the op's arrays: the path of the layer, or the layers' parent and joined names."""
+        if len(self.layers) == 1:
+            return self.first.path
+        joined = "+".join(layer.path.rpartition("/")[2] for layer in self.layers)
+        return f"{self.first.parent}/{joined}" if self.first.parent else joined
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of the layers."""
+        return tuple(layer.path for layer in self.layers)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[D, M] of a group's product, with M of all layers together."""
+        return self.first.shape[0], sum(layer.shape[1] for layer in self.layers)
+
+    @property
+    def stack_shape(self) -> tuple[int, ...]:
+        """The axes over which the unit's ops are stacked: [steps, groups], each only where there is such an axis."""
+        return (*[self.steps] * bool(self.steps), *[self.form.groups] * (self.form.groups > 1))
+
+    @property
+    def num_codebooks(self) -> int:
+        """Number of codebooks C of the op; for a convolution, of the codes that a whole patch sees."""
+        return self.rule.codebooks(self.shape[0])
+
+    @property
+    def choice(self) -> tuple[str, int]:
+        """The kind of product that replaces the layers, and its size."""
+        return self.rule.product, self.rule.size(self.shape)
+
+    @property
+    def w(self) -> np.ndarray:
+        """The weights, [steps or 1, groups, D, M of all layers], in float32."""
+        return np.concatenate([layer.weights() for layer in self.layers], -1)
+
+    @property
+    def bias(self) -> np.ndarray:
+        """The biases, [steps or 1, groups, M of all layers], in float32."""
+        return np.concatenate([layer.biases() for layer in self.layers], -1)
+
+
+def units(chosen: Sequence[tuple[Layer, Rule]]) -> list[Unit]:
+    """Groups layers that read the same array, in the order of their first calls.
+
+    Args:
+      chosen: the layers that are to be replaced, each with its rule.
+
+    Raises:
+      ValueError: A rule asks for something that its layer does not have.
+    """
+    by_input: dict[Hashable, list[tuple[Layer, Rule]]] = {}
+    for layer, rule in chosen:
+        _validate(layer, rule)
+        by_input.setdefault(_input_key(layer) if rule.share else layer.path, []).append((layer, rule))
+    return [Unit(tuple(layer for layer, _ in group), group[0][1]) for group in by_input.values()]
+
+
+def _validate(layer: Layer, rule: Rule) -> None:
+    """Raises unless the layer can be replaced as the rule says."""
+    assert layer.form is not None
+    if rule.product != CODES and layer.form.groups > 1:
+        raise ValueError(f"{layer.path!r} has several groups, which only look-ups can replace, not {rule.product}.")
+    if rule.needs_kernel and (layer.steps or layer.form.groups > 1):
+        raise ValueError(
+            f"{layer.path!r} is in a scan or has several groups, which support neither `exact_rows` nor "
+            "`num_candidates`. Give it a rule without these, before the others."
+        )
+    if rule.num_candidates is not None and not layer.form.has_positions:
+        raise ValueError(f"{layer.path!r} is no convolution, as `num_candidates` of {rule.pattern!r} requires.")
+
+
+def _input_key(layer: Layer) -> Hashable:
+    """Returns a key that is equal for layers whose rows are the same."""
+    assert layer.form is not None
+    rows = layer.form.input_key()
+    if rows is None or len(layer.calls) != 1:  # of several calls, each may read another array
+        return layer.path
+    # Identity of the traced array tells that it is the same input.
+    return layer.parent, id(layer.calls[0].x), *rows, layer.dtype, layer.param_dtype, layer.steps
