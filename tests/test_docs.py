@@ -59,6 +59,16 @@ def slug(heading):
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
+def test_contributing_prints_the_whole_tree():
+    """Every file of the package, and every folder of the C++."""
+    tree = (ROOT / "CONTRIBUTING.md").read_text().split("```")
+    printed = max(tree, key=len)
+    for path in (ROOT / "jax_maddness").rglob("*.py"):
+        assert re.search(rf"\b{path.name}\b", printed) or path.name == "__init__.py", path
+    for folder in (*(ROOT / "xla_ffi").iterdir(), *(ROOT / "xla_ffi" / "kernels").iterdir()):
+        assert not folder.is_dir() or f"{folder.name}/" in printed, folder
+
+
 def test_readme_fits_two_screens():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 

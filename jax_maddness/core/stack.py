@@ -85,7 +85,10 @@ class Stacked:
     def _dispatch(self, *args: Array) -> Array:
         if not ffi.enabled():
             return self._definition(*args)
-        if jax.sharding.get_abstract_mesh().manual_axes:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.explicit_axes:
+            return self._on_shards(*args)
+        if mesh.manual_axes:
             return self._on_platform(*args)  # inside shard_map the arguments are shards already
         return self._partitioned(args[0].ndim - 2)(*args)
 
@@ -98,6 +101,28 @@ class Stacked:
 
     def _on_platform(self, *args: Array) -> Array:
         return on_platform(self._definition, self._target, *args)
+
+    def _on_shards(self, *args: Array) -> Array:
+        """Runs on the shards of a mesh with Explicit axes, over which the shardings are known while tracing.
+
+        From JAX 0.11 on, custom_partitioning does not work on such a mesh; shard_map does.
+        """
+        rule = self._rule.format(rows=" ".join(f"r{i}" for i in range(args[0].ndim - 2)))
+        operands, result = rule.split("->")
+        factors = result.split()
+        axes: dict[str, Any] = {}
+        for operand, arg in zip(operands.split(","), args, strict=True):
+            for factor, axis in zip(operand.split(), jax.typeof(arg).sharding.spec, strict=False):
+                free = axis is not None and not set(jax.tree.leaves(axis)) & set(jax.tree.leaves(tuple(axes.values())))
+                if free and factor not in axes and (factor in factors or self._sums_rows and factor.startswith("r")):
+                    axes[factor] = axis
+        names = jax.tree.leaves(tuple(axis for factor, axis in axes.items() if factor not in factors))
+        specs = tuple(PartitionSpec(*(axes.get(f) for f in operand.split())) for operand in operands.split(","))
+        out = PartitionSpec(*(axes.get(f) for f in factors))
+        on_shard = (lambda *args: lax.psum(self._on_platform(*args), names)) if names else self._on_platform
+        sharded = set(jax.tree.leaves(tuple(axes.values())))  # an axis that vmap maps over is none of shard_map's
+        shards = jax.shard_map(on_shard, in_specs=specs, out_specs=out, axis_names=sharded)
+        return shards(*(jax.sharding.reshard(arg, spec) for arg, spec in zip(args, specs, strict=True)))
 
     def _partition(
         self, rule: str, mesh: jax.sharding.Mesh, arg_shapes: Any, result_shape: Any
