@@ -67,6 +67,28 @@ else
 	QEMU_CPU=cortex-a53 ctest --test-dir $(BUILD)/aarch64 --output-on-failure --parallel $(JOBS)
 endif
 
+# The ends of what is supported. CPython 3.11 has the oldest jax; the newest one needs a newer Python, which is looked
+# for beside the first one and on the PATH. Each has a virtual environment of its own.
+NEWER_PYTHONS := $(foreach minor,12 13 14 15,$(shell command -v python3.$(minor))) \
+  $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python3))
+NEWEST_PYTHON ?= $(lastword $(NEWER_PYTHONS))
+OLDEST        := jax==0.8.3 jaxlib==0.8.3 numpy==2.0.* flax==0.12.0 optax==0.2.4
+
+test-oldest: $(VENV)-oldest/.test  ## The fast tests with the oldest jax, flax and NumPy that are supported.
+	$(VENV)-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not slow"
+
+test-newest:  ## The fast tests with the newest jax, on the newest Python to be had.
+ifeq ($(NEWEST_PYTHON),)
+	@echo "No Python newer than 3.11 was found: the newest jax was not tested (set NEWEST_PYTHON=...)."
+else
+	$(MAKE) PYTHON=$(NEWEST_PYTHON) VENV=$(VENV)-newest JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.pytest_cache/xla-newest test-fast
+endif
+
+$(VENV)-oldest/.test: $(CXX_SOURCES) | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/pip install --quiet --disable-pip-version-check --no-compile --editable '.[test]' $(OLDEST)
+	touch $@
+
 bazel-test: | $(VENV)/.examples  ## The C++ built and tested by Bazel, offline; says so where Bazel is missing.
 	@if command -v bazel > /dev/null; then PYTHON=$(abspath $(BIN))/python bazel --batch test --jobs=$(JOBS) //...; \
 	else echo "Bazel is not installed: its build was not tested (Debian: apt-get install bazel-bootstrap)."; fi
