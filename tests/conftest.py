@@ -13,10 +13,19 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import numpy as np
 import pytest
+from helpers.memory import MemoryGuard
 from helpers.ops import TREES, put, random_op, random_rows, random_term
 
 from jax_maddness import testing
 from jax_maddness.core import ffi
+
+# Two workers, a browser and an editor fit a laptop of 8 GB.
+MAX_WORKER_MEMORY = 1.5e9
+
+
+def pytest_configure(config):
+    """Registers the guard for the doctests of the package, too, which are outside of this file's folder."""
+    config.pluginmanager.register(MemoryGuard(MAX_WORKER_MEMORY))
 
 
 @pytest.fixture(params=["jax", *ffi.supported_tiers()])
