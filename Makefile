@@ -7,6 +7,9 @@ BIN    := $(VENV)/bin
 CXX_SOURCES := CMakeLists.txt pyproject.toml $(shell find xla_ffi -name tests -prune -o -type f -print)
 CXX_TESTS   := $(CXX_SOURCES) $(shell find xla_ffi/tests -type f)
 
+# Some images set it; then every process, and tests start some, compiles JAX's own Python anew: 2 seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo example-cnn example-magika example-minilm example-search test test-python test-cpp test-emulated \
   test-aarch64 bench bench-kernels bench-search quality bazel-test lint format doctor clean

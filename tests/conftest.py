@@ -11,13 +11,21 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".pytest_cache/xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.ops import TREES, random_op, random_rows, random_term
+from helpers.memory import MemoryGuard
+from helpers.ops import TREES, put, random_op, random_rows, random_term
 
 from jax_maddness import testing
 from jax_maddness.core import ffi
+
+# Two workers, a browser and an editor fit a laptop of 8 GB.
+MAX_WORKER_MEMORY = 1.5e9
+
+
+def pytest_configure(config):
+    """Registers the guard for the doctests of the package, too, which are outside of this file's folder."""
+    config.pluginmanager.register(MemoryGuard(MAX_WORKER_MEMORY))
 
 
 @pytest.fixture(params=["jax", *ffi.supported_tiers()])
@@ -61,7 +69,7 @@ def any_op(request, rng):
 @pytest.fixture
 def x(rng):
     """12 rows for `op`."""
-    return jnp.asarray(random_rows(rng, 12, 8))
+    return put(random_rows(rng, 12, 8))
 
 
 @pytest.fixture(params=TREES)

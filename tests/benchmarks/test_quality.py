@@ -155,7 +155,9 @@ def test_constant_features_do_no_harm(method, constant, rng):
     assert y.shape == (60, 7)
     assert np.isfinite(y).all()
     if constant != "some":
-        np.testing.assert_allclose(y, x @ w + b, atol=0.05)
+        products = np.einsum("ncd,cdm->ncm", x.reshape(60, 3, 4), w.reshape(3, 4, 7))  # what is in the tables
+        step = np.ptp(products, axis=(0, 2)).max() / 255  # the coarsest: one scale for all outputs
+        np.testing.assert_allclose(y, x @ w + b, atol=3 * step / 2 + 1e-4)
 
 
 def test_sizes_are_those_that_save_something():

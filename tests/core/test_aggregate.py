@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import references
-from helpers.ops import random_tables
+from helpers.ops import put, random_tables
 
 from jax_maddness import LookupTables, aggregate
 
@@ -24,7 +24,7 @@ def test_the_fast_reference_is_the_reference(rng):
 @pytest.mark.parametrize(("codebooks", "outputs"), [(1, 1), (2, 17), (5, 8), (16, 31), (33, 3)])
 def test_sums_equal_the_definition(tier, rng, rows, codebooks, outputs):
     codes, tables = rng.integers(0, 16, (rows, codebooks), np.uint8), random_tables(rng, codebooks, outputs)
-    np.testing.assert_array_equal(aggregate(codes, tables), fast_reference(codes, np.asarray(tables.values)))
+    np.testing.assert_array_equal(aggregate(put(codes), tables), fast_reference(codes, np.asarray(tables.values)))
 
 
 @pytest.mark.parametrize("codebooks", [255, 256, 257, 258, 514, 1031])

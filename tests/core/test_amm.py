@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import references
-from helpers.ops import random_oblique_trees, random_op, random_rows
+from helpers.ops import put, random_oblique_trees, random_op, random_rows
 
 from jax_maddness import LookupTables, MaddnessOp, SplitTrees, aggregate, amm, encode
 from jax_maddness.core.amm import amm_of_codes
@@ -31,7 +31,7 @@ def assert_rounded(y, x, op):
 @pytest.mark.parametrize(("features", "codebooks", "outputs"), [(3, 1, 1), (9, 4, 16), (20, 5, 19), (16, 16, 33)])
 def test_equals_the_three_steps(tier, rng, rows, features, codebooks, outputs):
     op, x = random_op(rng, features, codebooks, outputs), random_rows(rng, rows, features, special=0.1)
-    assert_rounded(amm(x, op), x, op)
+    assert_rounded(amm(put(x), op), x, op)
 
 
 @pytest.mark.parametrize(("rows", "features", "codebooks", "outputs"), [(0, 3, 1, 1), (1, 9, 4, 16), (65, 20, 5, 33)])

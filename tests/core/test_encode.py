@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import references
-from helpers.ops import SPECIAL, random_oblique_trees, random_rows, random_trees
+from helpers.ops import SPECIAL, put, random_oblique_trees, random_rows, random_trees
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -27,7 +27,7 @@ def expected(x, trees):
 @pytest.mark.parametrize(("features", "codebooks"), [(1, 1), (5, 3), (16, 4), (40, 5)])
 def test_codes_equal_the_definition(tier, rng, rows, features, codebooks):
     x, trees = random_rows(rng, rows, features, special=0.2), random_trees(rng, features, codebooks, special=0.3)
-    np.testing.assert_array_equal(encode(x, trees), expected(x, trees))
+    np.testing.assert_array_equal(encode(put(x), trees), expected(x, trees))
 
 
 @pytest.mark.parametrize("codebooks", [1, 2, 15, 16, 17, 64, 130])
@@ -40,7 +40,7 @@ def test_codebooks_on_block_edges(tier, rng, codebooks):
 @pytest.mark.parametrize(("features", "codebooks"), [(1, 1), (40, 5), (33, 65)])
 def test_codes_of_projections_equal_the_definition(tier, rng, rows, features, codebooks):
     x, trees = random_rows(rng, rows, features, 0.1), random_oblique_trees(rng, features, codebooks, special=0.1)
-    np.testing.assert_array_equal(encode(x, trees), expected(x, trees))
+    np.testing.assert_array_equal(encode(put(x), trees), expected(x, trees))
 
 
 def test_every_pair_of_awkward_floats_compares_as_ieee(tier):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.ops import random_op, random_rows, random_term
+from helpers.ops import put, random_op, random_rows, random_term
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import export
@@ -18,6 +18,7 @@ from jax_maddness import ExactTerm, FitConfig, amm, evaluate, fit, fit_budget, t
 from jax_maddness.learn import budget
 from jax_maddness.learn.tables import exact_term as terms
 
+jitted = jax.jit(amm)  # step by step it is as many programs, for each shape
 PARTS = {"features": (2, 0), "directions": (0, 3), "both": (2, 3), "many": (5, 6)}
 
 
@@ -37,7 +38,7 @@ def reduced(x, term):
 
 def plain(x, op):
     """The answer in float64: look-ups and the term."""
-    looked_up = amm(x, dataclasses.replace(op, exact=None))
+    looked_up = jitted(x, dataclasses.replace(op, exact=None))
     return np.float64(looked_up) + reduced(x, op.exact) @ np.float64(op.exact.up)
 
 
@@ -66,8 +67,8 @@ def test_property_equal_to_the_plain_expression(rows, features, outputs, chosen,
     rng = np.random.default_rng(seed)
     term = random_term(rng, features, outputs, chosen, directions + (chosen == directions == 0))
     op = dataclasses.replace(random_op(rng, features, 2, outputs), exact=term)
-    x = random_rows(rng, rows, features)
-    assert_close(amm(x, op), plain(x, op))
+    x = put(random_rows(rng, rows, features))
+    assert_close(jitted(x, op), plain(x, op))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -91,8 +92,8 @@ def test_vmap_over_rows_ops_and_both(exact_op, x):
     ops = [dataclasses.replace(exact_op, exact=term) for term in scaled]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *ops)
     each = np.stack([plain(x, op) for op in ops])
-    assert_close(jax.vmap(amm, (0, None))(x, exact_op), each[0])
-    assert_close(jax.vmap(amm, (None, 0))(x, stacked), each)
+    assert_close(jax.jit(jax.vmap(amm, (0, None)))(x, exact_op), each[0])
+    assert_close(jax.jit(jax.vmap(amm, (None, 0)))(x, stacked), each)
     both = jax.jit(jax.vmap(amm))(x.reshape(2, 6, 8), stacked)
     assert_close(both, np.stack([plain(r, op) for r, op in zip(x.reshape(2, 6, 8), ops, strict=True)]))
 
@@ -197,14 +198,16 @@ def test_terms_that_do_not_fit_are_refused(op, x, rng, name):
 
 # ---- what `fit` makes of it ----
 
+ROWS = 600  # as in learn/test_oblique.py: compiled once
+
 
 @pytest.fixture(scope="module")
 def problem():
     """x, w, bias: rows with a large mean, of which two factors and one feature have most of the variance."""
     rng = np.random.default_rng(0)
-    factors = rng.standard_normal((900, 2)) @ rng.standard_normal((2, 12)) * 4
-    x = np.float32(rng.standard_normal((900, 12)) + factors + 30)
-    x[:, 7] += 40 * rng.standard_normal(900)
+    factors = rng.standard_normal((ROWS, 2)) @ rng.standard_normal((2, 12)) * 4
+    x = np.float32(rng.standard_normal((ROWS, 12)) + factors + 30)
+    x[:, 7] += 40 * rng.standard_normal(ROWS)
     return x, np.float32(rng.standard_normal((12, 9))), np.float32(rng.standard_normal(9))
 
 
@@ -223,7 +226,6 @@ def test_each_part_leaves_less_to_codes(problem):
 @pytest.mark.parametrize("method", ["axis", "oblique"])
 def test_every_method_learns_the_rest(problem, method):
     x, w, bias = problem
-    x = x[:600]  # as many rows as in test_learn_oblique: compiled once
     op = learned((x, w, bias), method=method, rank=2, outliers=1)
     rest = (x - x.mean(0)) @ w - reduced(x - x.mean(0), op.exact) @ np.float64(op.exact.up)
     alone = np.square(rest).sum() / np.square((x - x.mean(0)) @ w).sum()

@@ -14,7 +14,10 @@ from jax_maddness.core.greatest import MOST, definition, greatest
 def problem(rng, examples=2, rows=150, codebooks=5, outputs=21, entries=256):
     codes = rng.integers(0, 16, (examples, rows, codebooks), np.uint8)
     values = rng.integers(0, entries, (outputs, codebooks, 16), np.uint8)
-    return tuple(map(jnp.asarray, (codes, values, rng.random((examples, rows)) < 0.1)))
+    return jax.device_put((codes, values, rng.random((examples, rows)) < 0.1))
+
+
+jitted = jax.jit(greatest, static_argnums=3)  # step by step it is as many programs, for each size
 
 
 def expected(codes, values, skipped, k):
@@ -40,7 +43,7 @@ def test_greatest_is_a_stable_sort(tier, rng, k):
 @pytest.mark.parametrize("sizes", [(0, 3, 2, 4), (2, 0, 2, 4), (1, 3, 1, 0), (3, 63, 2, 1), (2, 65, 33, 600)])
 def test_sizes(tier, rng, sizes):
     args = problem(rng, *sizes)
-    for found, wanted in zip(greatest(*args, 4), expected(*args, 4), strict=True):
+    for found, wanted in zip(jitted(*args, 4), expected(*args, 4), strict=True):
         np.testing.assert_array_equal(found, wanted)
 
 
@@ -51,7 +54,7 @@ def test_greatest_sums_beside_greatest_row_numbers(tier, rows):
     codes[0, [5, rows - 1]] = 15
     values = np.full((2, 256, 16), 254, np.uint8)
     values[..., 15] = [[255], [0]]
-    best, at = greatest(codes, values, np.zeros((1, rows), bool), 3)
+    best, at = jitted(codes, values, np.zeros((1, rows), bool), 3)
     np.testing.assert_array_equal(best[0], [[255 * 256, 254 * 256], [255 * 256, 254 * 256], [254 * 256, 254 * 256]])
     np.testing.assert_array_equal(at[0], [[5, 0], [rows - 1, 1], [0, 2]])
 
@@ -66,12 +69,12 @@ def test_where_no_row_counts_there_is_none(tier, rng):
 def test_vmap(backend, rng):
     codes, values, skipped = problem(rng, 6)
     wanted = expected(codes, values, skipped, 2)
-    folded = jax.vmap(lambda c, s: greatest(c, values, s, 2))(
+    folded = jax.jit(jax.vmap(lambda c, s: greatest(c, values, s, 2)))(
         codes.reshape(2, 3, *codes.shape[1:]), skipped.reshape(2, 3, -1)
     )
     for found, one in zip(folded, wanted, strict=True):
         np.testing.assert_array_equal(found.reshape(one.shape), one)
-    halves = jax.vmap(lambda v: greatest(codes, v, skipped, 2))(jnp.stack([values, 255 - values]))
+    halves = jax.jit(jax.vmap(lambda v: greatest(codes, v, skipped, 2)))(jnp.stack([values, 255 - values]))
     np.testing.assert_array_equal(halves[0][0], wanted[0])
     np.testing.assert_array_equal(halves[0][1], expected(codes, 255 - values, skipped, 2)[0])
 
@@ -80,8 +83,8 @@ def test_vmap(backend, rng):
 def test_portable(rng):
     codes, values, skipped = problem(rng)
     testing.assert_portable(lambda *args: greatest(*args, 2), codes, values, skipped, platforms=("tpu", "cuda"))
-    jitted = jax.jit(lambda *args: definition(*args, 2))
-    np.testing.assert_array_equal(jitted(codes, values, skipped)[1], greatest(codes, values, skipped, 2)[1])
+    defined = jax.jit(lambda *args: definition(*args, 2))
+    np.testing.assert_array_equal(defined(codes, values, skipped)[1], greatest(codes, values, skipped, 2)[1])
 
 
 SHAPES = {

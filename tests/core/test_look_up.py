@@ -19,7 +19,7 @@ def problem(rng, rows=40, codebooks=5, outputs=7, lead=()):
     codes = rng.integers(0, 256, (*lead, rows, codebooks), np.uint8)
     values = rng.standard_normal((*lead, outputs, codebooks, 16))
     dy = rng.standard_normal((*lead, rows, outputs)) * rng.integers(0, 2, (*lead, rows, 1))
-    return jnp.asarray(codes), jnp.asarray(values, jnp.float32), jnp.asarray(dy, jnp.float32)
+    return jax.device_put((codes, np.float32(values), np.float32(dy)))
 
 
 def both(codes, values, dy):
@@ -28,6 +28,7 @@ def both(codes, values, dy):
     return y, *transpose(dy)
 
 
+@jax.jit
 def expected(codes, values, dy):
     y = definition(codes[None], values[None])[0]
     return y, gradient_definition(codes[None], dy[None])[0]
@@ -91,16 +92,16 @@ def test_infinity_and_nan_reach_the_entries_of_their_codes(tier):
 def test_vmap(backend, rng):
     codes, values, dy = problem(rng, lead=(3,))
     each = [expected(*args) for args in zip(codes, values, dy, strict=True)]
-    assert_close(jax.vmap(both)(codes, values, dy), [jnp.stack(found) for found in zip(*each, strict=True)])
+    assert_close(jax.jit(jax.vmap(both))(codes, values, dy), [np.stack(found) for found in zip(*each, strict=True)])
     shared = [expected(c, values[0], d) for c, d in zip(codes, dy, strict=True)]
-    stacked = [jnp.stack(found) for found in zip(*shared, strict=True)]
-    assert_close(jax.vmap(both, (0, None, 0))(codes, values[0], dy), stacked)
-    summed = jax.grad(lambda v: (jax.vmap(look_up, (0, None))(codes, v) * dy).sum())(values[0])
+    stacked = [np.stack(found) for found in zip(*shared, strict=True)]
+    assert_close(jax.jit(jax.vmap(both, (0, None, 0)))(codes, values[0], dy), stacked)
+    summed = jax.jit(jax.grad(lambda v: (jax.vmap(look_up, (0, None))(codes, v) * dy).sum()))(values[0])
     assert_close([summed], [stacked[1].sum(0)])
     only_dy = [expected(codes[0], values[0], d)[1] for d in dy]
-    assert_close([jax.vmap(both, (None, None, 0))(codes[0], values[0], dy)[1]], [jnp.stack(only_dy)])
-    nested = jax.vmap(jax.vmap(both))(codes[None], values[None], dy[None])
-    assert_close([a[0] for a in nested], [jnp.stack(found) for found in zip(*each, strict=True)])
+    assert_close([jax.jit(jax.vmap(both, (None, None, 0)))(codes[0], values[0], dy)[1]], [np.stack(only_dy)])
+    nested = jax.jit(jax.vmap(jax.vmap(both)))(codes[None], values[None], dy[None])
+    assert_close([a[0] for a in nested], [np.stack(found) for found in zip(*each, strict=True)])
 
 
 def test_second_derivatives(backend, rng):
@@ -109,8 +110,8 @@ def test_second_derivatives(backend, rng):
     def loss(values):
         return (look_up(codes, values) ** 2).sum()
 
-    product = jax.grad(lambda v: (jax.grad(loss)(v) * values).sum())(values)
-    np.testing.assert_allclose(product, jax.grad(loss)(values), rtol=1e-4, atol=1e-3)
+    product = jax.jit(jax.grad(lambda v: (jax.grad(loss)(v) * values).sum()))(values)
+    np.testing.assert_allclose(product, jax.jit(jax.grad(loss))(values), rtol=1e-4, atol=1e-3)
 
 
 def test_scan_with_checkpoint(backend, rng):

@@ -1,17 +1,20 @@
-"""amm under jit, vmap, grad, scan, checkpoint, donation; what retraces; what is differentiated."""
+"""amm under jit, vmap, grad, scan, checkpoint, donation; what retraces; what is differentiated.
+
+Most transformations run inside of jit: step by step each primitive would be a program of its own, for every shape.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.ops import random_op, random_rows
+from helpers.ops import put, random_op, random_rows
 from jax import lax
 
 from jax_maddness import FitConfig, MaddnessOp, aggregate, amm, encode, fit, testing
 
 
 def stack(*ops):
-    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *ops)
+    return put(jax.tree.map(lambda *arrays: np.stack(arrays), *ops))
 
 
 def assert_same(actual, desired):
@@ -30,22 +33,22 @@ def test_vmap_over_rows(backend, any_op, x):
 def test_vmap_over_ops(backend, rng, make_trees, x):
     ops = [random_op(rng, 8, 3, 5, make_trees=make_trees) for _ in range(3)]
     shared = jax.jit(jax.vmap(amm, (None, 0)))(x, stack(*ops))
-    assert_same(shared, jnp.stack([amm(x, o) for o in ops]))
-    own = jax.vmap(amm)(x.reshape(3, 4, 8), stack(*ops))
-    assert_same(own, jnp.stack([amm(r, o) for r, o in zip(x.reshape(3, 4, 8), ops, strict=True)]))
+    assert_same(shared, np.stack([amm(x, o) for o in ops]))
+    own = jax.jit(jax.vmap(amm))(x.reshape(3, 4, 8), stack(*ops))
+    assert_same(own, np.stack([amm(r, o) for r, o in zip(x.reshape(3, 4, 8), ops, strict=True)]))
 
 
 def test_nested_vmap_over_ops_and_rows(backend, rng, op, x):
     ops = [[random_op(rng, 8, 3, 5) for _ in range(2)] for _ in range(3)]
     nested = stack(*(stack(*row) for row in ops))
-    y = jax.vmap(jax.vmap(jax.vmap(amm, (0, None)), (None, 0)), (None, 0))(x, nested)
-    assert_same(y, jnp.stack([jnp.stack([amm(x, o) for o in row]) for row in ops]))
+    y = jax.jit(jax.vmap(jax.vmap(jax.vmap(amm, (0, None)), (None, 0)), (None, 0)))(x, nested)
+    assert_same(y, np.stack([np.stack([amm(x, o) for o in row]) for row in ops]))
 
 
 def test_vmap_over_a_part_of_the_op(backend, op, x):
     offsets = jnp.arange(15.0).reshape(3, 5)
     changed = jax.vmap(lambda o: amm(x, _with_offset(op, o)))(offsets)
-    assert_same(changed, jnp.stack([amm(x, _with_offset(op, o)) for o in offsets]))
+    assert_same(changed, np.stack([amm(x, _with_offset(op, o)) for o in offsets]))
 
 
 def _with_offset(op, offset):
@@ -75,7 +78,7 @@ def test_gradient_is_that_of_the_exact_product(backend, op, x):
 
 def test_gradients_of_the_op(backend, any_op, x):
     op = any_op
-    g = jax.grad(lambda op: amm(x, op).sum(), allow_int=True)(op)
+    g = jax.jit(jax.grad(lambda op: amm(x, op).sum(), allow_int=True))(op)
     sums = aggregate(encode(x, op.trees), op.tables)
     np.testing.assert_allclose(g.tables.scale, sums.sum(0), rtol=1e-6)
     np.testing.assert_allclose(g.tables.offset, jnp.full(5, 12.0))
@@ -96,9 +99,9 @@ def test_gradient_without_weights_says_what_to_do(op, x):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_gradient_has_the_dtype_of_the_rows(backend, op, x, dtype):
-    dx = jax.grad(lambda x: amm(x, op).astype(jnp.float32).sum())(x.astype(dtype))
+    dx = jax.jit(jax.grad(lambda x: amm(x, op).astype(jnp.float32).sum()))(x.astype(dtype))
     assert dx.dtype == dtype
-    np.testing.assert_allclose(np.float32(dx), np.tile(op.weights.sum(1), (12, 1)), rtol=0.02, atol=0.02)
+    np.testing.assert_allclose(np.float32(dx), np.tile(np.asarray(op.weights).sum(1), (12, 1)), rtol=0.02, atol=0.02)
 
 
 def test_vmap_of_grad_and_grad_of_vmap(backend, any_op, x):
@@ -107,15 +110,15 @@ def test_vmap_of_grad_and_grad_of_vmap(backend, any_op, x):
     def loss(x, op):
         return (amm(x, op) ** 2).sum()
 
-    whole = jax.grad(loss)(x, op)
-    np.testing.assert_allclose(jax.vmap(jax.grad(loss), (0, None))(x, op), whole, rtol=1e-4)
-    mapped = jax.grad(lambda x: jax.vmap(loss, (0, None))(x, op).sum())(x)
+    whole = jax.jit(jax.grad(loss))(x, op)
+    np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(loss), (0, None)))(x, op), whole, rtol=1e-4)
+    mapped = jax.jit(jax.grad(lambda x: jax.vmap(loss, (0, None))(x, op).sum()))(x)
     np.testing.assert_allclose(mapped, whole, rtol=1e-4)
 
 
 def test_scan_over_stacked_layers_with_checkpoint_and_grad(backend, rng, make_trees):
     layers = [random_op(rng, 6, 2, 6, weights=True, make_trees=make_trees) for _ in range(3)]
-    x = jnp.asarray(random_rows(rng, 9, 6))
+    x = put(random_rows(rng, 9, 6))
 
     def forward(x, layers):
         step = jax.checkpoint(lambda h, op: (jnp.tanh(amm(h, op)), None))
@@ -125,7 +128,7 @@ def test_scan_over_stacked_layers_with_checkpoint_and_grad(backend, rng, make_tr
     for layer in layers:
         h = jnp.tanh(amm(h, layer))
     assert_same(jax.jit(forward)(x, stack(*layers)), h)
-    dx = jax.jit(jax.grad(lambda x: forward(x, stack(*layers)).sum()))(x)
+    dx = jax.jit(jax.grad(lambda x, layers: forward(x, layers).sum()))(x, stack(*layers))
     assert dx.shape == x.shape
     assert np.all(np.isfinite(dx))
 
@@ -135,9 +138,8 @@ def test_gradient_stops_at_codes(backend, any_op, x):
 
 
 def test_hessian_and_linearize(backend, op, x):
-    np.testing.assert_allclose(
-        jax.hessian(lambda x: (amm(x, op) ** 2).sum())(x[0]), 2 * op.weights @ op.weights.T, rtol=1e-4, atol=1e-4
-    )
+    hessian = jax.jit(jax.hessian(lambda x: (amm(x, op) ** 2).sum()))(x[0])
+    np.testing.assert_allclose(hessian, 2 * op.weights @ op.weights.T, rtol=1e-4, atol=1e-4)
     _, linear = jax.linearize(lambda x: amm(x, op), x)
     np.testing.assert_allclose(linear(x), x @ op.weights, rtol=1e-4, atol=1e-4)
 

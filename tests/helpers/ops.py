@@ -1,11 +1,14 @@
 """Small random rows, trees, tables and ops, and the mark of tests that need the kernels."""
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
 from jax_maddness import ExactTerm, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
 from jax_maddness.core import ffi
+
+put = jax.device_put
+"""NumPy to JAX: jnp.asarray would compile a program for every shape."""
 
 SPECIAL = np.array(
     [0.0, -0.0, 1.0, np.nan, -np.nan, np.inf, -np.inf, 1e-40, -1e-40, 1.1754944e-38, 3.4028235e38], np.float32
@@ -25,7 +28,7 @@ def random_trees(rng, features, codebooks, special=0.0):
     """Trees over any features; a share `special` of the thresholds is taken from the awkward ones."""
     indices = rng.integers(0, features, (codebooks, 4), np.int32)
     thresholds = random_rows(rng, codebooks, 15, special)
-    return SplitTrees(jnp.asarray(indices), jnp.asarray(thresholds), features)
+    return SplitTrees(put(indices), put(thresholds), features)
 
 
 def random_oblique_trees(rng, features, codebooks, special=0.0, width=None):
@@ -43,7 +46,7 @@ def random_oblique_trees(rng, features, codebooks, special=0.0, width=None):
     scale = rng.uniform(10.0, 100.0, features).astype(np.float32)
     awkward = rng.random(features) < special
     center[awkward], scale[awkward] = 0.0, rng.choice(np.array([0.0, 0.5, 2.0**-100, 2.0**100], np.float32))
-    return ObliqueTrees(*map(jnp.asarray, (chosen, projections, thresholds, center, scale)), features)
+    return ObliqueTrees(*put((chosen, projections, thresholds, center, scale)), features)
 
 
 TREES = {"axis": random_trees, "oblique": random_oblique_trees}
@@ -55,18 +58,18 @@ def random_tables(rng, codebooks, outputs):
     values = rng.integers(0, 256, (outputs, codebooks, 16), np.uint8)
     scale = rng.uniform(0.1, 1.0, outputs).astype(np.float32)
     offset = rng.standard_normal(outputs).astype(np.float32)
-    return LookupTables(jnp.asarray(values), jnp.asarray(scale), jnp.asarray(offset))
+    return LookupTables(*put((values, scale, offset)))
 
 
 def random_term(rng, features, outputs, chosen, directions):
     """An exact term of so many features and directions."""
-    up = rng.standard_normal((chosen + directions, outputs))
-    indices = jnp.asarray(rng.integers(0, features, chosen, np.int32)) if chosen else None
-    down = jnp.float32(rng.standard_normal((features, directions))) if directions else None
-    return ExactTerm(jnp.float32(up), indices, down)
+    up = rng.standard_normal((chosen + directions, outputs)).astype(np.float32)
+    indices = put(rng.integers(0, features, chosen, np.int32)) if chosen else None
+    down = put(rng.standard_normal((features, directions)).astype(np.float32)) if directions else None
+    return ExactTerm(put(up), indices, down)
 
 
 def random_op(rng, features, codebooks, outputs, weights=False, make_trees=random_trees):
     """An op with random contents; its outputs mean nothing, but are well defined."""
-    w = jnp.asarray(rng.standard_normal((features, outputs)), jnp.float32) if weights else None
+    w = put(rng.standard_normal((features, outputs)).astype(np.float32)) if weights else None
     return MaddnessOp(make_trees(rng, features, codebooks), random_tables(rng, codebooks, outputs), w)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.ops import put
 
 import jax_maddness
 from jax_maddness import FitConfig, encode, fit
@@ -92,6 +93,15 @@ def test_wider_groups_add_the_nearest_features(rng):
 # ---- Rounding and projections ----
 
 
+def projected(*args):
+    """Compiled as one program, as in training; step by step it would be dozens."""
+    return np.asarray(jax.jit(train.projected)(*args))
+
+
+def leaves(*args):
+    return np.asarray(jax.jit(train.leaves)(*args))
+
+
 def test_six_standard_deviations_reach_the_limit_and_constants_vanish(rng):
     x = np.float32(rng.standard_normal((4000, 3)) * [1e-3, 7, 0] + [5, -200, 0.1])
     center, scale = projections.rounding(x)
@@ -132,8 +142,8 @@ def test_directions_are_principal_components_of_the_groups_outputs(rng):
 def random_trees(rng, codebooks=5, width=8):
     scale = rng.uniform(0.01, 10, (codebooks, 4, 1))
     return FloatTrees(
-        jnp.float32(rng.standard_normal((codebooks, 4, width)) * scale / np.sqrt(width)),
-        jnp.float32(rng.standard_normal((codebooks, 15)) * scale[:, projections.NODE_LEVEL, 0]),
+        put(np.float32(rng.standard_normal((codebooks, 4, width)) * scale / np.sqrt(width))),
+        put(np.float32(rng.standard_normal((codebooks, 15)) * scale[:, projections.NODE_LEVEL, 0])),
     )
 
 
@@ -142,8 +152,8 @@ def test_integer_form_decides_nearly_alike(rng):
     q = np.clip(np.rint(rng.standard_normal((2000, 40)) / STEP), -127, 127).astype(np.int8)
     integers = projections.integers(trees)
     np.testing.assert_array_equal(np.abs(integers[0]).max(-1), 127)
-    s = train.projected(q * STEP, features, trees.projections)
-    alike = train.leaves(s, trees.thresholds) == train.codes(trees, features, q)
+    s = projected(np.float32(q * STEP), features, trees.projections)
+    alike = leaves(s, trees.thresholds) == np.asarray(train.codes(trees, features, q))
     assert alike.reshape(2000, 5, 16).all(-1).mean() > 0.97
 
 
@@ -159,18 +169,19 @@ def test_projections_and_thresholds_that_cannot_be_scaled_stay_in_range():
 
 def test_soft_decisions_are_chances_and_harden(rng):
     trees = random_trees(rng)
-    s = jnp.float32(rng.standard_normal((50, 5, 4)))
-    chances = train.probabilities(s, trees.thresholds, 0.5).reshape(50, 5, 16)
+    s, thresholds = np.float32(rng.standard_normal((50, 5, 4))), np.asarray(trees.thresholds)
+    probabilities = jax.jit(train.probabilities)
+    chances = np.asarray(probabilities(s, thresholds, 0.5)).reshape(50, 5, 16)
     np.testing.assert_allclose(chances.sum(-1), 1, rtol=1e-5)
     for code in range(16):
         expected = np.ones((50, 5))
         for level in range(4):
             node = 2**level - 1 + (code >> (4 - level))
-            right = 1 / (1 + np.exp(-(s[..., level] - trees.thresholds[:, node]) / 0.5))
+            right = 1 / (1 + np.exp(-(s[..., level] - thresholds[:, node]) / 0.5))
             expected *= right if code >> (3 - level) & 1 else 1 - right
         np.testing.assert_allclose(chances[..., code], expected, rtol=1e-4, atol=1e-6)
-    hard = train.probabilities(s, trees.thresholds, 1e-6)
-    np.testing.assert_allclose(hard, train.leaves(s, trees.thresholds), atol=1e-3)
+    hard = probabilities(s, thresholds, 1e-6)
+    np.testing.assert_allclose(hard, leaves(s, thresholds), atol=1e-3)
 
 
 def test_mixed_rows_keep_their_exact_outputs_and_their_covariance(rng):
@@ -185,11 +196,11 @@ def test_mixed_rows_keep_their_exact_outputs_and_their_covariance(rng):
 
 def test_gradients_reach_projections_thresholds_and_tables(rng):
     trees, features = random_trees(rng), jnp.arange(40).reshape(5, 8)
-    model = train.Model(trees, jnp.float32(rng.standard_normal((80, 3))), jnp.zeros(3))
-    z = jnp.float32(rng.standard_normal((64, 40)))
-    hard = train.leaves(train.projected(z, features, trees.projections), trees.thresholds) @ model.tables
-    np.testing.assert_allclose(train.predict(model, features, z, 0.3), hard, atol=1e-4)
-    gradient = jax.grad(lambda m: jnp.square(train.predict(m, features, z, 0.3)).mean())(model)
+    model = train.Model(trees, *put((np.float32(rng.standard_normal((80, 3))), np.zeros(3, np.float32))))
+    z = put(np.float32(rng.standard_normal((64, 40))))
+    hard = leaves(projected(z, features, trees.projections), trees.thresholds) @ np.asarray(model.tables)
+    np.testing.assert_allclose(jax.jit(train.predict)(model, features, z, 0.3), hard, atol=1e-4)
+    gradient = jax.jit(jax.grad(lambda m: jnp.square(train.predict(m, features, z, 0.3)).mean()))(model)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradient))
 
 
@@ -200,7 +211,7 @@ def test_learning_and_inference_give_the_same_codes(problem, learned):
     others, trees = problem[1], learned.trees
     q = projections.rounded(others, np.asarray(trees.center), np.asarray(trees.scale))
     s = np.einsum("ncw,clw->ncl", np.int64(q)[:, trees.features], np.int64(trees.projections))
-    one_hot = train.leaves(jnp.float32(s), jnp.float32(trees.thresholds)).reshape(ROWS, CODEBOOKS, 16)
+    one_hot = leaves(np.float32(s), np.float32(trees.thresholds)).reshape(ROWS, CODEBOOKS, 16)
     np.testing.assert_array_equal(encode(others, trees), one_hot.argmax(-1))
 
 
