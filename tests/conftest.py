@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 from helpers.memory import MemoryGuard
 from helpers.ops import TREES, put, random_op, random_rows, random_term
+from helpers.shapes import check_public_functions
 
 from jax_maddness import testing
 from jax_maddness.core import ffi
+
+check_public_functions()
 
 # Two workers, a browser and an editor fit a laptop of 8 GB.
 MAX_WORKER_MEMORY = 1.5e9
