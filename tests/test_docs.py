@@ -15,6 +15,7 @@ def blocks(path):
     return [compile(block, f"{path.name}, block {i}", "exec") for i, block in enumerate(found)]
 
 
+@pytest.mark.large
 def test_readme_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     first, *others = blocks(ROOT / "README.md")
@@ -28,6 +29,7 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
     assert "NMSE 0.0" in capsys.readouterr().out
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("page", ["tutorial_nnx.md", "tutorial_linen.md"])
 def test_tutorials_run(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
