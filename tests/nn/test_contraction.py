@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers.ops import put
 
 from jax_maddness.nn.layers import convolution
 from jax_maddness.nn.layers.contraction import Contraction
@@ -44,7 +45,7 @@ def layer_and_input(request, rng):
     module = make()
     if module.bias is not None:
         module.bias[...] = jnp.asarray(rng.standard_normal(module.bias.shape), jnp.float32)
-    return module, jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    return module, put(np.float32(rng.standard_normal(shape)))
 
 
 def of(module, x):
@@ -68,7 +69,7 @@ def test_rows_times_weights_is_the_layer(layer_and_input, rng):
         return form.patches(form.padded(x), form.out_positions(x)), form.output(form.map_patches(product, x), x)
 
     rows, y = by_hand(x)
-    np.testing.assert_allclose(y, module(x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(y, jax.jit(module)(x), rtol=1e-4, atol=1e-5)
     rows = np.asarray(rows).reshape(form.num_rows(x), form.groups, -1)
     places = rng.permutation(len(rows))[:5]
     np.testing.assert_array_equal(jax.jit(lambda x: form.rows_at(x, places))(x), rows[places])
