@@ -16,6 +16,7 @@ def blocks(path):
 
 
 @pytest.mark.large
+@pytest.mark.slow
 def test_readme_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     first, *others = blocks(ROOT / "README.md")
@@ -30,6 +31,7 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.large
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["tutorial_nnx.md", "tutorial_linen.md"])
 def test_tutorials_run(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

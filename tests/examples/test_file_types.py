@@ -38,6 +38,7 @@ def by_hand(model, tokens):
     return pooled @ np.asarray(model.head.kernel[...]) + np.asarray(model.head.bias[...])
 
 
+@pytest.mark.slow
 def test_logits_are_what_they_are_by_hand(model):
     tokens = np.random.default_rng(1).integers(0, TINY.tokens, (3, TINY.length))
     expected = np.stack([by_hand(model, row) for row in tokens])
@@ -96,6 +97,7 @@ def test_no_package_is_in_two_splits_and_no_input_comes_twice(tmp_path):
         file_bytes.load({"test": 9999}, [str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_int8_is_nearly_exact_and_checked_maxima_are_never_above(model):
     tokens = np.random.default_rng(2).integers(0, TINY.tokens, (64, TINY.length))
     x = jax.jit(model.groups)(tokens)
