@@ -11,8 +11,8 @@ CXX_TESTS   := $(CXX_SOURCES) $(shell find xla_ffi/tests -type f)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo example-cnn example-magika example-minilm example-search test test-python test-cpp test-emulated \
-  test-aarch64 bench bench-kernels bench-search quality bazel-test lint format doctor clean
+.PHONY: help demo example-cnn example-magika example-minilm example-search test test-fast test-python test-cpp \
+  test-emulated test-aarch64 bench bench-kernels bench-search quality bazel-test lint format doctor clean
 
 help:  ## Lists the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test: test-python test-cpp test-emulated test-aarch64  ## Every test: Python, C+
 
 test-python: $(VENV)/.test  ## Tests and doctests, on every tier that this CPU has.
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+test-fast: $(VENV)/.test  ## Python tests without those marked slow: two minutes, for the inner loop.
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow"
 
 test-cpp: $(BUILD)/cpp/.built  ## C++ tests of the kernels, with AddressSanitizer and UBSan.
 	ctest --test-dir $(BUILD)/cpp --output-on-failure --parallel $(JOBS)

@@ -15,6 +15,8 @@ def blocks(path):
     return [compile(block, f"{path.name}, block {i}", "exec") for i, block in enumerate(found)]
 
 
+@pytest.mark.large
+@pytest.mark.slow
 def test_readme_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     first, *others = blocks(ROOT / "README.md")
@@ -28,6 +30,8 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
     assert "NMSE 0.0" in capsys.readouterr().out
 
 
+@pytest.mark.large
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["learning.md", "flax.md", "rescoring.md", "performance.md", "backends.md"])
 def test_pages_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -73,6 +77,8 @@ def test_readme_fits_two_screens():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
+@pytest.mark.large
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["tutorial_nnx.md", "tutorial_linen.md"])
 def test_tutorials_run(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -40,3 +40,12 @@ def test_programs_are_dropped_once_they_have_grown(monkeypatch):
             next(teardown)
         assert len(dropped) == expected
     assert guard.after_drop == 50.0
+
+
+@pytest.mark.parametrize(("mark", "count"), [("large", 1), ("slow", 0)])
+def test_a_large_test_starts_without_the_programs_of_others(monkeypatch, mark, count):
+    dropped = []
+    monkeypatch.setattr(memory, "drop_compiled_programs", lambda: dropped.append(None))
+    item = types.SimpleNamespace(get_closest_marker=lambda name: name == mark)
+    memory.MemoryGuard(1e9).pytest_runtest_setup(item)
+    assert len(dropped) == count

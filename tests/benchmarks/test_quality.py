@@ -23,6 +23,7 @@ def folder(rng, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_run_writes_everything(folder, capsys):
     out = folder / "out"
     arguments = ["--problems", str(folder), "--methods", "paper", "--codebooks", "2,3,64", "--output", str(out)]
@@ -39,6 +40,7 @@ def test_a_run_writes_everything(folder, capsys):
     assert "| tiny | 40 x 9 x 5 |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_baselines_stand_in_the_same_tables_and_pictures_and_are_timed(folder, capsys):
     out = folder / "out"
     arguments = ["--problems", str(folder), "--methods", "paper,int8,low-rank,pq", "--codebooks", "2", "--time"]
@@ -188,6 +190,7 @@ def test_without_a_reference_the_papers_method_is_one():
     assert [r.get("ratio") for r in quality_report.with_ratios(records, None)] == [1, 0.5, None]
 
 
+@pytest.mark.slow
 def test_packaged_problems_are_matrix_products_of_two_kinds_of_rows():
     problems = list(packaged())
     assert [p.name for p in problems] == ["digits hidden", "digits head", "photo cosines", "photo sobel"]

@@ -183,6 +183,7 @@ def test_a_contender_is_less_what_is_subtracted_and_per_call():
 # ---- All of it ----
 
 
+@pytest.mark.slow
 def test_a_run_writes_everything(tmp_path):
     shapes = ["64x32x16:4,2+tiers+dtypes+columns+read", "1x64x16:4+loop"]
     options = ["--threads", "1", "--rounds", "1", "2", "--seconds", "0", "--build", str(tmp_path / "none")]
@@ -212,6 +213,7 @@ def test_a_sweep_measures_every_problem(looped):
     assert all(len(own) == 1 for own in figures)
 
 
+@pytest.mark.slow
 def test_memory_is_told_as_a_multiple_of_the_matrix(monkeypatch, capsys):
     monkeypatch.setattr(
         "sys.argv",

@@ -55,6 +55,7 @@ def test_the_picture_is_drawn(tmp_path):
     assert (tmp_path / "search.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_searchers_agree_where_every_candidate_is_checked():
     """Recall is 1 for XLA's, faiss's and our own answer, in batches that do not divide the number of queries."""
     rng = np.random.default_rng(0)

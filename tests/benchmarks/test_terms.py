@@ -20,6 +20,7 @@ def folder(rng, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_terms_are_learned_and_timed(folder, capsys, monkeypatch):
     monkeypatch.setattr(terms, "ROWS", 64)
     monkeypatch.setattr(terms, "SIZES", ((4, {}), (4, {"rank": 4}), (4, {"rank": 9}), (64, {}), (4, {"outliers": 4})))
@@ -32,6 +33,7 @@ def test_terms_are_learned_and_timed(folder, capsys, monkeypatch):
     assert (folder / "out" / "terms.md").read_text() in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_deeper_trees_are_learned_in_a_process_of_their_own(folder):
     command = [sys.executable, "-m", "benchmarks.leaves", "--problems", str(folder), "--methods", "paper"]
     out = subprocess.run([*command, "--levels", "5"], check=True, stdout=subprocess.PIPE, text=True).stdout

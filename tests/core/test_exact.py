@@ -47,6 +47,7 @@ def assert_close(actual, desired):
     np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_is_added(tier, exact_op, x):
     for rows in (x, x[:0], x[0], x.reshape(2, 3, 2, 8)):
         for f in (amm, jax.jit(amm)):
@@ -198,16 +199,14 @@ def test_terms_that_do_not_fit_are_refused(op, x, rng, name):
 
 # ---- what `fit` makes of it ----
 
-ROWS = 600  # as in learn/test_oblique.py: compiled once
-
 
 @pytest.fixture(scope="module")
 def problem():
     """x, w, bias: rows with a large mean, of which two factors and one feature have most of the variance."""
     rng = np.random.default_rng(0)
-    factors = rng.standard_normal((ROWS, 2)) @ rng.standard_normal((2, 12)) * 4
-    x = np.float32(rng.standard_normal((ROWS, 12)) + factors + 30)
-    x[:, 7] += 40 * rng.standard_normal(ROWS)
+    factors = rng.standard_normal((900, 2)) @ rng.standard_normal((2, 12)) * 4
+    x = np.float32(rng.standard_normal((900, 12)) + factors + 30)
+    x[:, 7] += 40 * rng.standard_normal(900)
     return x, np.float32(rng.standard_normal((12, 9))), np.float32(rng.standard_normal(9))
 
 
@@ -215,6 +214,7 @@ def learned(problem, codebooks=3, method="paper", **term):
     return fit(*problem, num_codebooks=codebooks, config=FitConfig(method, **term))
 
 
+@pytest.mark.slow
 def test_each_part_leaves_less_to_codes(problem):
     terms = [(0, 0), (2, 0), (0, 1), (2, 1)]
     errors = {t: evaluate(learned(problem, rank=t[0], outliers=t[1]), *problem).nmse for t in terms}
@@ -223,15 +223,18 @@ def test_each_part_leaves_less_to_codes(problem):
     assert errors[2, 1] < 0.8 * min(errors[2, 0], errors[0, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["axis", "oblique"])
 def test_every_method_learns_the_rest(problem, method):
     x, w, bias = problem
+    x = x[:600]  # as many rows as in learn/test_oblique.py: compiled once
     op = learned((x, w, bias), method=method, rank=2, outliers=1)
     rest = (x - x.mean(0)) @ w - reduced(x - x.mean(0), op.exact) @ np.float64(op.exact.up)
     alone = np.square(rest).sum() / np.square((x - x.mean(0)) @ w).sum()
     assert evaluate(op, x, w, bias).nmse < 0.8 * alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codebooks", [1, 12])
 @pytest.mark.parametrize("outputs", [5, 12, 20])
 def test_full_rank_and_all_features_are_exact(problem, codebooks, outputs):
@@ -276,6 +279,7 @@ def test_weights_are_those_of_the_whole_product(problem):
     np.testing.assert_array_equal(op.weights, w)
 
 
+@pytest.mark.slow
 def test_a_budget_counts_it(problem):
     config = FitConfig("paper", rank=2, outliers=3)
     blank = budget._blank(12, 3, 9, config)

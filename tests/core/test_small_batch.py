@@ -19,6 +19,7 @@ def assert_same(one, other):
     np.testing.assert_array_equal(np.asarray(one, np.float32), np.asarray(other, np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [0, 1, 2, SMALL_BATCH, SMALL_BATCH + 1])
 @pytest.mark.parametrize(("codebooks", "outputs"), [(1, 1), (5, 63), (16, 64), (33, 129), (257, 520), (600, 100)])
 def test_the_same_bits(tier, rng, rows, codebooks, outputs):

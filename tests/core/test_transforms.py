@@ -22,6 +22,7 @@ def assert_same(actual, desired):
     np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_vmap_over_rows(backend, any_op, x):
     op = any_op
     batches = x.reshape(2, 3, 2, 8)
@@ -176,6 +177,7 @@ STRICT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", STRICT)
 def test_under_strict_options(backend, option):
     x = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)

@@ -43,6 +43,7 @@ def by_hand(model, tokens):
     return x
 
 
+@pytest.mark.slow
 def test_hidden_is_what_it_is_by_hand(model):
     tokens = np.array([7, 3, 49, 3, 1])
     np.testing.assert_allclose(jax.jit(model.hidden)(tokens[None])[0], by_hand(model, tokens), rtol=1e-4, atol=1e-5)

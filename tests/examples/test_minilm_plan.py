@@ -36,12 +36,14 @@ def activations(model, batches):
     return [rows[f"layers/{i}/down"][0][:, 0] for i in range(TINY.layers)]
 
 
+@pytest.mark.slow
 def test_int8_is_close_and_the_model_stays_as_it_is(model, batches):
     assert near(rivals.in_int8(model), batches) > 0.999
     assert near(model, batches) > 1 - 1e-5
     assert isinstance(rivals.in_int8(model, attention=False).layers[0].attention.qkv, nnx.Linear)
 
 
+@pytest.mark.slow
 def test_pruning_keeps_what_matters_and_fits_the_rest(model, batches):
     """A unit that does nothing is cut first; with all units left nothing changes."""
     silent = nnx.clone(model)
@@ -56,12 +58,14 @@ def test_pruning_keeps_what_matters_and_fits_the_rest(model, batches):
     assert near(rivals.pruned(model, activations(model, batches), 4), batches) < by_half < 1
 
 
+@pytest.mark.slow
 def test_distillation_brings_the_vectors_closer(model, batches):
     small = rivals.pruned(model, activations(model, batches), 8)
     tuned = rivals.distilled(small, batches[:4], 30, 3e-3, "distil")
     assert near(tuned, batches[4:]) > near(small, batches[4:])
 
 
+@pytest.mark.slow
 def test_the_widest_ffn_that_is_in_time(monkeypatch, model):
     """As if the layer took so long, and the dense ones 1 and 2 ms."""
     for limit, widest in ((1.5, 8), (2.0, 16), (0.5, 8)):
@@ -117,6 +121,7 @@ def test_the_verdict_follows_the_figures():
     assert "| exact f32 | 1.0000 | 0.700 | 20.0 | 1.00x |" in minilm_plan.table(results)
 
 
+@pytest.mark.slow
 def test_models_are_compared_on_the_same_sentences(model, batches):
     """Two models, with a head that knows nothing."""
 

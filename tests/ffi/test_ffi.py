@@ -49,12 +49,14 @@ def test_the_default_tier_is_the_best_that_this_cpu_has():
         assert ffi.active_tier() == able[0]
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("tier", ffi.supported_tiers())
 def test_the_environment_forces_a_tier(tier):
     assert run(RUN, JAX_MADDNESS_TIER=tier) == (0, f"6.0 {tier}\n")
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("tier", ["mmx", *(t for t in ffi.tiers() if t not in ffi.supported_tiers())])
 def test_a_tier_that_cannot_run_is_an_error(tier):
@@ -64,6 +66,7 @@ def test_a_tier_that_cannot_run_is_an_error(tier):
     assert "choose one of" in text
 
 
+@pytest.mark.slow
 def test_the_environment_switches_the_kernels_off():
     status, text = run(
         RUN + "import jax; print('custom_call' in jax.jit(jm.amm).lower(np.zeros((2, 2), 'f'), op).as_text())",
@@ -78,6 +81,7 @@ def test_an_unknown_backend_is_an_error(monkeypatch, rng):
         amm(np.zeros((19, 23), np.float32), random_op(rng, 23, 7, 3))  # of no other test: what is traced stays
 
 
+@pytest.mark.slow
 def test_a_missing_extension_warns_once_and_falls_back():
     hide = "import sys; sys.modules['jax_maddness._ffi'] = None\n"
     again = "jm.amm(np.zeros((5, 2), np.float32), op); print('twice')\n"
@@ -90,6 +94,7 @@ def test_a_missing_extension_warns_once_and_falls_back():
     assert "the kernels cannot be used" in text
 
 
+@pytest.mark.slow
 def test_an_extension_that_cannot_be_loaded_says_why():
     broken = (
         "import importlib as i, jax_maddness; original = i.import_module\n"
@@ -101,6 +106,7 @@ def test_an_extension_that_cannot_be_loaded_says_why():
     assert "could not be loaded: GLIBCXX_9 not found" in text
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_an_extension_newer_than_jaxlib_warns_and_is_never_registered():
     newer = "import jax_maddness._ffi as m\nm.api_version = lambda: (0, 99)\nm.registrations = None\n"
@@ -219,6 +225,7 @@ def test_doctor_says_when_the_kernels_are_not_what_runs(backend, monkeypatch, ca
     assert "JAX_MADDNESS_BACKEND" in text
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_doctor_finds_a_wrong_environment():
     status, text = run(

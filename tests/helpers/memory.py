@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-GROWTH = 400e6
+GROWTH = 300e6
 """Bytes that compiled programs may take before they are dropped. Less would compile or load more of them twice."""
 
 
@@ -47,6 +47,11 @@ class MemoryGuard:
         self.peaks: list[float] = []
         self.after_drop: float | None = None
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item):
+        if item.get_closest_marker("large"):
+            self._drop()
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self):
         result = yield
@@ -54,9 +59,12 @@ class MemoryGuard:
         if self.after_drop is None:
             self.after_drop = now
         if now > self.after_drop + GROWTH:
-            drop_compiled_programs()
-            self.after_drop = resident()
+            self._drop()
         return result
+
+    def _drop(self):
+        drop_compiled_programs()
+        self.after_drop = resident()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node):

@@ -31,6 +31,7 @@ def leaves_are_finite(op):
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(op))
 
 
+@pytest.mark.slow
 def test_it_learns_more_than_the_paper_from_an_output_that_few_features_make(rng):
     x = rng.standard_normal((ROWS, FEATURES)).astype(np.float32)
     w = np.zeros((FEATURES, OUTPUTS), np.float32)
@@ -90,6 +91,7 @@ def test_awkward_rows_give_a_finite_op(data, change):
     assert ((np.asarray(amm(x, op)) - exact) ** 2).sum() <= spread + 1e-6 * (exact**2).sum()
 
 
+@pytest.mark.slow
 def test_one_output_and_a_codebook_per_feature(data):
     x, w = data
     for codebooks in (1, 4):
@@ -107,6 +109,7 @@ def test_scaling_by_powers_of_two_scales_the_op(data, scale):
     np.testing.assert_array_equal(scaled.tables.scale, op.tables.scale * np.float32(scale))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10)
 @given(
     x=hnp.arrays(np.float32, (24, 4), elements=st.floats(-(2.0**120), 2.0**120, width=32, allow_subnormal=True)),
@@ -122,6 +125,7 @@ def sample(x, y):
     return regrow.sample_of(x.astype(np.float32), (y - y.mean(0)).astype(np.float32), 64)
 
 
+@pytest.mark.slow
 def test_a_tree_of_one_feature_is_the_exhaustive_search(rng):
     x = rng.standard_normal((60, 1))
     y = np.stack([x[:, 0], np.sin(3 * x[:, 0])], axis=1) + 0.1 * rng.standard_normal((60, 2))

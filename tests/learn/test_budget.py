@@ -18,6 +18,7 @@ def data(rng):
     return x, rng.standard_normal((FEATURES, OUTPUTS)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_fewest_codebooks_that_reach_an_error(data):
     x, w = data
     found = fit_budget(x, w, max_nmse=0.2)
@@ -32,6 +33,7 @@ def test_fewest_codebooks_that_reach_an_error(data):
     assert sum(line.startswith(f"| **{found.op.num_codebooks}**") for line in lines) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_bytes", [172, 700])
 def test_size_is_kept(data, num_bytes):
     found = fit_budget(*data, num_bytes=num_bytes)
@@ -48,6 +50,7 @@ def test_time_is_kept(data, monkeypatch):
         fit_budget(*data, max_seconds=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["paper", "oblique"])
 def test_stand_ins_are_as_large_as_what_is_learned(data, method):
     config = FitConfig(method)

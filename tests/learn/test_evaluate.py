@@ -73,6 +73,7 @@ def test_blocks_change_nothing(problem, monkeypatch):
     np.testing.assert_allclose(evaluate(op, x, w, bias).nmse_per_output, whole.nmse_per_output, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_few_rows_are_noticed(rng):
     x = rng.standard_normal((3000, 32)).astype(np.float32)
     w = rng.standard_normal((32, 8)).astype(np.float32)

@@ -56,6 +56,7 @@ def test_shapes_and_dtypes(data, codebooks):
     assert amm(x, op).shape == (ROWS, OUTPUTS)
 
 
+@pytest.mark.slow
 def test_digits_error_falls_with_more_codebooks():
     datasets = pytest.importorskip("sklearn.datasets")
     x = datasets.load_digits().data.astype(np.float32)

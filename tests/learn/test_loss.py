@@ -29,6 +29,7 @@ def squared_errors(op, problem):
     return np.square(np.asarray(amm(x, op)) - (x @ w + b)).mean(0)
 
 
+@pytest.mark.slow
 def test_cross_entropy_classifies_better_than_squared_error(problem):
     x, others, w, b = problem
     w = w + 8 * np.float32(np.ones(OUTPUTS)) * np.random.default_rng(1).standard_normal((FEATURES, 1), np.float32)
@@ -40,6 +41,7 @@ def test_cross_entropy_classifies_better_than_squared_error(problem):
     assert right[cross_entropy] > right[None] + 0.05
 
 
+@pytest.mark.slow
 def test_weights_per_output_move_the_error_to_the_others(problem):
     x, _, w, b = problem
 
@@ -56,6 +58,7 @@ def test_weights_per_output_move_the_error_to_the_others(problem):
     assert moved[1:].sum() > plain[1:].sum()
 
 
+@pytest.mark.slow
 def test_weights_per_row_move_the_error_to_the_others(problem):
     x, others, w, b = problem
 
@@ -71,6 +74,7 @@ def test_weights_per_row_move_the_error_to_the_others(problem):
     assert error[1] < 0.8 * error[-1]
 
 
+@pytest.mark.slow
 def test_the_loss_sees_outputs_in_the_users_units_and_the_rows_extra(problem):
     x, _, w, b = problem
     x, w = 100 * x[:100].reshape(4, 25, FEATURES) + 7, 1e-3 * w

@@ -41,6 +41,7 @@ def error(op, x, w):
     return float(((jax_maddness.amm(jnp.asarray(x), op) - exact) ** 2).mean() / exact.var(0).mean())
 
 
+@pytest.mark.slow
 def test_every_method_learns_what_it_says(ops, problem):
     kinds = {name: type(op.trees) for name, op in ops.items() if name != "auto"}
     assert kinds == {"paper": SplitTrees, "axis": SplitTrees, "oblique": ObliqueTrees}
@@ -72,6 +73,7 @@ def learned_blindly(rows, *args):
     return Learned(trees, None, 1.0)
 
 
+@pytest.mark.slow
 def test_few_rows_are_cross_validated(problem, monkeypatch):
     x, _, w = problem
     rows, config, kept = Rows.of(x[:90]), FitConfig("auto"), []
@@ -100,6 +102,7 @@ def test_errors_of_rows_that_were_not_learned_from(problem):
     )
 
 
+@pytest.mark.slow
 def test_whatever_the_modes(problem, ops):
     x, _, w = problem
     modes = jax.enable_x64(True), jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise")

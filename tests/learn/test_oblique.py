@@ -234,6 +234,7 @@ def test_the_same_seed_gives_the_same_trees(problem, learned):
     assert not np.array_equal(learned.trees.projections, other.trees.projections)
 
 
+@pytest.mark.slow
 def test_wider_codebooks_see_their_neighbors(problem):
     x, _, w = problem
     wide = oblique.train_trees(x, w, CODEBOOKS, width=8, steps=100)
@@ -250,6 +251,7 @@ def test_oblique_ops_are_far_more_accurate_than_the_papers(problem):
     assert ours < 0.7 * paper
 
 
+@pytest.mark.slow
 def test_a_loss_of_the_users_is_what_falls(problem):
     x, w = problem[0], 0.03 * problem[2]  # logits of a few units
     labels = (x @ w + np.arange(OUTPUTS)).argmax(-1)
@@ -265,6 +267,7 @@ def test_a_loss_of_the_users_is_what_falls(problem):
     assert errors[1] < 0.9 * errors[0]
 
 
+@pytest.mark.slow
 def test_tables_trained_on_a_loss_are_returned_in_the_outputs_units(problem):
     x, _, w = problem
     found = oblique.train_trees(x, w, CODEBOOKS, steps=100, objective=SQUARED_ERROR)
@@ -273,6 +276,7 @@ def test_tables_trained_on_a_loss_are_returned_in_the_outputs_units(problem):
     assert np.square(y - exact).sum() < 0.2 * np.square(exact - exact.mean(0)).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 5])
 def test_few_rows_do_not_break_it(problem, rows):
     x, _, w = problem

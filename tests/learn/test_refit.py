@@ -22,6 +22,7 @@ def nmse(y, expected):
     return float(np.mean((np.asarray(y) - expected) ** 2) / np.var(expected))
 
 
+@pytest.mark.slow
 def test_refit_learns_targets_that_are_not_the_product(rng):
     x, w = correlated(rng, 2000, 8), rng.standard_normal((8, 5)).astype(np.float32)
     op = fit(x, w, num_codebooks=4, config=PAPER)
@@ -32,6 +33,7 @@ def test_refit_learns_targets_that_are_not_the_product(rng):
     np.testing.assert_array_equal(refitted.trees.thresholds, op.trees.thresholds)
 
 
+@pytest.mark.slow
 def test_refit_is_ridge_regression_toward_the_op(rng):
     """Against float64: of all penalties that it may take, one gives its answer."""
     x, w = correlated(rng, 600, 8), rng.standard_normal((8, 3)).astype(np.float32)
@@ -69,6 +71,7 @@ def test_refit_says_what_does_not_match(rng, op, x, targets, why):
         refit_tables(op, np.zeros(x), np.zeros(targets))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["paper", "oblique"])
 def test_codes_of_positions_serve_patches(rng, method):
     taps, features = 3, 4

@@ -38,6 +38,7 @@ def test_padded_oblique_trees_give_the_same_codes_and_then_zeros(rng):
     assert not codes[:, 3:].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["paper", "axis", "oblique"])
 def test_layers_of_a_model_share_compilations(rng, method):
     """The first of three similar layers compiles, the others do not."""

@@ -170,6 +170,7 @@ def test_errors_say_what_to_do(x, w):
         evaluate(op, on_mesh(x.astype(np.complex64), P("r")), w)
 
 
+@pytest.mark.slow
 def test_two_processes_that_have_half_of_the_rows_each(tmp_path, monkeypatch):
     with socket.socket() as listener:
         listener.bind(("localhost", 0))

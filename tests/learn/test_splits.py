@@ -52,6 +52,7 @@ def test_trees_leave_the_same_error_as_the_exhaustive_search(rng, values):
             np.testing.assert_array_equal(codes[:, c], expected)
 
 
+@pytest.mark.slow
 def test_few_candidates_are_tried_where_asked(rng):
     x = rng.standard_normal((60, 7)).astype(np.float32)
     for num_split_features in (1, 7):
@@ -84,6 +85,7 @@ def test_constant_features_go_left_whole():
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=True)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     hnp.arrays(np.float32, (24, 3), elements=floats | st.sampled_from([0.0, -0.0, 1.0, 1e-45, -1e-45, 3.4028235e38]))

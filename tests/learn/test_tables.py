@@ -1,5 +1,6 @@
 """Prototypes by ridge regression, and their rounding to 8 bits, against float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def test_the_condition_is_that_of_the_scaled_system(rng):
     system = np.asarray(statistics.gram) - np.outer(counts, counts) / 300 + np.eye(48)
     system += np.kron(np.eye(3), np.ones((16, 16))) * 300 / 256
     scale = 1 / np.sqrt(np.diag(system))
-    found = ridge_regression(statistics.gram, statistics.sums, 300, 1.0)
+    found = jax.jit(ridge_regression)(statistics.gram, statistics.sums, 300, 1.0)
     np.testing.assert_allclose(found.condition, np.linalg.cond(system * scale[:, None] * scale), rtol=0.3)
 
 

@@ -76,6 +76,7 @@ def test_layers_that_are_not_wanted_cost_nothing(model):
     assert len(capture(wide, batches(1), Rule("layers/0")).rows["layers/0"][0]) == 10
 
 
+@pytest.mark.slow
 def test_a_runtime_with_one_thread_does_not_wait_for_itself():
     code = """
 import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers.ops import put
 
 from jax_maddness.nn.layers import convolution
 from jax_maddness.nn.layers.contraction import Contraction
@@ -46,7 +47,7 @@ def layer_and_input(request, rng):
     module = make()
     if module.bias is not None:
         module.bias[...] = jnp.asarray(rng.standard_normal(module.bias.shape), jnp.float32)
-    return module, jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    return module, put(np.float32(rng.standard_normal(shape)))
 
 
 def of(module, x):
@@ -69,8 +70,9 @@ def test_rows_times_weights_is_the_layer(layer_and_input, rng):
         return rows, form.output(form.map_rows(product, x), x), exact
 
     rows, y, exact = by_hand(x)
-    np.testing.assert_allclose(y, module(x), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(exact, module(x), rtol=1e-4, atol=1e-5)
+    expected = jax.jit(module)(x)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(exact, expected, rtol=1e-4, atol=1e-5)
     assert rows.shape[:-2] == form.row_shape(x)
     assert form.has_positions == isinstance(module, nnx.Conv)
     rows = np.asarray(rows).reshape(form.num_rows(x), form.groups, -1)

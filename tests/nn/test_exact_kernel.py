@@ -84,6 +84,7 @@ def split(y):
     return np.asarray(y).reshape(len(y), -1, y.shape[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conv", ["shared", "patches"])
 def test_the_farthest_rows_are_exact_and_the_others_are_not(model, x, conv):
     y = split(jax.jit(replaced(model, x, conv=conv, exact_rows=0.2).conv)(x))
@@ -103,6 +104,7 @@ def test_every_position_checked_is_the_exact_maximum(model, x, conv):
     np.testing.assert_allclose(jax.jit(lambda x: fast(x))(x), model(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.2])
 @pytest.mark.parametrize("num_candidates", [0, 1, 3])
 def test_look_ups_choose_and_exact_products_decide(backend, model, x, num_candidates, share):
@@ -122,6 +124,7 @@ def test_look_ups_choose_and_exact_products_decide(backend, model, x, num_candid
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_tables_and_of_the_exact_products(model, x):
     spec, arrays = spec_and_arrays(replaced(model, x, conv="shared", num_candidates=30).conv)
     others, checked = of_arrays(arrays)
@@ -139,6 +142,7 @@ def test_gradients_are_those_of_the_tables_and_of_the_exact_products(model, x):
     np.testing.assert_allclose(jax.grad(output, 1)(values, x, spec), exact, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_linen_is_the_same(model, x):
     params = {"conv": {"kernel": model.conv.kernel[...], "bias": model.conv.bias[...]}}
     module, variables = replaced(
@@ -148,6 +152,7 @@ def test_linen_is_the_same(model, x):
     np.testing.assert_allclose(module.apply(variables, x), fast(x), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_and_tuned(tmp_path, model, x):
     fast = replaced(model, x, conv="shared", num_candidates=1, exact_rows=0.1)
     save_model(tmp_path / "model", fast)
@@ -158,6 +163,7 @@ def test_saved_and_loaded_and_tuned(tmp_path, model, x):
     assert np.isfinite(report.layers["conv"]).all()  # of the maxima: the shapes are not the teacher's
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(40, 6), (3, 40, 6)])
 def test_rows_of_dense_layers_stay_exact(rng, shape):
     x = rng.standard_normal(shape).astype(np.float32)

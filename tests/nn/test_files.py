@@ -53,6 +53,7 @@ def run(model, x):
     return jax.jit(lambda x: model(x) if isinstance(model, nnx.Module) else model[0].apply(model[1], x))(x)
 
 
+@pytest.mark.slow
 def test_an_nnx_model_comes_back(x, tmp_path):
     fast = replace(Model(rngs=nnx.Rngs(0)), RULES, [x])
     save_model(tmp_path / "m", fast)
@@ -68,6 +69,7 @@ def test_an_nnx_model_comes_back(x, tmp_path):
         load_model(tmp_path / "m", LinenModel())
 
 
+@pytest.mark.slow
 def test_a_linen_model_comes_back(x, tmp_path):
     variables = jax.jit(LinenModel().init)(jax.random.key(0), x)
     fast = replace((LinenModel(), variables), RULES, [x])
@@ -129,6 +131,7 @@ class Pooled(nnx.Module):
         return self.head(nnx.relu(self.conv(x).max(1)))
 
 
+@pytest.mark.slow
 def test_reads_a_file_of_version_2():
     """Written by the commit before version 3, which renamed a field and some arrays."""
     loaded = load_model(DATA / "golden_v2.model", nnx.eval_shape(lambda: Pooled(nnx.Rngs(0))))

@@ -80,6 +80,7 @@ def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [perceptron, net, patches])
 def test_distillation_brings_the_outputs_closer(make, tmp_path):
     model, fast, batches = make()
@@ -138,6 +139,7 @@ def test_the_best_look_is_kept_and_patience_ends():
     np.testing.assert_allclose(error(tuned, model, batches[:2]), report.after, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [perceptron, net])
 def test_a_run_that_was_cut_goes_on_as_if_it_was_not(make, tmp_path):
     model, fast, batches = make()
@@ -180,6 +182,7 @@ def test_all_parameters_may_be_trained():
     assert np.abs(everything[1]["params"]["Dense_0"]["kernel"] - kernel).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [perceptron, net])
 def test_hidden_states_are_brought_closer(make):
     """A loss on a hidden state alone changes that one for the better, and nothing after it."""
@@ -263,6 +266,7 @@ def test_divergence_of_logits():
     np.testing.assert_allclose(losses.kl(2.0)(2 * other, 2 * one, None), 4 * expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_labels_come_with_the_batch():
     model, fast, inputs = perceptron()
     batches = [(x, jnp.argmax(model(x), -1)) for x in inputs]
@@ -332,6 +336,7 @@ def test_what_does_not_fit_is_said():
         losses.kl(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [perceptron, net])
 def test_kernels_tune_as_products_do(make):
     """A few steps: Adam divides by gradients, so that rounding is magnified later on."""

@@ -48,6 +48,7 @@ def run(model, x):
     return jax.jit(lambda x: model(x) if isinstance(model, nnx.Module) else model[0].apply(model[1], x))(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nnx", "linen"])
 def test_a_whole_model_in_int8_says_nearly_the_same(models, x, kind):
     fast, exact = replace(models[kind], Rule(".*", product="int8"), [x]), run(models[kind], x)
@@ -74,12 +75,14 @@ def test_layers_are_the_products_by_hand(models, x):
     np.testing.assert_allclose(fast.conv(x), by_hand + model.conv.bias[...], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_pass_int8(models, x):
     fast = replace(models["nnx"], Rule("head", product="int8"), [x])
     found, exact = (jax.grad(lambda x, m=m: (m(x) ** 2).sum())(x) for m in (fast, models["nnx"]))
     np.testing.assert_allclose(found, exact, rtol=0.1, atol=0.02 * float(jnp.abs(exact).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nnx", "linen"])
 def test_beside_look_ups_they_are_saved_and_tuned(monkeypatch, rng, tmp_path, models, x, kind):
     monkeypatch.setattr(calibrate, "learn", lambda rows, w, bias, c, *_: random_op(rng, len(w), c, len(bias)))

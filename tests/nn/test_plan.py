@@ -174,6 +174,7 @@ def test_the_error_of_a_convolution_is_that_of_what_replaces_it(conv, groups, rn
     assert measure.error_of(unit, replacement, rows) == pytest.approx(measure.nmse(y, exact), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nnx", "linen"])
 def test_a_plan_is_measured_written_and_applied(kind, batches, steady, tmp_path):
     model, exact = model_of(kind, batches[0])
@@ -219,6 +220,7 @@ class Two(nnx.Module):
         return self.a(x) * self.b(nnx.relu(x))
 
 
+@pytest.mark.slow
 def test_fewer_layers_are_replaced_until_the_drop_is_small_enough(batches, steady, tmp_path):
     rules, path = Rule("a|b", config=FitConfig("paper")), tmp_path / "plan.json"
     both = plan(Two(), batches, rules, max_drop=5, ratios=(32,), path=path)
@@ -232,6 +234,7 @@ def test_fewer_layers_are_replaced_until_the_drop_is_small_enough(batches, stead
     assert sum("others gain more for what they cost" in line.words for line in one.layers) == 1
 
 
+@pytest.mark.slow
 def test_closer_codes_are_tried_before_layers_are_dropped(batches, steady):
     rules = Rule("a|b", config=FitConfig("paper"))
     fewest = plan(Two(), batches, rules, max_drop=5, ratios=(32,))
@@ -243,6 +246,7 @@ def test_closer_codes_are_tried_before_layers_are_dropped(batches, steady):
     assert all(f"alone a drop of {line.chosen.drop:.2g}" in line.words for line in found.layers)
 
 
+@pytest.mark.slow
 def test_a_scan_is_planned_as_a_whole(steady, rng):
     class Block(nnx.Module):
         def __init__(self, rngs):
@@ -276,6 +280,7 @@ def test_a_page_needs_nothing_else(batches, steady, tmp_path):
     assert "C = 4" in page
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_not_measured_again(batches, steady, tmp_path, monkeypatch):
     path, model = tmp_path / "plan.json", Nnx()
     hurried = plan(model, batches, RULES, max_seconds=0, ratios=(32,), path=path)
@@ -298,6 +303,7 @@ def test_a_model_that_would_not_gain_stays(batches, monkeypatch):
     assert replace(model, found) is model
 
 
+@pytest.mark.slow
 def test_real_times_are_positive_and_a_drop_is_kept_to(batches):
     found = plan(Nnx(), batches, RULES, metric=lambda y, x: -jnp.abs(y).mean() * 0, ratios=(32,))
     assert all(option.ms > 0 for option in found.layers[0].options)
@@ -333,6 +339,7 @@ def test_bad_input(batches, tmp_path):
         Plan.from_json(tmp_path / "other.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nnx", "linen"])
 def test_a_plan_may_take_whichever_product_is_fastest(kind, batches, monkeypatch, tmp_path):
     """Times of a machine on which int8 takes a tenth, and codes a fifth."""

@@ -265,6 +265,7 @@ class Grouped(nnx.Module):
         return self.last(self.split(self.heads(self.first(x)).reshape(1, -1, 40)))
 
 
+@pytest.mark.slow
 def test_reasons_are_given_layer_by_layer(learned, rng, monkeypatch):
     model, x = Grouped(nnx.Rngs(0)), integers(rng, (5, 6))
     fast = replace(model, Rule(".*", num_codebooks=1, conv="patches"), [x])
@@ -283,6 +284,7 @@ def test_reasons_are_given_layer_by_layer(learned, rng, monkeypatch):
         prune_unused_outputs(replace(model, Rule("last"), [x]), x)
 
 
+@pytest.mark.slow
 def test_what_it_brings_is_measured(learned, monkeypatch, capsys):
     monkeypatch.setattr(prune, "LEARN_FROM", 64)
     prune.main(["--widths", "12,40,5", "--rows", "8", "--codebooks", "2", "--seconds", "0.1"])

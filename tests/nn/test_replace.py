@@ -130,6 +130,7 @@ def test_the_first_rule_decides_and_unused_ones_are_reported(made, rng):
     assert isinstance(model.blocks[0], nnx.Linear)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nnx", "linen"])
 def test_gradients_pass_where_weights_are_kept(made, rng, kind):
     x, *both = models(rng)
@@ -159,6 +160,7 @@ def test_arrays_of_ops_are_no_parameters(made, rng):
     assert {type(v) for v in jax.tree.leaves(nnx.state(fast), is_leaf=lambda v: isinstance(v, nnx.Variable))} == {Table}
 
 
+@pytest.mark.slow
 def test_sharded_batches_give_the_same_answer(made, rng):
     x, model, _ = models(rng)
     fast = replace(model, ALL, [x])
@@ -170,6 +172,7 @@ def test_sharded_batches_give_the_same_answer(made, rng):
     np.testing.assert_allclose(found.rows["first/layers/0"][0][:, 0], x.reshape(-1, 6))
 
 
+@pytest.mark.slow
 def test_each_layer_corrects_the_errors_before_it(rng):
     """Learned, not random: on rows held out the model is closer to the exact one than with independent layers."""
     x = jnp.asarray(rng.standard_normal((3000, 3)) @ rng.standard_normal((3, 8)), jnp.float32)

@@ -129,6 +129,7 @@ def error(fast, model, batches):
     return float(losses.nmse(run(fast, x), run(model, x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["groups", "shared codes", "query, key, value", "scan"])
 def test_the_prefix_helps(name):
     """Layers are closer to the exact ones if each is learned on the outputs of the approximated layer before it."""
@@ -137,6 +138,7 @@ def test_the_prefix_helps(name):
     assert errors[0] < 0.995 * errors[1] < 0.9, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_tuning_helps(name):
     """A model that was learned from few rows gains from tuning."""

@@ -43,6 +43,7 @@ def error(found, rows, codes, moment):
     return np.einsum("nd,de,ne->n", e, moment, e)
 
 
+@pytest.mark.slow
 def test_no_other_code_of_a_single_codebook_is_better(learned, rows, moment):
     codes = quantizer.encode(learned, rows, sweeps=20)
     least = error(learned, rows, codes, moment)

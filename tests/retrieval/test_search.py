@@ -97,6 +97,7 @@ def test_a_bias_is_added(vectors, queries):
     assert found(search(queries, index, 5, num_candidates=0)[1], want) > 0.3
 
 
+@pytest.mark.slow
 def test_of_equal_scores_the_lower_id_comes_first(metric):
     rows = np.float32(np.random.default_rng(0).integers(-3, 4, (20, 8)))
     rows = np.tile(rows, (10, 1))  # every vector ten times
@@ -110,6 +111,7 @@ def test_of_equal_scores_the_lower_id_comes_first(metric):
             np.testing.assert_array_equal(ids, np.arange(5)[:, None] + 20 * np.arange(10))
 
 
+@pytest.mark.slow
 def test_where_there_are_fewer_the_rest_says_so(metric):
     rows = clustered(3, 5)
     index = build_index(rows, 2, metric=metric)
@@ -154,6 +156,7 @@ def test_vectors_and_queries_of_length_zero(metric):
     np.testing.assert_array_equal(scores, [0, 0])
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_leading_dimensions_agree(indexes, queries):
     index = indexes["l2"]
     scores, ids = search(queries, index, 5)
@@ -203,6 +206,7 @@ def test_half_precision(vectors, queries, dtype):
     np.testing.assert_array_equal(ids, want)
 
 
+@pytest.mark.slow
 def test_recall_is_honest_on_fresh_queries(vectors):
     train, fresh = clustered(5, 300), clustered(6, 300)
     index = build_index(vectors, CODEBOOKS, metric="l2", queries=train)
@@ -224,6 +228,7 @@ def test_vectors_that_stand_in_for_queries_do_not_find_themselves(indexes, queri
     assert found(search(queries, indexes["l2"], 10, num_candidates=32)[1], want) == pytest.approx(measured[32], abs=0.1)
 
 
+@pytest.mark.slow
 def test_split_trees_encode_too(vectors, queries):
     index = build_index(vectors, CODEBOOKS, metric="l2", method="trees", keep_vectors=np.float32)
     want = by_hand(queries, vectors, "l2", 10)[1]
@@ -276,6 +281,7 @@ def mesh(request):
     return jax.make_mesh(request.param, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
 
 
+@pytest.mark.slow
 def test_sharded_equals_whole(mesh, indexes, queries):
     index = indexes["l2"]
     sharded = shard_index(index, mesh, "v")
@@ -289,6 +295,7 @@ def test_sharded_equals_whole(mesh, indexes, queries):
     assert_same(whole(sharded), index)
 
 
+@pytest.mark.slow
 def test_sharded_ties_and_shards_without_vectors():
     mesh = jax.make_mesh((4,), ("v",))
     rows = np.float32(np.tile(np.random.default_rng(0).integers(-3, 4, (20, 8)), (10, 1)))
@@ -312,6 +319,7 @@ def test_a_sharded_index_changes_by_way_of_a_whole_one(indexes, vectors):
 # ---- Whatever the sizes ----
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=6)
 @given(
     count=st.sampled_from([1, 70]),

@@ -31,6 +31,7 @@ def layer():
     return x, w, b, fit(x, w, b, num_codebooks=8, config=FitConfig("paper"), keep_weights=True)
 
 
+@pytest.mark.slow
 def test_top_k_of_an_op(layer):
     x, w, b, op = layer
     exact = x.astype(np.float64) @ w + b
@@ -53,6 +54,7 @@ def test_top_k_of_equal_outputs_takes_the_lower(layer):
     np.testing.assert_array_equal(ids[:, 1], ids[:, 0] + 40)
 
 
+@pytest.mark.slow
 def test_top_k_of_an_index(layer):
     x, w, b, _ = layer
     index = build_index(w.T, 8, bias=b, queries=x)
