@@ -12,6 +12,7 @@ import pytest
 import jax_maddness
 
 FLOORS = """
+core.pytrees
 core.trees
 core.types core.ffi core.memory core.archive core.validate
 core

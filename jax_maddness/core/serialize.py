@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core import archive, validate
+from jax_maddness.core.pytrees import register_with_flax
 from jax_maddness.core.trees.base import validate_indices
 from jax_maddness.core.types import KINDS, ExactTerm, LookupTables, MaddnessOp, Trees
 
@@ -82,6 +83,7 @@ def load(path: str | os.PathLike[str]) -> MaddnessOp:
       FileNotFoundError: there is no such file.
       ValueError: the file is truncated, damaged, not an op, or of a newer version; the message says which.
     """
+    register_with_flax()
     return archive.read(path, FORMAT, VERSION, "an op", _read)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int8, Int32, UInt8
 
+from jax_maddness.core.pytrees import pytree
 from jax_maddness.core.trees import base
 from jax_maddness.core.trees.base import LEVELS, NODES, Trees
 
@@ -21,7 +22,7 @@ _LIMIT = 127.0
 _LEAST_SCALE, _GREATEST_SCALE = np.float32(2.0**-100), np.float32(2.0**100)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True, eq=False)
 class ObliqueTrees(Trees):
     """One balanced tree of depth 4 per codebook, each level of which compares a projection of several features.
