@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 from jax_maddness.core.aggregate import aggregate
 from jax_maddness.core.amm import amm
 from jax_maddness.core.encode import encode
+from jax_maddness.core.export import disabled_export_checks
 from jax_maddness.core.feature_order import fold_feature_order
 from jax_maddness.core.ffi import active_tier, supported_tiers
 from jax_maddness.core.memory import retain_freed_memory
+from jax_maddness.core.pytrees import register_with_flax as _register_with_flax
 from jax_maddness.core.serialize import load, save
 from jax_maddness.core.types import (
     ExactTerm,
@@ -77,6 +79,7 @@ __all__ = [
     "amm",
     "amm_with_exact_rows",
     "build_index",
+    "disabled_export_checks",
     "encode",
     "evaluate",
     "fit",
@@ -113,6 +116,7 @@ _WITH_FLAX = (
 _SUBMODULES = ("nn", "testing")
 if importlib.util.find_spec("flax") is not None:  # without Flax, `from jax_maddness import *` must not fail
     __all__ += _WITH_FLAX
+_register_with_flax()
 
 
 def __dir__() -> list[str]:

@@ -22,9 +22,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-from jax import export
 
 from jax_maddness.core import ffi
+
+_PARTITIONED = "CustomSPMDPartitioning"
+"""Custom call that stands for a function which XLA calls back while it partitions a module."""
 
 
 def force_backend(backend: str) -> contextlib.AbstractContextManager:
@@ -97,8 +99,12 @@ def assert_portable(
 ) -> None:
     """Asserts that `jit(function)(*args, **kwargs)` lowers for `platforms` without any custom call of this package.
 
-    The machine needs none of the platforms: the function is exported (`jax.export`), not run. Other custom calls, such
-    as a sharding annotation or a linear-algebra routine, are ignored.
+    The machine needs none of the platforms: the function is lowered, not run. Other custom calls, such as a sharding
+    annotation or a linear-algebra routine, are ignored.
+
+    Rows that are sharded over a mesh whose axes are Auto are partitioned by a function of the process that lowers, so
+    that the module cannot be serialized, whatever the platform. They fail the assertion, too; on Explicit axes and
+    inside of `jax.shard_map` they do not.
 
     Args:
       function: a function that JAX can trace, jitted or not.
@@ -109,7 +115,8 @@ def assert_portable(
 
     Raises:
       ValueError: `platforms` is empty or a string.
-      AssertionError: the function calls a kernel on one of the platforms; the message names both.
+      AssertionError: on one of the platforms, the function calls a kernel or depends on this process; the message names
+        both.
 
     Example:
       >>> import jax.numpy as jnp
@@ -117,13 +124,14 @@ def assert_portable(
     """
     if isinstance(platforms, str) or not platforms:
         raise ValueError(f"`platforms` is {platforms!r}; expected a sequence of names, such as ('tpu', 'cuda').")
-    jitted = jax.jit(lambda *args, **kwargs: function(*args, **kwargs))
+    traced = jax.jit(lambda *args, **kwargs: function(*args, **kwargs)).trace(*args, **kwargs)
     for platform in platforms:
-        exported = export.export(
-            jitted,
-            platforms=[platform],
-            disabled_checks=[export.DisabledSafetyCheck.custom_call(name) for name in ffi.targets()],
-        )(*args, **kwargs)
-        ours = [name for name in custom_calls(exported.mlir_module()) if name.startswith(ffi.TARGET_PREFIX)]
-        if ours:
-            raise AssertionError(f"lowered for {platform}, the function calls {', '.join(sorted(set(ours)))}.")
+        called = set(custom_calls(traced.lower(lowering_platforms=(platform,)).as_text()))
+        if ours := sorted(name for name in called if name.startswith(ffi.TARGET_PREFIX)):
+            raise AssertionError(f"lowered for {platform}, the function calls {', '.join(ours)}.")
+        if _PARTITIONED in called:
+            raise AssertionError(
+                f"lowered for {platform}, the function calls {_PARTITIONED}: rows are sharded over Auto axes of a "
+                "mesh, and partitioned by a function that no other process has. Use a mesh with Explicit axes, or "
+                "`jax.shard_map`."
+            )

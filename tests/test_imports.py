@@ -12,8 +12,9 @@ import pytest
 import jax_maddness
 
 FLOORS = """
+core.pytrees
 core.trees
-core.types core.ffi core.memory core.archive core.validate
+core.atomic core.types core.ffi core.memory core.archive core.validate
 core
 testing
 learn.config learn.progress learn.validate

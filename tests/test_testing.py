@@ -10,7 +10,7 @@ from helpers.ops import needs_kernels, random_oblique_trees, random_op
 from jax import export
 
 import jax_maddness
-from jax_maddness import ObliqueTrees, aggregate, amm, encode, testing
+from jax_maddness import aggregate, amm, encode, testing
 from jax_maddness.core import ffi
 
 FUNCTIONS = {
@@ -67,20 +67,39 @@ def test_a_kernel_that_is_missing_among_the_targets_is_not_portable(op, x, monke
 
 @needs_kernels
 def test_an_export_for_several_platforms_is_serialised_and_runs(any_op, x):
-    op = any_op
-    suffix = "_oblique" if isinstance(op.trees, ObliqueTrees) else ""
-    safe = [export.DisabledSafetyCheck.custom_call(f"jax_maddness_amm{suffix}")]
-    exported = export.export(jax.jit(amm), platforms=["cpu", "tpu"], disabled_checks=safe)(x, op)
-    flat = jax.tree.leaves(op)
-    structure = jax.tree.structure(op)
-    portable = export.export(
-        jax.jit(lambda x, *flat: amm(x, jax.tree.unflatten(structure, flat))),
-        platforms=["cpu", "tpu"],
-        disabled_checks=safe,
-    )(x, *flat)
-    again = export.deserialize(portable.serialize())
-    np.testing.assert_allclose(jax.jit(again.call)(x, *flat), amm(x, op), rtol=1e-6)
-    np.testing.assert_allclose(jax.jit(exported.call)(x, op), amm(x, op), rtol=1e-6)
+    safe = jax_maddness.disabled_export_checks()
+    exported = export.export(jax.jit(amm), platforms=["cpu", "tpu"], disabled_checks=safe)(x, any_op)
+    again = export.deserialize(exported.serialize())
+    np.testing.assert_allclose(jax.jit(again.call)(x, any_op), amm(x, any_op), rtol=1e-6)
+
+
+@needs_kernels
+def test_every_kernel_has_an_exemption():
+    assert jax_maddness.disabled_export_checks() == [
+        export.DisabledSafetyCheck.custom_call(name) for name in ffi.targets()
+    ]
+
+
+@pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
+def test_rows_sharded_over_auto_axes_are_not_portable_and_over_explicit_axes_are(kind, op, x):
+    mesh = jax.make_mesh((4,), ("a",), axis_types=(kind,))
+    x = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("a")))
+    with jax.set_mesh(mesh):
+        if kind == jax.sharding.AxisType.Explicit or not ffi.supported_tiers():
+            testing.assert_portable(amm, x, op)
+        else:
+            with pytest.raises(AssertionError, match="for tpu, the function calls CustomSPMDPartitioning"):
+                testing.assert_portable(amm, x, op)
+
+
+@needs_kernels
+def test_an_export_of_rows_sharded_over_explicit_axes_is_serialised_and_runs(op, x):
+    mesh = jax.make_mesh((4,), ("a",), axis_types=(jax.sharding.AxisType.Explicit,))
+    x = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("a")))
+    with jax.set_mesh(mesh):
+        exported = export.export(jax.jit(amm), disabled_checks=jax_maddness.disabled_export_checks())(x, op)
+        again = export.deserialize(exported.serialize())
+        np.testing.assert_allclose(jax.jit(again.call)(x, op), amm(x, op), rtol=1e-6)
 
 
 def test_a_symbolic_number_of_rows_exports(op, x):

@@ -31,7 +31,8 @@ def amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... ou
     and `op.exact.down` is the true one; with respect to the thresholds it is zero. Forward and reverse mode both work.
 
     Args:
-      x: rows of float32, bfloat16 or float16, with any leading dimensions, including none and empty ones.
+      x: rows of float32, bfloat16 or float16, with any leading dimensions, including none and empty ones. NumPy's
+        float64 is rounded to float32, with and without x64.
       op: the op that `fit` returned for `w` and `b`.
 
     Returns:

@@ -13,17 +13,21 @@ its bits in uint16, with the true dtype in the header. The digests detect damage
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
+import math
 import os
-import pathlib
+import re
 import zipfile
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
+
+from jax_maddness.core.atomic import path_name, replace_file, validate_regular
 
 DTYPES = ("uint8", "int8", "int32", "float32", "float16", "bfloat16")
 """The dtypes that a file may hold."""
@@ -31,6 +35,12 @@ Reader = Callable[[], dict[str, np.ndarray]]
 """Reads all arrays of a file; raises ValueError if one is damaged."""
 _HEADER = "header.json"
 _MAX_HEADER_BYTES = 1 << 20
+_READERS = {"jax_maddness.op": "load", "jax_maddness.index": "load_index", "jax_maddness.model": "load_model"}
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<descr>[<|][a-zA-Z]\d{0,2})', 'fortran_order': False, "
+    rb"'shape': \((?P<shape>[\d, ]{0,999})\), \} *\n",
+    re.DOTALL,
+)
 _T = TypeVar("_T")
 
 
@@ -53,16 +63,14 @@ def write(
         "arrays": {name: describe(array) for name, array in arrays.items()},
     }
     header["sha256"] = digest_header(header)
-    path = pathlib.Path(path).resolve()  # a symbolic link is kept, and its target replaced
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+
+    def write_members(file: BinaryIO) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             _write(archive, _HEADER, json.dumps(header, indent=1).encode())
             for name, array in arrays.items():
                 _write(archive, f"{name}.npy", _npy(array))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+    replace_file(path, write_members)
 
 
 def read(
@@ -85,34 +93,51 @@ def read(
       dtypes: the dtypes that are allowed.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      TypeError: `path` is not a path.
+      OSError: there is no such file, or it cannot be opened.
       ValueError: the file is damaged, of another format or newer, or `assemble` raised an error.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
+    name = path_name(path)
+    validate_regular(os.stat(name), name)  # before it is opened, which waits where it is a pipe
+    with open(name, "rb") as file:
+        with _one_error(name, noun, lacks_memory=False):
+            archive = zipfile.ZipFile(file)
+            _validate_sizes(archive, os.fstat(file.fileno()).st_size)
             header = _header(archive, kind, newest)
+        with _one_error(name, noun, lacks_memory=True):
             return assemble(header, lambda: _arrays(archive, header["arrays"], dtypes))
-    except FileNotFoundError:
-        raise
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        KeyError,
-        TypeError,
-        OSError,
-        ValueError,
-        NotImplementedError,
-        RuntimeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise ValueError(f"{os.fspath(path)!r} cannot be loaded as {noun}: {error}") from error
+
+
+@contextlib.contextmanager
+def _one_error(name: str, noun: str, lacks_memory: bool) -> Iterator[None]:
+    """Raises one kind of error for whatever a damaged file causes in zipfile, json, NumPy and this package.
+
+    Args:
+      name: the file.
+      noun: the word for its contents.
+      lacks_memory: whether a MemoryError is the machine's: all sizes have been compared with that of the file.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryError) and lacks_memory:
+            raise
+        raise ValueError(f"{name!r} cannot be loaded as {noun}: {error or type(error).__name__}") from error
+
+
+def _validate_sizes(archive: zipfile.ZipFile, num_bytes: int) -> None:
+    """Raises unless all members are stored as they are and have room in the file, so that reading allocates no more."""
+    for info in archive.infolist():
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise ValueError(f"{info.filename!r:.200} is compressed; expected it stored.")
+    if sum(info.file_size for info in archive.infolist()) > num_bytes:
+        raise ValueError("its members are larger than the file.")
 
 
 def _arrays(archive: zipfile.ZipFile, described: dict[str, Any], dtypes: tuple[str, ...]) -> dict[str, np.ndarray]:
     members = {_HEADER, *(f"{name}.npy" for name in described)}
     if sorted(archive.namelist()) != sorted(members):
-        raise ValueError(f"it has the members {archive.namelist()!r:.200}; expected {sorted(members)}.")
+        raise ValueError(f"it has the members {archive.namelist()!r:.200}; expected {sorted(members)!r:.200}.")
     return {name: _array(archive, name, described[name], dtypes) for name in described}
 
 
@@ -120,8 +145,11 @@ def _header(archive: zipfile.ZipFile, kind: str, newest: int) -> dict[str, Any]:
     if archive.getinfo(_HEADER).file_size > _MAX_HEADER_BYTES:
         raise ValueError(f"its {_HEADER} is larger than {_MAX_HEADER_BYTES} bytes.")
     header = json.loads(archive.read(_HEADER))
-    if not isinstance(header, dict) or header.get("format") != kind:
-        raise ValueError(f"its {_HEADER} does not say {kind!r}.")
+    stated = header.get("format") if isinstance(header, dict) else None
+    if stated != kind:
+        reader = _READERS.get(stated) if isinstance(stated, str) else None
+        hint = f" It says {stated!r}: read it with `{reader}`." if reader else ""
+        raise ValueError(f"its {_HEADER} does not say {kind!r}.{hint}")
     version = header.get("version")
     if type(version) is not int or version < 1:
         raise ValueError(f"its version is {version!r}; expected a positive integer.")
@@ -138,20 +166,31 @@ def digest_header(header: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _array(archive: zipfile.ZipFile, name: str, described: dict[str, Any], dtypes: tuple[str, ...]) -> np.ndarray:
-    info = archive.getinfo(f"{name}.npy")
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{info.filename} is compressed; expected it stored.")
-    stored = np.lib.format.read_array(io.BytesIO(archive.read(info)), allow_pickle=False)
-    if described.get("dtype") not in dtypes:
-        raise ValueError(f"{name} has dtype {described.get('dtype')!r}; expected one of {', '.join(dtypes)}.")
+def _array(archive: zipfile.ZipFile, name: str, described: Any, dtypes: tuple[str, ...]) -> np.ndarray:
+    if not isinstance(described, dict) or described.get("dtype") not in dtypes:
+        raise ValueError(f"{name} is described by {described!r:.200}; expected a dtype of {', '.join(dtypes)}.")
     dtype = jnp.dtype(described["dtype"])
-    if stored.dtype != _stored_dtype(dtype):
-        raise ValueError(f"{name} is stored as {stored.dtype}; expected {_stored_dtype(dtype)} for {dtype}.")
-    array = stored.view(dtype)
+    array = _parsed(archive.read(f"{name}.npy"), name, dtype)
     if describe(array) != described:
         raise ValueError(f"{name} does not have the shape and digest that its header states: it was changed.")
     return array
+
+
+def _parsed(data: bytes, name: str, dtype: np.dtype) -> np.ndarray:
+    """Returns the array in a `.npy` file of version 1.0, in C order, without a copy.
+
+    NumPy's own reader evaluates the header as Python, and allocates what it asks for, before it compares the size.
+    """
+    match = _NPY.match(data)
+    if match is None or match.end() != 10 + int.from_bytes(data[8:10], "little"):
+        raise ValueError(f"{name} is not a .npy file of version 1.0 in C order.")
+    descr, dims = match["descr"].decode(), [int(n) for n in match["shape"].split(b",") if n.strip()]
+    if descr != np.lib.format.dtype_to_descr(_stored_dtype(dtype)):
+        stated = "a pickle" if descr == "|O" else np.dtype(descr).name
+        raise ValueError(f"{name} is stored as {stated}; expected {_stored_dtype(dtype)} for {dtype}.")
+    if math.prod(dims) * dtype.itemsize != len(data) - match.end():
+        raise ValueError(f"{name} has {len(data) - match.end()} bytes, which are not an array of the shape {dims}.")
+    return np.frombuffer(data, _stored_dtype(dtype), offset=match.end()).view(dtype).reshape(dims)
 
 
 def describe(array: np.ndarray) -> dict[str, Any]:

@@ -2,9 +2,13 @@
 
 This is the only file that uses `jax.ffi`.
 
+The kernels are registered when the package is imported: a module or executable that another process exported calls
+them by name, and nothing of it is traced here. That takes milliseconds and starts no backend. Where they cannot be
+used, importing says nothing; the first call warns.
+
 Environment:
   JAX_MADDNESS_BACKEND: `auto` (default: the kernels on CPU if they can be loaded), `ffi` (the same, but an error
-    if they cannot), or `jax` (pure JAX everywhere).
+    if they cannot), or `jax` (pure JAX everywhere; the extension is not even loaded).
   JAX_MADDNESS_TIER: a tier to use in place of the best one that this CPU supports (see `supported_tiers`).
 """
 
@@ -202,3 +206,7 @@ def _runtime_api_version() -> tuple[int, int] | None:
 @functools.cache
 def _warn_once(reason: str) -> None:
     warnings.warn(f"jax_maddness runs in pure JAX, much slower on CPU: {reason}.", stacklevel=2)
+
+
+if os.environ.get("JAX_MADDNESS_BACKEND") != "jax":
+    _load()

@@ -59,15 +59,16 @@ def of_scores(
     No score may be the lowest value of its dtype, which stands for a missing one. Each round computes a maximum and
     the first row that has it, not an arg max, which XLA compiles to a slow loop on CPUs.
     """
-    rows = jnp.arange(scores.shape[1], dtype=jnp.int32)[:, None]
+    num_rows = scores.shape[1]
+    rows = jnp.arange(num_rows, dtype=jnp.int32)[None, :, None]
     lowest = jnp.iinfo(scores.dtype).min if jnp.issubdtype(scores.dtype, jnp.integer) else -jnp.inf
     taken, best, positions = skipped[..., None], [], []
     for _ in range(k):
         remaining = jnp.where(taken, jnp.asarray(lowest, scores.dtype), scores)
         best.append(remaining.max(1, keepdims=True, initial=lowest))
         is_best = (remaining == lax.stop_gradient(best[-1])) & ~taken
-        first = jnp.where(is_best, rows, len(rows)).min(1, keepdims=True, initial=len(rows))
-        positions.append(jnp.where(first < len(rows), first, -1))
+        first = jnp.where(is_best, rows, num_rows).min(1, keepdims=True, initial=num_rows)
+        positions.append(jnp.where(first < num_rows, first, -1))
         taken = taken | (rows == first)
     return jnp.concatenate(best, 1), jnp.concatenate(positions, 1)
 

@@ -17,13 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core import archive, validate
-from jax_maddness.core.trees.base import validate_indices
+from jax_maddness.core.pytrees import register_with_flax
+from jax_maddness.core.trees.base import validate_finite, validate_indices
 from jax_maddness.core.types import KINDS, ExactTerm, LookupTables, MaddnessOp, Trees
 
 FORMAT = "jax_maddness.op"
 VERSION = 3
 _TABLES = ("tables.values", "tables.scale", "tables.offset")
 _OPTIONAL = {"weights": 1, "exact.up": 3, "exact.indices": 3, "exact.down": 3}  # the version that added each
+_FINITE = ("tables.scale", "tables.offset", "weights", "exact.up", "exact.down")
 
 
 def save(path: str | os.PathLike[str], op: MaddnessOp) -> None:
@@ -37,9 +39,10 @@ def save(path: str | os.PathLike[str], op: MaddnessOp) -> None:
       op: a single op, not a stack of ops, with concrete arrays of uint8, int8, int32, float32, float16 or bfloat16.
 
     Raises:
-      TypeError: `op` is traced or not an op, or one of its arrays has another dtype.
-      ValueError: `op` is a stack of ops (save its elements), its arrays do not agree with each other, or an index is
-        out of range.
+      TypeError: `path` is not a path, `op` is traced or not an op, or one of its arrays has another dtype.
+      ValueError: `op` is a stack of ops (save its elements), its arrays do not agree with each other, a value is not
+        finite or out of its range, or `path` is something other than a file, such as a folder or a device.
+      OSError: the file cannot be written; an existing file is unchanged.
 
     Example:
       >>> import pathlib, tempfile
@@ -79,9 +82,11 @@ def load(path: str | os.PathLike[str]) -> MaddnessOp:
       example.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      TypeError: `path` is not a path.
+      OSError: there is no such file, or it cannot be opened.
       ValueError: the file is truncated, damaged, not an op, or of a newer version; the message says which.
     """
+    register_with_flax()
     return archive.read(path, FORMAT, VERSION, "an op", _read)
 
 
@@ -134,6 +139,9 @@ def _validate_values(arrays: dict[str, np.ndarray], kind: type[Trees], num_featu
     """Raises ValueError unless the values of a file's arrays are in their documented ranges."""
     of_trees = {name: arrays[f"trees.{name}"] for name in kind.array_names()}
     limit = kind.validate_values(of_trees, num_features)
+    for name in _FINITE:
+        if name in arrays:
+            validate_finite(name, arrays[name])
     if "exact.indices" in arrays:
         validate_indices("an exact term's", arrays["exact.indices"], limit)
 

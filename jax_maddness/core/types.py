@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, UInt8
 
+from jax_maddness.core.pytrees import pytree
 from jax_maddness.core.trees.base import LEAVES, LEVELS, NODES, Trees
 from jax_maddness.core.trees.kinds import KINDS, TREE_KINDS
 from jax_maddness.core.trees.oblique_trees import MAX_WIDTH, ObliqueTrees
@@ -45,7 +46,7 @@ SMALL_BATCH = 8
 """Greatest number of rows in a call that uses `LookupTables.by_code`, if an op has it."""
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True, eq=False)
 class LookupTables:
     """Lookup tables of 8-bit entries: `y[m] = scale[m] * sum_c values[m, c, code_c] + offset[m]`.
@@ -79,7 +80,7 @@ class LookupTables:
         return self.values.shape[-2]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExactTerm:
     """A product of low rank that is not approximated: `y += [x[indices], x @ down] @ up`.
@@ -111,7 +112,7 @@ class ExactTerm:
         return "".join(parts)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True, eq=False)
 class MaddnessOp:
     """An op: everything that `amm` needs besides `x` to approximate `x @ w + b`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from jax_maddness.core.trees.base import LEAVES, Trees, validate_array
@@ -101,6 +102,10 @@ def _tables(tables: LookupTables) -> None:
 def _as_array(x: Array, name: str) -> Array:
     if not hasattr(x, "dtype") or not hasattr(x, "shape"):
         raise TypeError(f"`{name}` is {type(x).__name__}; expected an array. Use `jnp.asarray({name})`.")
+    if isinstance(x, np.ndarray) and x.dtype == np.float64:
+        # NumPy's default dtype is no choice of the user's. JAX itself rounds it to float32 unless x64 is enabled.
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32)
     return jnp.asarray(x)
 
 

@@ -36,7 +36,8 @@ class FitConfig:
         per feature and row, and learning takes a minute. `"auto"` takes the one of these three with the least error on
         held-out rows, and the cheaper one where the difference may be luck; up to 512 rows it cross-validates them.
       ridge: weight of the penalty that keeps prototypes near the means of their buckets (lambda of section 4.2), a
-        positive number in units of rows. Method `"paper"` uses it; the other methods choose their own.
+        positive number in units of rows. Method `"paper"` uses it, except that the paper's 1 is replaced by a choice on
+        held-out rows where there are fewer than 4 rows per code, 64 per codebook; the other methods choose their own.
       num_split_features: number of features whose thresholds are searched per level and codebook (section 4.1), for
         trees on groups of features; at least 1.
       width: number of features that each codebook of an oblique tree projects, from D/C (rounded up) to D. More are
@@ -82,7 +83,15 @@ class FitConfig:
     loss: Callable[..., Array] | None = None
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.integer | np.floating):  # as Python's, so that equal options hash and print alike
+                object.__setattr__(self, field.name, value.item())
         _validate(self)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _validate(config: FitConfig) -> None:
@@ -90,22 +99,27 @@ def _validate(config: FitConfig) -> None:
     if config.method not in METHOD_NAMES:
         known = ", ".join(repr(name) for name in METHOD_NAMES)
         raise ValueError(f"`method` is {config.method!r}; expected one of: {known}.")
-    if not (isinstance(config.ridge, int | float) and np.isfinite(config.ridge) and config.ridge > 0):
+    if not (
+        isinstance(config.ridge, int | float)
+        and config.ridge is not True
+        and np.isfinite(config.ridge)
+        and config.ridge > 0
+    ):
         raise ValueError(f"`ridge` is {config.ridge!r}; expected a positive number. The paper's is 1.")
-    if not isinstance(config.num_split_features, int) or config.num_split_features < 1:
+    if not _is_integer(config.num_split_features) or config.num_split_features < 1:
         raise ValueError(
             f"`num_split_features` is {config.num_split_features!r}; expected an integer >= 1. The paper's is 4."
         )
-    if config.width is not None and not isinstance(config.width, int):
+    if config.width is not None and not _is_integer(config.width):
         raise ValueError(f"`width` is {config.width!r}; expected an integer, or None for the least.")
     for name, number in (("rank", config.rank), ("outliers", config.outliers)):
-        if not isinstance(number, int) or number < 0:
+        if not _is_integer(number) or number < 0:
             raise ValueError(f"`{name}` is {number!r}; expected an integer >= 0. 0 means no such term.")
-    if not isinstance(config.steps, int) or config.steps < 0 or config.steps % INTERVAL:
+    if not _is_integer(config.steps) or config.steps < 0 or config.steps % INTERVAL:
         raise ValueError(
             f"`steps` is {config.steps!r}; expected a multiple of {INTERVAL}, or 0 for no training at all."
         )
-    if not isinstance(config.seed, int) or config.seed < 0:
+    if not _is_integer(config.seed) or config.seed < 0:
         raise ValueError(f"`seed` is {config.seed!r}; expected an integer >= 0.")
     if config.loss is not None and not callable(config.loss):
         raise TypeError(f"`loss` is {type(config.loss).__name__}; expected a function of `(y, exact, *extra)`.")

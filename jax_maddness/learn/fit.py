@@ -17,6 +17,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from jax_maddness.core.pytrees import register_with_flax
 from jax_maddness.core.types import LookupTables, MaddnessOp
 from jax_maddness.learn import validate
 from jax_maddness.learn.config import FitConfig
@@ -84,6 +85,7 @@ def fit(
       >>> fit(x, np.ones((8, 3)), num_codebooks=2, config=FitConfig("paper"))
       MaddnessOp(8 -> 3, 2 codebooks, 272 bytes)
     """
+    register_with_flax()
     validate.kind(config, FitConfig, "config")
     if extra and config.loss is None:
         raise ValueError("`extra` is given without a `loss`. Pass the loss that wants it: `FitConfig(loss=...)`.")

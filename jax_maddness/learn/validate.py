@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,10 +20,9 @@ def kind(value: object, expected: type, name: str) -> None:
 
 def codebooks(num_codebooks: int, num_features: int) -> int:
     """Returns `num_codebooks` as an int, validated to be between 1 and `num_features`."""
-    try:
-        number = operator.index(num_codebooks)
-    except TypeError:
-        raise TypeError(f"`num_codebooks` is {num_codebooks!r}; expected an integer.") from None
+    number = integer(num_codebooks)
+    if number is None:
+        raise TypeError(f"`num_codebooks` is {num_codebooks!r}; expected an integer.")
     if number < 1:
         raise ValueError(
             f"`num_codebooks` is {number}; expected at least 1. Start with one for every 16 features: "
@@ -35,6 +34,16 @@ def codebooks(num_codebooks: int, num_features: int) -> int:
             f"its own. Use at most {num_features} codebooks."
         )
     return number
+
+
+def integer(value: Any) -> int | None:
+    """Returns `value` as an int if it is an integer of Python or NumPy; None if it is anything else, or a bool."""
+    if isinstance(value, bool):  # True would count as 1
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def samples(x_train: Any, name: str = "x_train") -> Float[np.ndarray, "rows features"]:
@@ -117,8 +126,8 @@ def _real(value: Any, name: str) -> Any:
             f"`{name}` is traced: `fit` looks at values, so it cannot run inside of jax.jit, jax.vmap or jax.grad. "
             "Call it before, and pass the op it returns as an argument."
         )
-    if not hasattr(value, "dtype"):
-        value = np.asarray(value)
+    if not isinstance(value, jax.Array):
+        value = _numpy(value, name)
     if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
         if jnp.issubdtype(value.dtype, jnp.complexfloating):
             hint = "Learn its real and imaginary parts separately."
@@ -126,6 +135,37 @@ def _real(value: Any, name: str) -> Any:
             hint = f"Cast it: `{name}.astype(np.float32)`."
         raise TypeError(f"`{name}` is {value.dtype}; expected real numbers. {hint}")
     return value
+
+
+def _numpy(value: Any, name: str) -> np.ndarray:
+    """Returns what is not an array of JAX as one of NumPy: lists, and arrays of other libraries such as torch."""
+    if isinstance(value, np.ma.MaskedArray):
+        if masked := int(np.ma.count_masked(value)):
+            raise ValueError(
+                f"`{name}` has {masked} masked values, and all values count. Pass rows without any: "
+                f"`{name}.data[~numpy.ma.getmaskarray({name}).any(-1)]`."
+            )
+        return value.data
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, Iterator):
+        hint = " Pass a function that returns a new iterator over the batches at every call." if _is_rows(name) else ""
+        raise TypeError(f"`{name}` is a {type(value).__name__}, which can be read only once; expected an array.{hint}")
+    try:
+        array = np.asarray(value)
+    except Exception as error:
+        hint = f" Batches come from a function: `lambda: iter({name})`." if _is_rows(name) else ""
+        raise TypeError(
+            f"`{name}` is {type(value).__name__}, which NumPy cannot convert to an array of numbers.{hint}"
+        ) from error
+    if array.dtype == object:
+        raise TypeError(f"`{name}` is {type(value).__name__}; expected an array of real numbers.")
+    return array
+
+
+def _is_rows(name: str) -> bool:
+    """Returns whether the argument called `name` may come in batches."""
+    return name == "x_train"
 
 
 def _float32(value: Any, name: str) -> np.ndarray:

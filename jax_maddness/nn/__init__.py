@@ -16,6 +16,7 @@ The files are in floors. Each imports from the floors before it, and from earlie
 6. `plan`, `replace`, `finetune`, `prune`: the public functions; none imports another.
 """
 
+from jax_maddness.core.pytrees import register_with_flax as _register_with_flax
 from jax_maddness.nn.capture import Captured, capture
 from jax_maddness.nn.diff import Change, Diff
 from jax_maddness.nn.finetune import FinetuneReport, finetune
@@ -44,3 +45,5 @@ __all__ = [
     "replace",
     "save_model",
 ]
+
+_register_with_flax()

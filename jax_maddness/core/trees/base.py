@@ -177,6 +177,12 @@ def validate_array(name: str, array: Any, shape: tuple[int, ...], kind: type) ->
         )
 
 
+def validate_finite(name: str, values: np.ndarray) -> None:
+    """Raises unless all `values`, called `name`, are finite."""
+    if not np.all(np.isfinite(values)):
+        raise ValueError(f"an entry of {name} is not finite.")
+
+
 def validate_indices(name: str, indices: np.ndarray, limit: int) -> None:
     """Raises unless `indices`, called `name`, are int32 in `[0, limit)`."""
     if indices.size and not (indices.dtype == np.int32 and indices.min() >= 0 and indices.max() < limit):

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int8, Int32, UInt8
 
+from jax_maddness.core.pytrees import pytree
 from jax_maddness.core.trees import base
 from jax_maddness.core.trees.base import LEVELS, NODES, Trees
 
@@ -21,7 +22,7 @@ _LIMIT = 127.0
 _LEAST_SCALE, _GREATEST_SCALE = np.float32(2.0**-100), np.float32(2.0**100)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True, eq=False)
 class ObliqueTrees(Trees):
     """One balanced tree of depth 4 per codebook, each level of which compares a projection of several features.
@@ -117,16 +118,17 @@ class ObliqueTrees(Trees):
 
     @classmethod
     def validate_values(cls, arrays: Mapping[str, np.ndarray], num_features: int | None) -> int:
-        """Validates that the indices, centers and scales of a file are in range; returns the number of features.
+        """Validates that the values in the arrays of a file are in range; returns the number of features.
 
         Raises:
           ValueError: one is not.
         """
         limit = num_features or arrays["center"].size
         base.validate_indices("a split", arrays["features"], limit)
-        center, scale = np.float32(arrays["center"]), np.float32(arrays["scale"])
-        if not np.all(np.isfinite(center)):
-            raise ValueError("an entry of trees.center is not finite.")
+        if np.any(arrays["projections"] < -_LIMIT):
+            raise ValueError("an entry of trees.projections is -128; expected -127 to 127.")
+        scale = np.float32(arrays["scale"])
+        base.validate_finite("trees.center", arrays["center"].astype(np.float32))
         if not np.all((scale == 0) | (scale >= _LEAST_SCALE) & (scale <= _GREATEST_SCALE)):
             raise ValueError("an entry of trees.scale is neither 0 nor in [2**-100, 2**100].")
         return limit

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int32, UInt8
 
+from jax_maddness.core.pytrees import pytree
 from jax_maddness.core.trees import base
 from jax_maddness.core.trees.base import LEVELS, NODES, Trees
 
@@ -19,7 +20,7 @@ _NEVER_RIGHT = jnp.iinfo(jnp.int32).min
 _ALWAYS_LEFT = jnp.iinfo(jnp.int32).max
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True, eq=False)
 class SplitTrees(Trees):
     """One balanced tree of depth 4 per codebook, each level of which compares one feature.

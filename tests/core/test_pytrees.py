@@ -1,0 +1,69 @@
+"""Ops in other libraries' files: `jax.export` stores their structure, `flax.serialization` their arrays."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import serialization
+from helpers.ops import random_op
+from jax import export
+
+import jax_maddness
+from jax_maddness import with_small_batch_tables
+
+
+def assert_equal(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("num_features", [8, None])
+def test_an_exported_function_takes_and_returns_ops(any_op, num_features):
+    op = dataclasses.replace(any_op, trees=dataclasses.replace(any_op.trees, num_features=num_features))
+    exported = export.export(jax.jit(with_small_batch_tables))(op)
+    again = export.deserialize(exported.serialize())
+    assert_equal(again.call(op), with_small_batch_tables(op))
+    assert again.in_tree == exported.in_tree
+    other = dataclasses.replace(op, trees=dataclasses.replace(op.trees, num_features=9))
+    with pytest.raises(ValueError, match="does not match"):  # the number of features is part of the structure
+        again.call(other)
+
+
+def test_flax_stores_ops(any_op):
+    blank = jax.tree.map(jnp.zeros_like, any_op)
+    assert_equal(serialization.from_bytes(blank, serialization.to_bytes(any_op)), any_op)
+    variables = {"params": {"layer": any_op, "bias": jnp.ones(3)}}
+    blanks = jax.tree.map(jnp.zeros_like, variables)
+    assert_equal(serialization.from_bytes(blanks, serialization.to_bytes(variables)), variables)
+
+
+def test_flax_does_not_put_one_kind_of_op_into_another(rng, op):
+    other = {"trees": {}, "tables": {}, "weights": None}
+    with pytest.raises(ValueError, match="The state of a MaddnessOp has trees, tables, weights at path"):
+        serialization.from_state_dict(op, other)
+    oblique = serialization.to_state_dict(random_op(rng, 8, 3, 5)) | {"trees": {"features": 0}}
+    with pytest.raises(ValueError, match=r"The state of a SplitTrees has features at path \./trees; expected indices"):
+        serialization.from_state_dict(op, oblique)
+
+
+@pytest.mark.parametrize("first", ["flax.serialization", "jax_maddness"])
+def test_the_order_of_imports_does_not_matter(first, tmp_path, op):
+    jax_maddness.save(tmp_path / "op", op)
+    second = {"flax.serialization": "jax_maddness", "jax_maddness": "flax.serialization"}[first]
+    code = (
+        f"import sys, {first}, {second}\n"
+        "op = jax_maddness.load(sys.argv[1])\n"
+        "state = flax.serialization.to_bytes(op)\n"
+        "assert flax.serialization.from_bytes(op, state).num_features == 8"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "op")], env=os.environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
