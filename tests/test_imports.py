@@ -27,7 +27,7 @@ retrieval
 doctor
 nn.layers
 nn.models
-nn.batches
+nn.batches nn.nmse
 nn.rules
 nn.units
 nn.replacement

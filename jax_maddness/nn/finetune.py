@@ -41,7 +41,7 @@ class FinetuneReport:
     Attributes:
       before, after: the loss of the model with 8-bit tables on the held-out batches.
       best_step: the step whose tables are in the model; 0: the tables that it had before.
-      looks: step and held-out loss of every evaluation.
+      looks: step and held-out loss of every evaluation; the loss is infinite where it was no finite number.
       layers: by path of every replaced layer, the NMSE of its outputs against the exact model's, before and after.
     """
 
@@ -144,7 +144,7 @@ def finetune(
     fingerprint = zlib.crc32(repr((steps, names, train, learning_rate, look_every, patience, seed)).encode())
     saved = Checkpoints(checkpoint, fingerprint)
     state = run.train(state, evaluated_on, train_on, (look_every, patience, seed), saved, progress)
-    tuned = parts.delivered(state.best) if np.nanargmin(state.looks[:, 1]) else parts.model
+    tuned = parts.delivered(state.best) if state.best_look else parts.model
     if not return_report:
         return tuned.model
     return tuned.model, _report(state, parts, exact, tuned, evaluated_on)
@@ -181,8 +181,8 @@ def _hold_out(batches: Batches, held_out: Batches | int | None) -> tuple[list[An
 
 
 def _report(state: State, parts: Parts, teacher: Model, tuned: Model, batches: Sequence[Any]) -> FinetuneReport:
-    looks = [(int(step), float(loss)) for step, loss in state.looks if np.isfinite(loss)]
-    best_step, after = min(looks, key=lambda look: look[1])
+    looks = [(int(step), float(loss)) for step, loss in state.looks[: state.done]]
+    best_step, after = looks[state.best_look]
     errors = functools.partial(layer_errors, teacher=teacher, specs=parts.specs, batches=batches)
     first, last = errors(parts.model), errors(tuned)
     return FinetuneReport(

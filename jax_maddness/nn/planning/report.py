@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import math
 import os
 import pathlib
 import re
@@ -213,10 +214,12 @@ def _bars(layer: LayerPlan) -> str:
 def _scatter(trials: Sequence[Trial], max_drop: float) -> str:
     """Draws a dot for each trial, over axes that begin at 1x and at no drop, and a line at the largest drop allowed."""
     fastest = max([trial.speedup for trial in trials], default=1.0)
-    worst = max([max_drop, *(trial.drop for trial in trials)]) or 1.0
+    finite = [drop for drop in (max_drop, *(trial.drop for trial in trials)) if math.isfinite(drop)]
+    worst = max(finite, default=0) or 1.0
 
     def at(speedup: float, drop: float) -> tuple[float, float]:
-        return 60 + 500 * (speedup - 1) / max(fastest - 1, 1e-9), 20 + 240 * max(drop, 0) / worst
+        share = min(max(drop, 0), worst) / worst  # an infinite drop stands at the largest finite one
+        return 60 + 500 * (speedup - 1) / max(fastest - 1, 1e-9), 20 + 240 * share
 
     limit = at(1, max_drop)[1]
     parts = [
