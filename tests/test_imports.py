@@ -27,7 +27,7 @@ retrieval
 doctor
 nn.layers
 nn.models
-nn.batches nn.nmse
+nn.batches nn.nmse nn.fingerprint
 nn.rules
 nn.units
 nn.replacement

@@ -171,12 +171,6 @@ class Term:
         """Computes the loss itself, without its weight."""
         return (LOSSES[self.loss] if isinstance(self.loss, str) else self.loss)(outputs, wanted, batch)
 
-    @property
-    def name(self) -> str:
-        """A name that is the same in every process, for checkpoints."""
-        loss = self.loss if isinstance(self.loss, str) else getattr(self.loss, "__qualname__", type(self.loss).__name__)
-        return f"{self.weight} {loss} {self.layers}"
-
 
 def as_terms(loss: str | Loss | Sequence[Term]) -> tuple[Term, ...]:
     """Returns the argument `loss` of `finetune` as terms.
