@@ -28,7 +28,7 @@ retrieval
 doctor
 nn.layers
 nn.models
-nn.batches
+nn.batches nn.nmse nn.fingerprint
 nn.rules
 nn.units
 nn.replacement

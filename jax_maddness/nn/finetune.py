@@ -15,12 +15,12 @@ import functools
 import itertools
 import math
 import os
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from jax_maddness.nn import fingerprint
 from jax_maddness.nn.batches import Batches, can_be_read_again, peek
 from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.tuning.checkpoints import Checkpoints
@@ -32,6 +32,8 @@ from jax_maddness.nn.tuning.run import Run, State
 
 TRAIN = ("tables", "all")
 """The values of `train`."""
+FIRST_BATCHES = 8
+"""A run is resumed only if so many of the first batches are the same; with a list, if all are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,7 @@ class FinetuneReport:
     Attributes:
       before, after: the loss of the model with 8-bit tables on the held-out batches.
       best_step: the step whose tables are in the model; 0: the tables that it had before.
-      looks: step and held-out loss of every evaluation.
+      looks: step and held-out loss of every evaluation; the loss is infinite where it was no finite number.
       layers: by path of every replaced layer, the NMSE of its outputs against the exact model's, before and after.
     """
 
@@ -105,6 +107,8 @@ def finetune(
       patience: training ends after so many evaluations in a row without a gain.
       seed: of the order of the batches.
       checkpoint: a folder. The state is written there at every evaluation, by orbax; if there is one, training resumes.
+        It is refused unless the models, the loss, the batches and the other arguments are those of its run. Batches
+        that a function returns are compared as far as the first 8, and host callbacks in a model or loss are not.
       call: `call(model, batch)` runs the model, if `model(batch)` does not.
       return_report: return `(model, report)`, with a `FinetuneReport`.
       progress: show a progress bar; None shows it if this takes longer than two seconds.
@@ -140,11 +144,13 @@ def finetune(
     objective = Objective.of(terms, (exact, parts.model), first)
     run = Run(parts, exact, objective, steps, learning_rate)
     state = run.start(train == "all", -(-steps // look_every) + 1)
-    names = [term.name for term in terms]
-    fingerprint = zlib.crc32(repr((steps, names, train, learning_rate, look_every, patience, seed)).encode())
-    saved = Checkpoints(checkpoint, fingerprint)
+    arguments = {"steps": steps, "train": train, "learning_rate": learning_rate, "look_every": look_every}
+    found = {f"`{name}`": repr(value) for name, value in (arguments | {"patience": patience, "seed": seed}).items()}
+    if checkpoint is not None:
+        found |= _fingerprint(parts.model, exact, objective, batches, evaluated_on)
+    saved = Checkpoints(checkpoint, found)
     state = run.train(state, evaluated_on, train_on, (look_every, patience, seed), saved, progress)
-    tuned = parts.delivered(state.best) if np.nanargmin(state.looks[:, 1]) else parts.model
+    tuned = parts.delivered(state.best) if state.best_look else parts.model
     if not return_report:
         return tuned.model
     return tuned.model, _report(state, parts, exact, tuned, evaluated_on)
@@ -180,9 +186,27 @@ def _hold_out(batches: Batches, held_out: Batches | int | None) -> tuple[list[An
     return evaluated_on, stream
 
 
+def _fingerprint(
+    model: Model, teacher: Model, objective: Objective, batches: Batches, evaluated_on: Sequence[Any]
+) -> dict[str, str]:
+    """Returns the fingerprints of what decides the result, beside the arguments that are numbers."""
+    found, outputs = fingerprint.versions(), []
+    for name, one in (("`model`", model), ("`teacher`", teacher)):
+        found[f"weights of {name}"] = fingerprint.of_arrays(one.arrays())
+        run = functools.partial(objective.outputs, one)
+        found[f"code of {name}"], shapes = fingerprint.of_program(run, one.arrays(), evaluated_on[0])
+        outputs.append(shapes)
+    found["`loss`"], _ = fingerprint.of_program(objective, *outputs, evaluated_on[0])
+    # A list is in memory. What a function returns may be large: there the first batches must do.
+    some = batches if isinstance(batches, list | tuple) else itertools.islice(peek(batches)[1], FIRST_BATCHES)
+    found["`batches`"] = fingerprint.of_batches(some)
+    found["held-out batches"] = fingerprint.of_batches(evaluated_on)
+    return found
+
+
 def _report(state: State, parts: Parts, teacher: Model, tuned: Model, batches: Sequence[Any]) -> FinetuneReport:
-    looks = [(int(step), float(loss)) for step, loss in state.looks if np.isfinite(loss)]
-    best_step, after = min(looks, key=lambda look: look[1])
+    looks = [(int(step), float(loss)) for step, loss in state.looks[: state.done]]
+    best_step, after = looks[state.best_look]
     errors = functools.partial(layer_errors, teacher=teacher, specs=parts.specs, batches=batches)
     first, last = errors(parts.model), errors(tuned)
     return FinetuneReport(

@@ -22,6 +22,7 @@ from jax_maddness.core.ffi import active_tier
 from jax_maddness.learn.config import REPORTED_SHARE
 from jax_maddness.learn.data.held_out import split
 from jax_maddness.learn.progress import Progress
+from jax_maddness.nn import fingerprint
 from jax_maddness.nn.batches import Batches
 from jax_maddness.nn.calibrate import learn_unit, validate_captured
 from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, record
@@ -75,7 +76,10 @@ def plan(
       products: the products that may replace a layer: `"codes"`, `"int8"` and `"low rank"`, whichever is fastest. The
         others are measured all the same, and a layer for which one of them would be better stays as it is.
       max_seconds: no measurement is begun later; the first trace, capture and the last comparison come on top.
-      path: a JSON file, written after each step. If it exists, its measurements are not made again.
+      path: a JSON file, written after each step. If it exists, its measurements are not made again: it is refused
+        unless the model, the batches, the metric and the other arguments are those of its measurements. `max_drop` and
+        `max_seconds` may differ. Of a metric, its bytecode and the constants and arrays it refers to are compared, and
+        not lists, dicts and objects that it may change.
       max_rows, max_bytes: of each layer's sample, as for `capture`.
       call: `call(model, batch)` runs the model, if `model(batch)` does not.
       progress: show a progress bar; None shows it if this takes longer than two seconds.
@@ -86,7 +90,7 @@ def plan(
     Raises:
       TypeError: `model` is none of Flax's.
       ValueError: No layer matches, the model does not take the batches, the metric is no number, or `path` has a plan
-        for another model, other rules, another metric or another machine.
+        for another model, other batches, other rules, another metric or another machine; it stays as it is.
 
     Example:
       A plan measures each layer for half a second or more::
@@ -110,6 +114,7 @@ def plan(
         name_of(metric),
         _machine(),
         how={unit.owner: _how(unit, ratios) for unit in to_plan},
+        fingerprint=_fingerprint(adapted, given, metric, max_rows, max_bytes),
     )
     if path is not None and pathlib.Path(path).exists():
         result = _resumed(Plan.from_json(path), result)
@@ -175,6 +180,18 @@ def _lines(change: Diff, to_plan: Sequence[Unit], products: tuple[str, ...]) -> 
     return tuple(lines)
 
 
+def _fingerprint(
+    model: Model, batches: Sequence[Any], metric: Metric | None, max_rows: int, max_bytes: int
+) -> dict[str, str]:
+    """Returns the fingerprints of what decides the measurements, beside the rules and the machine."""
+    found = fingerprint.versions(python=metric is not None)
+    found |= {"`max_rows`": str(max_rows), "`max_bytes`": str(max_bytes)}
+    found["weights of `model`"] = fingerprint.of_arrays(model.arrays())
+    found["code of `model`"], _ = fingerprint.of_program(model.outputs, model.arrays(), batches[0])
+    found["`batches`"] = fingerprint.of_batches(batches)
+    return found | ({} if metric is None else {"`metric`": fingerprint.of_function(metric)})
+
+
 def _resumed(old: Plan, fresh: Plan) -> Plan:
     """Returns `old`, if it is a plan for the purpose of `fresh`.
 
@@ -193,6 +210,16 @@ def _resumed(old: Plan, fresh: Plan) -> Plan:
                 f"`path` has a plan for another model, or made otherwise: {name} were {before[name]}, but are {value}. "
                 "Pass another `path`, or delete that file."
             )
+    if not old.fingerprint:
+        raise ValueError(
+            "`path` has a plan of an earlier version, which did not record what it was measured on: it cannot be told "
+            "whether it is for another model. It was left as it is, and `replace` takes it. Pass another `path`."
+        )
+    if different := fingerprint.differences(old.fingerprint, fresh.fingerprint):
+        raise ValueError(
+            f"`path` has a plan for another model, or made otherwise: it was measured with other {different}. It was "
+            "left as it is. Pass what it was measured with, or another `path`."
+        )
     if old.max_drop != fresh.max_drop:  # the measurements do not depend on it, the verdicts do
         old.max_drop, old.finished = fresh.max_drop, False
     return old

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from jax_maddness.nn.layers.approximate import apply, promoted
 from jax_maddness.nn.layers.kinds import EXACT
+from jax_maddness.nn.nmse import nmse
 from jax_maddness.nn.planning.verdict import Option
 from jax_maddness.nn.replacement import Replacement, specs_of
 from jax_maddness.nn.units import Unit
@@ -51,12 +52,6 @@ def interleaved(calls: Sequence[Callable[[], Any]], seconds: float = SECONDS) ->
     low, median, high = np.quantile(np.array(taken), [0.25, 0.5, 0.75], axis=1)
     net = np.maximum(median - median[0], _LEAST_MS)
     return list(zip(net[1:].tolist(), ((high - low) / 2 / net)[1:].tolist(), strict=True))
-
-
-def nmse(y: Float[np.ndarray, "rows outputs"], exact: Float[np.ndarray, "rows outputs"]) -> float:
-    """Returns |y - exact|^2 / |exact - mean|^2, with each output's mean; 0 if nothing varies and nothing is wrong."""
-    error, variation = float(np.square(y - exact).sum()), float(np.square(exact - exact.mean(0)).sum())
-    return error / variation if variation else float(error > 0)
 
 
 def ranks(shape: tuple[int, int]) -> list[int]:
@@ -139,7 +134,7 @@ def error_of(unit: Unit, replacement: Replacement, held_out: Sequence[np.ndarray
     errors = []
     for step, rows in enumerate(held_out):
         y = _outputs(unit, replacement, _arrays_of_step(unit, replacement, step), rows)
-        exact = np.einsum("ngd,gdm->ngm", rows, unit.w[step]) + unit.bias[step]
+        exact = np.moveaxis(np.moveaxis(rows, 1, 0) @ unit.w[step], 0, 1) + unit.bias[step]
         errors.append(nmse(y, exact.reshape(len(rows), -1)))
     return float(np.mean(errors))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import math
 import os
 import pathlib
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,9 +19,9 @@ from jax_maddness.nn.planning.verdict import LayerPlan, Option, predicted
 from jax_maddness.nn.replacement import Replacement
 from jax_maddness.nn.rules import Rule
 
-_FORMAT, _VERSION = "jax_maddness.plan", 3
-"""Version 3 added `LayerPlan.unmeasured`; files of version 2 are read, too."""
-_READABLE = (2, 3)
+_FORMAT, _VERSION = "jax_maddness.plan", 4
+"""Version 3 added `LayerPlan.unmeasured`, version 4 `Plan.fingerprint`; older files are read, too."""
+_READABLE = (2, 3, 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Plan:
       trials: models that were tried.
       finished: nothing was left out for lack of time.
       how: by name, the fields of the `Rule` of each planned line.
+      fingerprint: by name, of what decided the measurements: `plan` goes on with a file only if it is the same. Empty
+        in a plan of an earlier version.
       learned: replacements by name, kind and size; empty in a plan that was read from a file.
       example: shapes and dtypes of the first batch; None in a plan that was read from a file.
     """
@@ -66,6 +70,7 @@ class Plan:
     trials: tuple[Trial, ...] = ()
     finished: bool = False
     how: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    fingerprint: Mapping[str, str] = dataclasses.field(default_factory=dict)
     learned: dict[tuple[str, str, int], Replacement] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
     )
@@ -117,28 +122,35 @@ class Plan:
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan without its replacements, whole or not at all."""
         path = pathlib.Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        # Threads that write the same file must not write the same partial one.
+        partial = path.with_name(f".{path.name[:100]}.{os.getpid()}.{threading.get_ident()}.partial")
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.compare}
         fields |= {name: [dataclasses.asdict(item) for item in fields[name]] for name in ("layers", "trials")}
-        partial.write_text(json.dumps({"format": _FORMAT, "version": _VERSION} | fields, indent=1))
-        os.replace(partial, path)
+        try:
+            partial.write_text(json.dumps({"format": _FORMAT, "version": _VERSION} | fields, indent=1))
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Plan:
         """Reads a plan that `to_json` wrote.
 
         Raises:
-          ValueError: The file is of another kind, or newer.
+          ValueError: The file is of another kind, damaged, or newer.
         """
         try:
             fields = json.loads(pathlib.Path(path).read_text())
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # not JSON, or not text
             fields = None
         header = (fields.pop("format", None), fields.pop("version", None)) if isinstance(fields, dict) else None
         if header not in [(_FORMAT, version) for version in _READABLE]:
             raise ValueError(f"{os.fspath(path)!r} was not written by this version's `Plan.to_json`.")
-        layers, trials = fields.pop("layers"), fields.pop("trials")
-        return cls(tuple(map(_layer, layers)), trials=tuple(map(_trial, trials)), **fields)
+        try:
+            layers, trials = fields.pop("layers"), fields.pop("trials")
+            return cls(tuple(map(_layer, layers)), trials=tuple(map(_trial, trials)), **fields)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)!r} is a damaged plan: {error!r}. Make it anew with `plan`.") from error
 
     def html(self, path: str | os.PathLike[str]) -> None:
         """Writes one self-contained page with the table and pictures."""
@@ -213,10 +225,12 @@ def _bars(layer: LayerPlan) -> str:
 def _scatter(trials: Sequence[Trial], max_drop: float) -> str:
     """Draws a dot for each trial, over axes that begin at 1x and at no drop, and a line at the largest drop allowed."""
     fastest = max([trial.speedup for trial in trials], default=1.0)
-    worst = max([max_drop, *(trial.drop for trial in trials)]) or 1.0
+    finite = [drop for drop in (max_drop, *(trial.drop for trial in trials)) if math.isfinite(drop)]
+    worst = max(finite, default=0) or 1.0
 
     def at(speedup: float, drop: float) -> tuple[float, float]:
-        return 60 + 500 * (speedup - 1) / max(fastest - 1, 1e-9), 20 + 240 * max(drop, 0) / worst
+        share = min(max(drop, 0), worst) / worst  # an infinite drop stands at the largest finite one
+        return 60 + 500 * (speedup - 1) / max(fastest - 1, 1e-9), 20 + 240 * share
 
     limit = at(1, max_drop)[1]
     parts = [

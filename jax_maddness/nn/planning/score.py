@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.nn.models.model import Model
-from jax_maddness.nn.planning.measure import nmse
+from jax_maddness.nn.nmse import nmse
 
 Metric = Callable[[Any, Any], Any]
 """`metric(model's output, batch)`: a number, the larger the better."""
@@ -25,7 +26,8 @@ def name_of(metric: Metric | None) -> str:
 class Score:
     """Scores models by a metric of their outputs.
 
-    Without a metric the score is minus the relative error, so that the exact model has 0.
+    Without a metric the score is minus the relative error, so that the exact model has 0, and a model whose outputs are
+    not finite where the exact ones are has minus infinity.
     """
 
     def __init__(self, model: Model, batches: Sequence[Any], metric: Metric | None):
@@ -35,23 +37,25 @@ class Score:
 
     @functools.cached_property
     def exact(self) -> float:
-        """The exact model's score."""
-        return self.of(self._model) if self._metric is not None else 0.0
-
-    def of(self, model: Model) -> float:
-        """Returns a model's score, the mean over the batches.
+        """The exact model's score, a finite number.
 
         Raises:
-          ValueError: The metric is no finite number.
+          ValueError: The metric is no finite number; or there is none, and the outputs have no numbers to compare.
+        """
+        if self._metric is not None:
+            return self.of(self._model)
+        return -relative_error(self._exact_outputs, self._exact_outputs) or 0.0  # not -0.0
+
+    def of(self, model: Model) -> float:
+        """Returns a model's score, the mean over the batches: a number, or minus infinity.
+
+        Raises:
+          ValueError: The metric is no finite number, or there is none and the outputs have no numbers to compare.
         """
         run = model.run()
         if self._metric is None:
             return -relative_error([run(batch) for batch in self._batches], self._exact_outputs)
-        scores = [np.asarray(self._metric(run(batch), batch)) for batch in self._batches]
-        for score in scores:
-            if score.size != 1 or not np.isfinite(score).all():
-                raise ValueError(f"`metric` returned {score!r}; expected a finite number, the larger the better.")
-        return float(np.mean([score.reshape(()) for score in scores]))
+        return float(np.mean([_finite_number(self._metric(run(batch), batch)) for batch in self._batches]))
 
     @functools.cached_property
     def _exact_outputs(self) -> list[Any]:
@@ -59,27 +63,50 @@ class Score:
         return [run(batch) for batch in self._batches]
 
 
+def _finite_number(score: Any) -> float:
+    """Returns what `metric` returned as a float, if it is one finite number."""
+    try:
+        number = float(np.asarray(score).reshape(()))
+    except (TypeError, ValueError):  # several numbers, or none
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"`metric` returned {score!r:.200}; expected a finite number, the larger the better.")
+    return number
+
+
 def relative_error(outputs: Sequence[Any], exact: Sequence[Any]) -> float:
-    """Returns |y - y_exact|^2 / |y_exact - mean|^2 over all batches.
+    """Returns |y - y_exact|^2 / |y_exact - mean|^2 over all batches, as `nmse` defines it where numbers are not finite.
 
     Args:
       outputs: pytrees of arrays, one for each batch.
       exact: the exact model's, of the same structure.
 
     Returns:
-      The largest error of the floating arrays of the pytree; 0 if there are none.
+      The largest error of the floating and complex arrays of the pytree.
+
+    Raises:
+      ValueError: The exact model's have no finite number, so there is nothing to compare.
     """
-    errors = [0.0]
+    errors, comparable = list[float](), False
     flat_outputs, flat_exact = (
         [_flat(arrays) for arrays in zip(*map(jax.tree.leaves, trees), strict=True)] for trees in (outputs, exact)
     )
     for y, y_exact in zip(flat_outputs, flat_exact, strict=True):
         if jnp.issubdtype(y_exact.dtype, jnp.floating):
             errors.append(nmse(y, y_exact))
+            comparable |= bool(np.isfinite(y_exact).any())
+    if not comparable:
+        raise ValueError(
+            "The outputs of the exact model have no floating array with finite numbers on the held-out batches, so "
+            "models cannot be compared by them. Pass `metric`, or other batches."
+        )
     return max(errors)
 
 
 def _flat(arrays: Sequence[Any]) -> np.ndarray:
-    """Joins all elements; floats are converted to float32."""
+    """Joins all elements; bfloat16, which NumPy does not know, becomes float32, and a complex number two numbers."""
     joined = np.concatenate([np.asarray(a).reshape(-1) for a in arrays])
-    return joined.astype(np.float32) if jnp.issubdtype(joined.dtype, jnp.floating) else joined
+    if np.iscomplexobj(joined):
+        return joined.view(joined.real.dtype)
+    known = np.issubdtype(joined.dtype, np.floating) or not jnp.issubdtype(joined.dtype, jnp.floating)
+    return joined if known else joined.astype(np.float32)

@@ -18,6 +18,7 @@ import numpy as np
 
 from jax_maddness.nn.layers.kinds import CODES, INT8, LOW_RANK
 from jax_maddness.nn.models.model import Model
+from jax_maddness.nn.nmse import finite_or_infinite
 from jax_maddness.nn.planning import measure, verdict
 from jax_maddness.nn.planning.report import Plan, Trial, rule_fields
 from jax_maddness.nn.planning.score import Score
@@ -54,6 +55,7 @@ class Search:
 
     def run(self) -> None:
         """Measures, decides, and completes the plan."""
+        self.plan.before = self.score.exact  # first, as a metric that cannot be used is found in seconds
         self._measure()
         self._decide()
 
@@ -106,15 +108,14 @@ class Search:
         """Tries models with several layers replaced, and writes the verdicts."""
         limit = self.plan.max_drop
         order = verdict.ordered(self._close_enough(verdict.accepted(self.plan.layers, limit)))
-        count = verdict.longest(len(order), lambda n: self._drop(order[:n]) <= limit)
+        count = verdict.longest(len(order), lambda n: verdict.within(self._drop(order[:n]), limit))
         chosen, instead = order[:count], "others gain more for what they cost, and together the drop is too large"
         self.plan.exact_ms, self.plan.fast_ms, gains = self._compare(chosen)
         if chosen and not gains:
             chosen = []
             instead = f"the whole model gains nothing measurable, {self.plan.exact_ms / self.plan.fast_ms:.2f}x"
             self.plan.fast_ms = self.plan.exact_ms
-        self.plan.before = self.score.exact
-        self.plan.after = self.plan.before - (self._drop(chosen) if chosen else 0.0)
+        self.plan.after = self.score.exact - (self._drop(chosen) if chosen else 0.0)
         options = {line.name: option for line, option in chosen}
         self.plan.layers = tuple(
             verdict.decided(line, options.get(line.name), limit, instead) if line.name in self.plan.how else line
@@ -125,7 +126,7 @@ class Search:
 
     def _close_enough(self, choices: list[Choice]) -> list[Choice]:
         """Takes closer options, as far as there are any, until all layers may be replaced together."""
-        while choices and self._drop(choices) > self.plan.max_drop and not self._late():
+        while choices and not verdict.within(self._drop(choices), self.plan.max_drop) and not self._late():
             closer = verdict.closer(choices)
             if closer is None:
                 break
@@ -149,7 +150,7 @@ class Search:
         batch = jax.tree.map(jax.numpy.asarray, self.batch)
         times = measure.interleaved([functools.partial(run, batch) for run in runs])
         (exact, exact_noise), (fast, fast_noise) = times[0], times[-1]
-        return exact, fast, exact / fast >= 1 + max(verdict.MIN_MODEL_GAIN, exact_noise + fast_noise)
+        return exact, fast, verdict.gains(exact, fast, exact_noise + fast_noise, verdict.MIN_MODEL_GAIN)
 
     def _drop(self, chosen: Sequence[Choice]) -> float:
         """Returns the metric's drop for the chosen layers; a trial that was made is not made again."""
@@ -157,7 +158,7 @@ class Search:
         for trial in self.plan.trials:
             if trial.replaced == names:
                 return trial.drop
-        drop = self.score.exact - self.score.of(self._replaced(chosen))
+        drop = finite_or_infinite(self.score.exact - self.score.of(self._replaced(chosen)))
         lines = [dataclasses.replace(line, choice=option.size, by=option.kind) for line, option in chosen]
         self.plan.exact_ms = self.plan.exact_ms or self._compare([])[0]
         self.plan.trials += (Trial(names, verdict.predicted(lines, self.plan.exact_ms), drop),)

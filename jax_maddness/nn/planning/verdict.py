@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 from jax_maddness.nn.layers.kinds import CODES, EXACT, INT8, LOW_RANK
+from jax_maddness.nn.nmse import finite_or_infinite
 
 MIN_GAIN = 0.05
 """A layer that would gain less stays."""
@@ -34,6 +36,12 @@ class Option:
     noise: float
     nmse: float
     drop: float | None = None
+
+    def __post_init__(self) -> None:
+        # NaN would pass some comparisons and fail others: what is no number counts as infinitely bad.
+        for name in ("ms", "noise", "nmse", "drop"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, finite_or_infinite(value))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +100,17 @@ class LayerPlan:
 
 def pays(layer: LayerPlan, option: Option) -> bool:
     """Whether an option gains more than `MIN_GAIN`, and more than the noise of both measurements."""
-    return layer.speedup(option) >= 1 + max(MIN_GAIN, layer.exact.noise + option.noise)
+    return gains(layer.exact.ms, option.ms, layer.exact.noise + option.noise, MIN_GAIN)
+
+
+def gains(exact_ms: float, ms: float, noise: float, least: float) -> bool:
+    """Whether `ms` is less than `exact_ms` by more than the share `least` and more than `noise`; False for NaN."""
+    return ms > 0 and exact_ms < math.inf and noise < math.inf and exact_ms / ms >= 1 + max(least, noise)
+
+
+def within(drop: float | None, max_drop: float) -> bool:
+    """Whether a drop was measured, is a finite number, and is at most `max_drop`, which may be infinite."""
+    return drop is not None and math.isfinite(drop) and drop <= max_drop
 
 
 def rival(layer: LayerPlan, option: Option) -> Option | None:
@@ -102,17 +120,21 @@ def rival(layer: LayerPlan, option: Option) -> Option | None:
 
 
 def worth_trying(layer: LayerPlan) -> list[Option]:
-    """Returns options that pay and have no rival, fastest first; a slower one must be closer than all faster ones."""
+    """Returns options that pay and have no rival, fastest first; a slower one must be closer than all faster ones.
+
+    An option whose error is not finite is none of them.
+    """
     worth: list[Option] = []
     for option in sorted((o for kind in layer.products for o in layer.of(kind)), key=lambda o: (o.ms, o.nmse)):
-        if pays(layer, option) and rival(layer, option) is None and all(option.nmse < o.nmse for o in worth):
+        closer_than_faster = all(option.nmse < o.nmse for o in worth)
+        if math.isfinite(option.nmse) and pays(layer, option) and closer_than_faster and rival(layer, option) is None:
             worth.append(option)
     return worth
 
 
 def best(layer: LayerPlan, max_drop: float) -> Option | None:
     """Returns the fastest option worth trying whose own drop is at most `max_drop`."""
-    return next((o for o in worth_trying(layer) if o.drop is not None and o.drop <= max_drop), None)
+    return next((o for o in worth_trying(layer) if within(o.drop, max_drop)), None)
 
 
 Choice = tuple[LayerPlan, Option]
@@ -199,6 +221,8 @@ def _reason_not_to_try(layer: LayerPlan) -> str:
     gain, paying = layer.speedup(codes[0]), [o for o in codes if pays(layer, o)]
     other = rival(layer, paying[0]) if paying else _nearly_exact_rival(layer)
     own = f"codes {gain:.2f}x"
+    if not any(math.isfinite(o.nmse) for o in codes):
+        return "codes return numbers that are not finite on held-out rows"
     if other is not None:
         return f"{name_of(other)} would be faster: {layer.speedup(other):.1f}x at NMSE {other.nmse:.2g}; {own}"
     if gain < 1:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from jax_maddness.nn.fingerprint import differences
+
 
 class Checkpoints:
     """Keeps the last state of one run in a folder; without a folder it does nothing.
 
-    `fingerprint` identifies the settings of the run.
+    `fingerprint` is, by name, of everything that decides the run's result.
 
     Raises:
       ModuleNotFoundError: A folder is given, and orbax is not installed.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None, fingerprint: int):
+    def __init__(self, folder: str | os.PathLike[str] | None, fingerprint: Mapping[str, str]):
         self._fingerprint, self._manager = fingerprint, None
         if folder is None:
             return
@@ -37,7 +41,7 @@ class Checkpoints:
         """Writes `state`, whole or not at all."""
         if self._manager is not None:
             leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-            leaves["fingerprint"] = np.asarray(self._fingerprint)
+            leaves["fingerprint"] = np.frombuffer(json.dumps(dict(self._fingerprint)).encode(), np.uint8)
             self._manager.save(number, args=self._args.StandardSave(leaves))
             self._manager.wait_until_finished()
 
@@ -45,19 +49,31 @@ class Checkpoints:
         """Returns the last state that was written, in the structure of `state`; or `state`, if there is none.
 
         Raises:
-          ValueError: It is of another run.
+          ValueError: It is of another run; the message says what differs. The folder stays as it is.
         """
         if self._manager is None or self._manager.latest_step() is None:
             return state
         restored = self._manager.restore(self._manager.latest_step(), args=self._args.StandardRestore())
         leaves, structure = jax.tree.flatten(state)
-        same = int(restored.pop("fingerprint")) == self._fingerprint and len(restored) == len(leaves)
-        if not same or any(restored[str(i)].shape != np.shape(leaf) for i, leaf in enumerate(leaves)):
-            raise ValueError(
-                f"The checkpoint in {os.fspath(self._folder)!r} is of another run: of another model or with other "
-                "settings. Pass those, or another folder."
-            )
+        self._validate(restored.pop("fingerprint", None))
+        shapes = {str(i): np.shape(leaf) for i, leaf in enumerate(leaves)}
+        if {name: np.shape(array) for name, array in restored.items()} != shapes:
+            raise ValueError(f"The checkpoint in {os.fspath(self._folder)!r} is damaged. Pass another `checkpoint`.")
         return jax.tree.unflatten(structure, [_constructor(leaf)(restored[str(i)]) for i, leaf in enumerate(leaves)])
+
+    def _validate(self, saved: np.ndarray | None) -> None:
+        """Raises unless a fingerprint that was read is that of this run."""
+        folder = f"The checkpoint in {os.fspath(self._folder)!r}"
+        if saved is None or np.ndim(saved) != 1:
+            raise ValueError(
+                f"{folder} was written by an earlier version, which did not record what it was trained from: it cannot "
+                "be told whether it is of another run. It was left as it is; pass another folder as `checkpoint`."
+            )
+        if different := differences(json.loads(np.asarray(saved, np.uint8).tobytes()), self._fingerprint):
+            raise ValueError(
+                f"{folder} is of another run, with other: {different}. It was left as it is. Pass what that run began "
+                "with (a replaced model as `save_model` kept it), or another folder as `checkpoint` to begin anew."
+            )
 
 
 def _constructor(leaf: Any) -> Any:

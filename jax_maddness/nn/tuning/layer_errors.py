@@ -13,6 +13,7 @@ from jaxtyping import Array
 from jax_maddness.nn.layers.approximate import Spec
 from jax_maddness.nn.models.layer import Hook
 from jax_maddness.nn.models.model import Model
+from jax_maddness.nn.nmse import nmse
 
 MAX_ELEMENTS = 2**16
 """The most elements of a layer's output that are compared, for each call."""
@@ -21,6 +22,7 @@ MAX_ELEMENTS = 2**16
 def layer_errors(model: Model, teacher: Model, specs: Mapping[str, Spec], batches: Sequence[Any]) -> dict[str, float]:
     """Returns, by path, the NMSE of each layer's outputs over `batches`, all calls and steps of scans together.
 
+    It is infinite for a layer whose outputs are not finite where the teacher's are. Layers without calls are left out.
     Errors of the layers before count, too: it is the error of the hidden state. For a layer that returns the maximum
     over positions alone (`Rule.num_candidates`), it is the error of the maximum.
 
@@ -33,11 +35,8 @@ def layer_errors(model: Model, teacher: Model, specs: Mapping[str, Spec], batche
     wanted, approximate = (_outputs(model, specs, batches) for model in (teacher, model))
     errors = {}
     for path in specs:
-        pairs = list(zip(wanted[path], approximate[path], strict=True))
-        exact = np.concatenate(wanted[path])
-        error = sum(float(np.square(y - y_exact).sum(dtype=np.float64)) for y_exact, y in pairs)
-        variation = float(np.square(exact - exact.mean(0, dtype=np.float64)).sum())
-        errors[path] = error / max(variation, float(np.finfo(np.float32).tiny))
+        if wanted[path]:
+            errors[path] = nmse(np.concatenate(approximate[path]), np.concatenate(wanted[path]))
     return errors
 
 

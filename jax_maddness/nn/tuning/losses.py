@@ -18,18 +18,24 @@ Loss = Callable[[Any, Any, Any], Any]
 def nmse(outputs: Any, wanted: Any, batch: Any = None) -> Array:
     """Returns the squared error over the variance of the wanted outputs, the mean over all floating arrays.
 
+    Where a wanted output is not finite, as masked logits are not, the output must be the same, and is left out of both
+    sums; if one differs, or nothing is left, the loss is infinite.
+
     Args:
       outputs: a pytree of arrays.
       wanted: the teacher's, of the same structure and shapes.
       batch: not used.
 
     Raises:
-      ValueError: The shapes differ.
+      ValueError: The shapes differ, or there is no floating array.
     """
     del batch
     _validate_shapes(outputs, wanted)
     pairs = zip(jax.tree.leaves(outputs), jax.tree.leaves(wanted), strict=True)
-    return jnp.stack([_nmse(y, z) for y, z in pairs if jnp.issubdtype(y.dtype, jnp.floating)]).mean()
+    errors = [_nmse(y, z) for y, z in pairs if jnp.issubdtype(y.dtype, jnp.floating)]
+    if not errors:
+        raise ValueError("The model returns no floating array for `loss` 'nmse' to compare. Pass a function as `loss`.")
+    return jnp.stack(errors).mean()
 
 
 def _validate_shapes(outputs: Any, wanted: Any) -> None:
@@ -43,14 +49,22 @@ def _validate_shapes(outputs: Any, wanted: Any) -> None:
 
 def _nmse(y: Array, wanted: Array) -> Array:
     y, wanted = y.astype(jnp.float32), wanted.astype(jnp.float32)
-    spread = jnp.square(wanted - wanted.mean(tuple(range(wanted.ndim - 1)), keepdims=True)).sum()
-    return jnp.square(y - wanted).sum() / jnp.maximum(spread, jnp.finfo(jnp.float32).tiny)
+    finite = jnp.isfinite(wanted)
+    same = (y == wanted) | (jnp.isnan(y) & jnp.isnan(wanted))
+    # Zeros go in before the arithmetic: the gradient of a value that `where` drops would still be NaN.
+    y, wanted = (jnp.where(finite, a, 0) for a in (y, wanted))
+    rows = tuple(range(wanted.ndim - 1))
+    mean = wanted.sum(rows, keepdims=True) / jnp.maximum(finite.sum(rows, keepdims=True), 1)
+    spread = jnp.square(jnp.where(finite, wanted - mean, 0)).sum()
+    error = jnp.square(y - wanted).sum() / jnp.maximum(spread, jnp.finfo(jnp.float32).tiny)
+    return jnp.where((finite | same).all() & finite.any(), error, jnp.inf)
 
 
 def kl(temperature: float = 1.0) -> Loss:
     """Returns a loss: the Kullback-Leibler divergence of the teacher's classes from the model's, times temperature^2.
 
-    Both return logits [..., classes] (Hinton et al. 2015, "Distilling the knowledge in a neural network").
+    Both return logits [..., classes] (Hinton et al. 2015, "Distilling the knowledge in a neural network"). Classes to
+    which the teacher gives no probability, as to masked ones, add nothing.
 
     Args:
       temperature: the logits are divided by it; a positive number.
@@ -64,7 +78,10 @@ def kl(temperature: float = 1.0) -> Loss:
     def loss(outputs: Array, wanted: Array, batch: Any = None) -> Array:
         del batch
         log_p, log_q = (jax.nn.log_softmax(a.astype(jnp.float32) / temperature) for a in (wanted, outputs))
-        return temperature**2 * (jnp.exp(log_p) * (log_p - log_q)).sum(-1).mean()
+        # 0 log 0 is 0. The infinite logarithms are replaced before the arithmetic: afterwards, gradients would be NaN.
+        impossible = log_p == -jnp.inf
+        difference = jnp.where(impossible, 0, log_p) - jnp.where(impossible, 0, log_q)
+        return temperature**2 * (jnp.exp(log_p) * difference).sum(-1).mean()
 
     return loss
 
@@ -99,7 +116,8 @@ def ranks(temperature: float = 0.2) -> Loss:
     def loss(outputs: Array, wanted: Array, batch: Any = None) -> Array:
         _validate_shapes(outputs, wanted)
         z = wanted.astype(jnp.float32).reshape(len(wanted), -1, wanted.shape[-1])
-        scale = 1 / jnp.maximum(z.std((0, 1)), jnp.finfo(jnp.float32).tiny)
+        deviation = z.std((0, 1), where=jnp.isfinite(z))  # masked positions have none
+        scale = 1 / jnp.maximum(deviation, jnp.finfo(jnp.float32).tiny)
         y = outputs.astype(jnp.float32).reshape(z.shape)
         logits, wanted_logits = (jnp.moveaxis(a * scale, 1, -1) for a in (y, z))
         return divergence(logits, wanted_logits, batch) / temperature**2
@@ -152,12 +170,6 @@ class Term:
     def __call__(self, outputs: Any, wanted: Any, batch: Any) -> Any:
         """Computes the loss itself, without its weight."""
         return (LOSSES[self.loss] if isinstance(self.loss, str) else self.loss)(outputs, wanted, batch)
-
-    @property
-    def name(self) -> str:
-        """A name that is the same in every process, for checkpoints."""
-        loss = self.loss if isinstance(self.loss, str) else getattr(self.loss, "__qualname__", type(self.loss).__name__)
-        return f"{self.weight} {loss} {self.layers}"
 
 
 def as_terms(loss: str | Loss | Sequence[Term]) -> tuple[Term, ...]:
