@@ -114,7 +114,7 @@ class Stacked:
         for operand, arg in zip(operands.split(","), args, strict=True):
             for factor, axis in zip(operand.split(), jax.typeof(arg).sharding.spec, strict=False):
                 free = axis is not None and not set(jax.tree.leaves(axis)) & set(jax.tree.leaves(tuple(axes.values())))
-                if free and factor not in axes and (factor in factors or self._sums_rows and factor.startswith("r")):
+                if free and factor not in axes and (factor in factors or (self._sums_rows and factor.startswith("r"))):
                     axes[factor] = axis
         names = jax.tree.leaves(tuple(axis for factor, axis in axes.items() if factor not in factors))
         specs = tuple(PartitionSpec(*(axes.get(f) for f in operand.split())) for operand in operands.split(","))

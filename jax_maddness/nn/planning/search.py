@@ -115,9 +115,9 @@ class Search:
             self.plan.fast_ms = self.plan.exact_ms
         self.plan.before = self.score.exact
         self.plan.after = self.plan.before - (self._drop(chosen) if chosen else 0.0)
-        options = {line.name: option for line, option in chosen}
+        options, planned = {line.name: option for line, option in chosen}, {unit.owner for unit in self.units}
         self.plan.layers = tuple(
-            verdict.decided(line, options.get(line.name), limit, instead) if line.name in self.plan.how else line
+            verdict.decided(line, options.get(line.name), limit, instead) if line.name in planned else line
             for line in self.plan.layers
         )
         self.plan.finished = not any(line.unmeasured for line in self.plan.layers)
