@@ -26,7 +26,7 @@ from jax_maddness.nn.capture import Captured, record
 from jax_maddness.nn.layers.exact_kernel import fit_exact_kernel
 from jax_maddness.nn.layers.form import Form
 from jax_maddness.nn.layers.int8_low_rank import learn_product
-from jax_maddness.nn.layers.kinds import CODES
+from jax_maddness.nn.layers.kinds import CODES, INT8
 from jax_maddness.nn.models.model import Model
 from jax_maddness.nn.replacement import CodesReplacement, ProductReplacement, Replacement, with_replacements
 from jax_maddness.nn.units import Unit
@@ -38,10 +38,10 @@ MAX_ERROR_RATIO = 1.05
 
 
 def validate_captured(captured: Captured, units: Sequence[Unit]) -> None:
-    """Raises unless there are at least two rows of the right shape for every unit.
+    """Raises unless there are rows of the right shape for every unit, if any; see `unlearnable` for their number.
 
     Raises:
-      ValueError: There are none, or they are those of another model.
+      ValueError: They are those of another model, or of other rules.
     """
     for unit in units:
         path, samples = unit.first.path, captured.rows.get(unit.first.path)
@@ -52,8 +52,26 @@ def validate_captured(captured: Captured, units: Sequence[Unit]) -> None:
                 f"`captured` has {given} for {path!r}; expected {expected[0]} of [rows, {expected[1]}, "
                 f"{expected[2]}]. Capture this model with these rules."
             )
-        if min(map(len, samples)) < 2:
-            raise ValueError(f"The batches gave {path!r} fewer than two rows to learn from. Pass more of them.")
+
+
+def unlearnable(captured: Captured, units: Sequence[Unit]) -> dict[str, str]:
+    """Returns, by owner, why units cannot be learned: some of their layers see no rows, or always the same one.
+
+    A branch of a cond that never runs has no rows; an expert that no token is routed to may see zeros alone. An int8
+    product is made from the weights, whatever the rows are.
+    """
+    reasons = {}
+    for unit in units:
+        if unit.choice[0] == INT8:
+            continue
+        samples = captured.rows[unit.first.path]
+        step = next((i for i, rows in enumerate(samples) if len(rows) < 2 or not (rows != rows[0]).any()), None)
+        if step is None:
+            continue
+        where = f" in step {step}" if unit.steps else ""
+        count = "fewer than two rows" if len(samples[step]) < 2 else "always the same row"
+        reasons[unit.owner] = f"the batches give it {count}{where}, from which nothing can be learned"
+    return reasons
 
 
 def learn_units(
@@ -78,11 +96,7 @@ def learn_units(
       keep_weights: keep the exact kernels in the ops, for gradients.
       limits: the most rows of a layer, and the most bytes that they may take.
       progress: show a progress bar.
-
-    Raises:
-      ValueError: `captured` is from another model.
     """
-    validate_captured(captured, units)
     with Progress(progress, "learn") as bar:
         if calibrate == "prefix":
             return _on_prefix(model, captured, units, batches, keep_weights, limits, bar)

@@ -16,7 +16,6 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -25,8 +24,9 @@ from jax_maddness.learn.progress import Progress
 from jax_maddness.nn.batches import Batches, peek
 from jax_maddness.nn.layers.approximate import promoted
 from jax_maddness.nn.layers.form import Form
-from jax_maddness.nn.models.layer import Layer
+from jax_maddness.nn.models.layer import Call, Layer
 from jax_maddness.nn.models.model import Model, adapt, layers_of
+from jax_maddness.nn.models.watch import Watch
 from jax_maddness.nn.rules import Rule, decide, validated_rules
 
 MAX_ROWS = 2**14
@@ -165,17 +165,19 @@ def record(
 ) -> Captured:
     """Samples the inputs of `layers`; the other arguments are those of `capture`."""
     sinks = {layer.path: _Sink.of(layer, max_rows, max_bytes, resume) for layer in layers}
+    watch = Watch()
 
-    def tap(path: str, x: jax.Array) -> None:
+    def tap(path: str, call: Call) -> None:
         sink = sinks[path]
-        num_rows = sink.form.num_rows(x)
+        num_rows = sink.form.num_rows(call.x)
         if num_rows == 0:
             return
-        rows = promoted(x, sink.dtype, sink.param_dtype)
+        rows = promoted(call.x, sink.dtype, sink.param_dtype)
         rows = sink.form.rows_at(rows, sink.places(num_rows)).astype(jnp.float32)
-        jax.debug.callback(lambda rows: sink.waiting.append((rows, num_rows)), rows)
+        watch.send(path, jnp.int32(0) if call.step is None else call.step, jnp.int32(num_rows), rows)
 
-    run = model.tapped([layer.path for layer in layers], tap)
+    function, arrays = model.tapped({layer.path: layer.steps for layer in layers}, tap)
+    run = watch.compiled(function)
     num_read = resume.batches if resume else 0
     number = 0
     with Progress(progress, "capture") as bar:
@@ -183,10 +185,10 @@ def record(
             if number <= num_read:
                 continue
             bar.expect(1)
-            run(batch)
-            jax.effects_barrier()
-            for sink in sinks.values():
-                sink.end_of_batch()
+            run(arrays, batch)
+            for path, calls in watch.received().items():
+                for call in calls:
+                    sinks[path].add(*call)
             bar.step()
     return Captured(
         {path: [r.rows for r in sink.reservoirs] for path, sink in sinks.items()},
@@ -199,15 +201,11 @@ def record(
 class _Sink:
     """Receives the rows of one layer.
 
-    Callbacks only append to `waiting`, for a layer in a scan step by step. They must not look at the values: where
-    the runtime has one thread, which is in the callback, reading the array there would wait for ever.
-
     Attributes:
       form, dtype, param_dtype: of the layer.
       room: the most rows that each reservoir keeps.
       seed: of the random choices, which are the same for every model with such a layer.
-      reservoirs: one for each step of a scan.
-      waiting: rows of each call since the last batch, and the number of rows that these are a sample of.
+      reservoirs: one for each step of a scan, or member of a vmap.
     """
 
     form: Form
@@ -216,7 +214,6 @@ class _Sink:
     room: int
     seed: int
     reservoirs: list[Reservoir]
-    waiting: list[tuple[Any, int]] = dataclasses.field(default_factory=list)
 
     @classmethod
     def of(cls, layer: Layer, max_rows: int, max_bytes: int, resume: Captured | None) -> _Sink:
@@ -238,10 +235,16 @@ class _Sink:
             return np.arange(num_rows)
         return np.sort(np.random.default_rng(self.seed).choice(num_rows, self.room, replace=False))
 
-    def end_of_batch(self) -> None:
-        """Deals the calls since the last batch to the steps of the scan, which come in their order."""
-        calls_per_step = len(self.waiting) // len(self.reservoirs)
-        for i, (rows, num_rows) in enumerate(self.waiting):
-            step = min(i // max(calls_per_step, 1), len(self.reservoirs) - 1)
-            self.reservoirs[step].add(np.asarray(rows), num_rows, self.room, self.seed)
-        self.waiting.clear()
+    def add(self, steps: np.ndarray, num_rows: np.ndarray, rows: np.ndarray) -> None:
+        """Adds one call, or all members of one that is in a vmap.
+
+        Args:
+          steps: the number of the step that each member is.
+          num_rows: the number of rows of each member, of which `rows` are a sample.
+          rows: [members, rows, groups, features].
+        """
+        for step in np.unique(steps):
+            members = steps == step
+            self.reservoirs[int(step)].add(
+                rows[members].reshape(-1, *rows.shape[2:]), int(num_rows[members].sum()), self.room, self.seed
+            )

@@ -107,6 +107,7 @@ def _change(layer: Layer, rule: Rule | None, unit: Unit | None) -> Change:
     by_product = {CODES: m * (size * LEAVES + 8), INT8: m * (d + 8), LOW_RANK: 4 * (size * (d + m) + m)}
     after = num_products * by_product[product]
     after += num_products * 4 * m * d if unit.rule.needs_kernel else 0
+    after += before if layer.keeps_kernel else 0
     others = [other.path for other in unit.layers if other is not layer]
     reason = f"one op with {', '.join(others)}" if others else ""
     return Change(layer.path, layer.kind, layer.shape, product, size, reason, before, after)

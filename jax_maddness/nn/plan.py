@@ -12,7 +12,7 @@ import pathlib
 import platform
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,8 +24,8 @@ from jax_maddness.learn.data.held_out import split
 from jax_maddness.learn.progress import Progress
 from jax_maddness.nn import fingerprint
 from jax_maddness.nn.batches import Batches
-from jax_maddness.nn.calibrate import learn_unit, validate_captured
-from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, record
+from jax_maddness.nn.calibrate import learn_unit, unlearnable, validate_captured
+from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, Captured, record
 from jax_maddness.nn.diff import Diff, diff, validate_diff
 from jax_maddness.nn.layers.kinds import CODES, PRODUCTS
 from jax_maddness.nn.models.model import Model, adapt, layers_of
@@ -126,6 +126,9 @@ def plan(
         deadline = time.perf_counter() + max_seconds
         score = Score(adapted, held_out, metric)
         rows = _Rows(adapted, to_plan, train, (max_rows, max_bytes), bar)
+        reasons = rows.unlearnable()
+        result.layers = tuple(_with_reason(line, reasons) for line in result.layers)
+        to_plan = [unit for unit in to_plan if unit.owner not in reasons]
         Search(result, adapted, to_plan, score, given[0], rows.learn, rows.held_out, deadline, path).run()
     return result
 
@@ -192,6 +195,13 @@ def _fingerprint(
     return found | ({} if metric is None else {"`metric`": fingerprint.of_function(metric)})
 
 
+def _with_reason(line: LayerPlan, reasons: Mapping[str, str]) -> LayerPlan:
+    """Returns the line, as one that stays if there is a reason."""
+    if line.name not in reasons:
+        return line
+    return dataclasses.replace(line, words=f"stays: {reasons[line.name]}", unmeasured=False)
+
+
 def _resumed(old: Plan, fresh: Plan) -> Plan:
     """Returns `old`, if it is a plan for the purpose of `fresh`.
 
@@ -241,15 +251,23 @@ class _Rows:
         """Returns the held-out rows of a unit, `[rows, groups, D]` for each step of a scan."""
         return self._split_rows[unit.owner][1]
 
+    def unlearnable(self) -> dict[str, str]:
+        """Returns, by owner, why some units cannot be learned."""
+        return unlearnable(self._captured, self._units)
+
     @functools.cached_property
-    def _split_rows(self) -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:
+    def _captured(self) -> Captured:
         layers = [unit.first for unit in self._units]
         captured = record(self._model, layers, self._batches, *self._limits, progress=False)
         validate_captured(captured, self._units)
+        return captured
+
+    @functools.cached_property
+    def _split_rows(self) -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:
         split_rows = {}
         for unit in self._units:
             train, held_out = [], []
-            for rows in captured.rows[unit.first.path]:
+            for rows in self._captured.rows[unit.first.path]:
                 chosen, others = split(len(rows), REPORTED_SHARE)
                 held_out.append(rows[chosen])
                 train.append(rows[others])

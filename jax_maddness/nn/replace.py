@@ -5,11 +5,12 @@ model --layers--> decide, units --capture--> rows --calibrate--> replacements --
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from jax_maddness.nn.batches import Batches, can_be_read_again, peek
-from jax_maddness.nn.calibrate import CALIBRATIONS, learn_units
+from jax_maddness.nn.calibrate import CALIBRATIONS, learn_units, unlearnable, validate_captured
 from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, Captured, record
 from jax_maddness.nn.diff import diff, validate_diff
 from jax_maddness.nn.models.layer import Layer
@@ -98,6 +99,7 @@ def replace(
     limits = (max_rows, max_bytes)
     if captured is None:
         captured = record(adapted, [unit.first for unit in to_replace], stream, *limits, progress=progress)
+    to_replace = _learnable(captured, to_replace)
     replacements = learn_units(
         adapted,
         captured,
@@ -118,6 +120,23 @@ def _given(batches: Batches | None, plan: Plan | None) -> Batches:
     if plan is None or plan.example is None:
         raise ValueError("`batches` is missing. Pass inputs of the model: ops are learned from what its layers see.")
     return [plan.example]
+
+
+def _learnable(captured: Captured, to_replace: Sequence[Unit]) -> list[Unit]:
+    """Returns the units that have rows to learn from, and warns about the others.
+
+    Raises:
+      ValueError: None has any, or `captured` is from another model.
+    """
+    validate_captured(captured, to_replace)
+    reasons = unlearnable(captured, to_replace)
+    stay = "; ".join(f"{', '.join(u.paths)!r} stays: {reasons[u.owner]}" for u in to_replace if u.owner in reasons)
+    if len(reasons) == len(to_replace):
+        raise ValueError(f"No layer would be replaced: {stay}. Pass batches that reach these layers.")
+    if reasons:
+        # Level 3 is the caller of `replace`.
+        warnings.warn(f"Some layers are not replaced: {stay}.", UserWarning, stacklevel=3)
+    return [unit for unit in to_replace if unit.owner not in reasons]
 
 
 def _held(plan: Plan, to_replace: Sequence[Unit], keep_weights: bool) -> list[Replacement]:

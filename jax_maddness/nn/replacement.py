@@ -118,6 +118,7 @@ def specs_of(unit: Unit, replacement: Replacement) -> dict[str, Spec]:
             part=part,
             exact_rows=unit.rule.exact_rows,
             num_candidates=unit.rule.num_candidates,
+            keeps_kernel=layer.keeps_kernel,
         )
     return specs
 

@@ -40,9 +40,10 @@ class Spec:
       trees: the kind of trees; or "int8" or "low rank" for a product without trees.
       num_features: features of a row, or of a position where codes are shared among taps.
       shared: each position is encoded once, and its codes are shared among the taps of a convolution.
-      steps: number of steps of a scan over which the arrays are stacked; 0: they are not stacked.
+      steps: number of steps of a scan, or members of a vmap, over which the arrays are stacked; 0: they are not.
       part: the op's outputs that are this layer's, `[start, stop)`; None: all.
       exact_rows, num_candidates: as in `Rule`.
+      keeps_kernel: the model keeps the layer's kernel, which others read, as a `WeightNorm` around the layer does.
       pruned: it has fewer features or fewer outputs than the layer that it replaces (`prune_unused_outputs`).
     """
 
@@ -57,6 +58,7 @@ class Spec:
     part: tuple[int, int] | None = None
     exact_rows: float = 0.0
     num_candidates: int | None = None
+    keeps_kernel: bool = False
     pruned: bool = False
 
     @property

@@ -88,6 +88,10 @@ class Contraction(Form):
     def _features(self) -> list[str]:
         return [name for name in self.out if name in self.rhs and name != "."]
 
+    @property
+    def _feature_sizes(self) -> list[int]:
+        return [self.sizes[self.rhs.index(name)] for name in self._features]
+
     def input_key(self) -> tuple[Any, ...]:
         free = [name for name in self.out if name in self.lhs]
         return (self.lhs, *free, *self._contracted)
@@ -144,16 +148,96 @@ class Contraction(Form):
 
     def output(self, y: Array, x: Any) -> Array:
         del x  # the sizes of its free axes are those of `y`
-        sizes = [self.sizes[self.rhs.index(name)] for name in self._features]
+        sizes = self._feature_sizes
         free, features = iter(range(y.ndim - 1)), iter(range(y.ndim - 1, y.ndim - 1 + len(sizes)))
         out = _expand(self.out, y.ndim - 1 + len(sizes))
         order = [next(features if name in self._features else free) for name in out]
         return jnp.transpose(y.reshape(*y.shape[:-1], *sizes), order)
 
+    def output_rows(self, y: Array, x: Any) -> Array:
+        del x  # the axes of `y` are known without it
+        out = _expand(self.out, y.ndim)
+        order = [i for i, name in enumerate(out) if name not in self._features]
+        order += [out.index(name) for name in self._features]
+        return jnp.transpose(y, order).reshape(-1, math.prod(self._feature_sizes))
+
     def with_outputs(self, num_outputs: int) -> Contraction:
         named = zip(self.rhs, self.sizes, strict=True)
         sizes = tuple(num_outputs if name == self.out[-1] else size for name, size in named)
         return dataclasses.replace(self, sizes=sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisContraction(Form):
+    """A contraction of axes that are counted from the front: which ones these are depends on the rank of the input.
+
+    Attributes:
+      axes: as they were passed to the layer, one of them not negative.
+      sizes: the kernel's shape.
+    """
+
+    axes: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    def _of(self, x: Any) -> Contraction:
+        return Contraction.of_axes(self.axes, x.ndim, self.sizes)
+
+    @property
+    def _any_rank(self) -> Contraction:
+        """A contraction with the same kernel: weights and products of rows do not depend on the rank of the input."""
+        return Contraction.of_axes(tuple(range(-len(self.axes), 0)), len(self.axes) + 1, self.sizes)
+
+    @property
+    def reads_last_axis(self) -> bool:
+        return False  # of some ranks alone
+
+    @property
+    def writes_last_axis(self) -> bool:
+        return self._any_rank.writes_last_axis
+
+    def input_key(self) -> tuple[Any, ...]:
+        return ("axes", *self.axes)
+
+    def row_shape(self, x: Any) -> tuple[int, ...]:
+        return self._of(x).row_shape(x)
+
+    def prepared(self, x: Array) -> Array:
+        return self._of(x).prepared(x)
+
+    def map_rows(self, product: Callable[[Array], Array], x: Array) -> Array:
+        return self._of(x).map_rows(product, x)
+
+    def map_positions(self, encode: Callable[[Array], Array], x: Array) -> Array:
+        return self._of(x).map_positions(encode, x)
+
+    def product(self, prepared: Array, w: Array) -> Array:
+        return self._any_rank.product(prepared, w)
+
+    def row_view(self, prepared: Array, row_shape: tuple[int, ...]) -> RowView:
+        return self._any_rank.row_view(prepared, row_shape)
+
+    def rows_at(self, x: Array, places: np.ndarray) -> Array:
+        return self._of(x).rows_at(x, places)
+
+    def single_rows(
+        self, rows: Float[np.ndarray, "rows groups D"], num_outputs: int
+    ) -> tuple[Contraction, Float[np.ndarray, "rows D"]]:
+        return self._any_rank.single_rows(rows, num_outputs)
+
+    def product_shape(self, kernel_shape: tuple[int, ...]) -> tuple[int, int]:
+        return self._any_rank.product_shape(kernel_shape)
+
+    def weights(self, kernel: np.ndarray) -> np.ndarray:
+        return self._any_rank.weights(kernel)
+
+    def output(self, y: Array, x: Any) -> Array:
+        return self._of(x).output(y, x)
+
+    def output_rows(self, y: Array, x: Any) -> Array:
+        return self._of(x).output_rows(y, x)
+
+    def with_outputs(self, num_outputs: int) -> AxisContraction:
+        return dataclasses.replace(self, sizes=(*self.sizes[:-1], num_outputs))
 
 
 def _expand(axes: str, ndim: int) -> list[Any]:

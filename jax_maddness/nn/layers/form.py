@@ -162,5 +162,9 @@ class Form(abc.ABC):
         """Brings products [*row_shape, outputs] into the layout of the layer's result for an input like `x`."""
 
     @abc.abstractmethod
+    def output_rows(self, y: Array, x: Any) -> Array:
+        """Brings the layer's result for an input like `x` back to products [rows, outputs], the inverse of `output`."""
+
+    @abc.abstractmethod
     def with_outputs(self, num_outputs: int) -> Form:
         """Returns the form of the same layer with another number of outputs."""

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8
 
-from jax_maddness.learn.tables.exact_term import principal
 from jax_maddness.nn.layers.form import Form
 from jax_maddness.nn.layers.kinds import INT8
 
 _PREFIX = "product_"
-_COVARIANCE_ROWS = 2**12
-"""Number of captured rows that the covariance for a low-rank product is computed from."""
+_MAX_ROWS = 2**12
+"""Number of captured rows that a low-rank product is computed from."""
+_SPARE, _STEPS = 8, 12
+"""Further directions, and steps, of the subspace iteration."""
 
 
 def learn_product(
@@ -48,7 +49,12 @@ def learn_product(
             down, up, offset = low_rank(x[:, 0], step_w, rank)
             by_step.append({"down": down, "up": up, "bias": offset + step_bias})
     stacked = {name: np.stack([arrays[name] for arrays in by_step]) for name in by_step[0]}
-    return {_PREFIX + name: jnp.asarray(a if steps else a[0]) for name, a in stacked.items()}
+    return product_arrays({name: jnp.asarray(a if steps else a[0]) for name, a in stacked.items()})
+
+
+def product_arrays(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arrays of a product by the names that modules hold them by."""
+    return {_PREFIX + name: array for name, array in arrays.items()}
 
 
 def multiply(x: Array, form: Form, arrays: Mapping[str, Any]) -> Array:
@@ -120,9 +126,31 @@ def low_rank(
       down [features, rank], up [rank, outputs] and offset [outputs], in float32: `x @ down @ up + offset` has the least
       squared error on `x` of all products of this rank.
     """
-    x, w = x[:_COVARIANCE_ROWS].astype(np.float64), w.astype(np.float64)
+    w = w.astype(np.float64)
+    if rank >= min(w.shape):  # the whole product, whatever the rows are
+        eye, offset = np.eye(min(w.shape), dtype=np.float32), np.zeros(w.shape[1], np.float32)
+        down, up = (w, eye) if w.shape[1] <= w.shape[0] else (eye, w)
+        return down.astype(np.float32), up.astype(np.float32), offset
+    x = x[:_MAX_ROWS].astype(np.float64)
     mean = x.mean(0)
-    v = principal((x - mean).T @ (x - mean) / len(x), w, rank)
+    v = _leading((x - mean) @ w, w, rank)
     down = w @ v
     offset = mean @ w - mean @ down @ v.T
     return down.astype(np.float32), v.T.astype(np.float32), offset.astype(np.float32)
+
+
+def _leading(y: np.ndarray, w: np.ndarray, rank: int) -> np.ndarray:
+    """Returns the leading principal directions of the products `y`, as orthonormal columns [outputs, rank].
+
+    Where there are fewer of them than `rank`, directions of the weights follow. Nothing is larger than `w` or `y`:
+    a covariance of the features would have D^2 entries, and the patch of a convolution has many features.
+    """
+    rng = np.random.default_rng(0)
+    v = rng.standard_normal((w.shape[1], min(rank + _SPARE, *w.shape)))
+    # A trace of the weights themselves decides between directions in which the rows do not vary.
+    trace = 1e-12 * max(float(np.square(y).sum()), np.finfo(np.float64).tiny) / max(float(np.square(w).sum()), 1e-300)
+    for _ in range(_STEPS):
+        v = np.linalg.qr(y.T @ (y @ v) + trace * (w.T @ (w @ v)))[0]
+    projected = y @ v
+    _, rotation = np.linalg.eigh(projected.T @ projected)
+    return v @ rotation[:, ::-1][:, :rank]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jax_maddness.nn.layers.contraction import Contraction
+from jax_maddness.nn.layers.contraction import AxisContraction, Contraction
 from jax_maddness.nn.layers.convolution import Convolution
 from jax_maddness.nn.layers.form import Form
 
@@ -21,13 +21,23 @@ class Call:
 
     Attributes:
       x: the input, a tracer: its shape and dtype count, and its identity, which tells that layers share an input.
-      kernel_shape: the kernel that the layer sees, without the steps of a scan.
+      y: the output.
+      kernel, bias: those that the layer sees: of one step of a scan, or one member of a vmap; `bias` may be None.
+      step: the number of that step or member, if the model was asked for it; else None.
       equation: the einsum equation that is passed to the layer, if any.
     """
 
     x: Any
-    kernel_shape: tuple[int, ...]
+    y: Any
+    kernel: Any
+    bias: Any = None
+    step: Any = None
     equation: str | None = None
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """The shape of the kernel that the layer sees."""
+        return tuple(self.kernel.shape)
 
 
 @dataclasses.dataclass
@@ -38,11 +48,13 @@ class Layer:
       path: the place of the layer in the model; a rule may also name it by one of `others`, if it is in several places.
       kind: the name of its class.
       module: the layer itself, for its settings.
-      kernel, bias: as in the model, stacked over the steps of a scan if there is one; bias may be None.
+      kernel, bias: as in the model, stacked over the steps of a scan or the members of a vmap if there are any; the
+        bias may be None. Where a module around it computes them, as `WeightNorm` does, those that the layer sees.
       others: its other paths.
       calls: of one run of the model.
       form: the layer's form; None if the layer is not supported.
-      steps: number of steps of the scan that the layer is in; 0: it is in none.
+      steps: number of steps of the scan, or members of the vmap, that the layer is in; 0: it is in none.
+      keeps_kernel: others read the kernel, as a `WeightNorm` around the layer does, so that it stays in the model.
       reason: the reason why it cannot be replaced; "" if it can.
     """
 
@@ -55,6 +67,7 @@ class Layer:
     calls: list[Call] = dataclasses.field(default_factory=list)
     form: Form | None = None
     steps: int = 0
+    keeps_kernel: bool = False
     reason: str = ""
 
     @property
@@ -103,7 +116,6 @@ class Layer:
         if not self.calls:
             self.reason = "the model does not call it on these batches"
             return
-        call = self.calls[0]
         if len({other.equation for other in self.calls}) > 1:
             self.reason = "it is called with several equations"
             return
@@ -111,12 +123,20 @@ class Layer:
             self.reason = f"layers of type {self.kind} are not supported"
             return
         try:
-            self.form = _MAKERS[self.kind](self.module, call)
+            forms = [_MAKERS[self.kind](self.module, call) for call in self.calls]
         except ValueError as error:
             self.reason = str(error)
             return
-        extra = len(self.kernel.shape) - len(call.kernel_shape)
-        if extra > 1 or tuple(self.kernel.shape[extra:]) != tuple(call.kernel_shape):
+        shapes = {call.kernel_shape for call in self.calls}
+        if len(shapes) > 1:
+            self.reason = f"it is called with kernels of several shapes, {sorted(shapes)}"
+            return
+        if len(set(forms)) > 1:
+            self.reason = "its calls are different products"
+            return
+        self.form, (shape,) = forms[0], shapes
+        extra = len(self.kernel.shape) - len(shape)
+        if extra not in (0, 1) or tuple(self.kernel.shape[extra:]) != shape:
             self.reason = "its kernel is stacked, but not once along the first axis"
         self.steps = self.kernel.shape[0] if extra else 0
 
@@ -132,18 +152,21 @@ def _as_tuple(value: Any) -> tuple[int, ...]:
 
 def _dense(module: Any, call: Call) -> Form:
     del module
-    return Contraction("...a", "ab", "...b", tuple(call.kernel_shape))
+    return Contraction("...a", "ab", "...b", call.kernel_shape)
 
 
 def _general(module: Any, call: Call) -> Form:
     # The same setting is `batch_axis` in nnx, `batch_dims` in linen.
     if getattr(module, "batch_axis", None) or getattr(module, "batch_dims", None):
         raise ValueError("it has batch axes: a product of its own for each")
-    return Contraction.of_axes(_as_tuple(module.axis), call.x.ndim, tuple(call.kernel_shape))
+    axes = _as_tuple(module.axis)
+    if any(axis >= 0 for axis in axes):
+        return AxisContraction(axes, call.kernel_shape)
+    return Contraction.of_axes(axes, call.x.ndim, call.kernel_shape)
 
 
 def _einsum(module: Any, call: Call) -> Form:
-    return Contraction.of_einsum(call.equation or module.einsum_str, tuple(call.kernel_shape))
+    return Contraction.of_einsum(call.equation or module.einsum_str, call.kernel_shape)
 
 
 def _conv(module: Any, call: Call) -> Form:
@@ -172,10 +195,18 @@ _MAKERS: Mapping[str, Callable[[Any, Call], Form]] = {
 
 
 def first_array(args: tuple, kwargs: Mapping[str, Any]) -> Array:
-    """Returns the input among the arguments of a layer."""
-    return args[0] if args else kwargs["inputs"]
+    """Returns the input among the arguments of a layer; None if there are none."""
+    return args[0] if args else kwargs.get("inputs", next(iter(kwargs.values()), None))
 
 
+def equation_of(args: tuple, kwargs: Mapping[str, Any]) -> str | None:
+    """Returns the equation among the arguments of an einsum; None if there is none."""
+    given = kwargs.get("einsum_str", args[1] if len(args) > 1 else None)
+    return given if isinstance(given, str) else None  # the second argument of other layers is something else
+
+
+Tap = Callable[[str, Call], None]
+"""`tap(path, call)` is told of each call of a layer."""
 Hook = Callable[[Callable[[Any], Any], Any], Any]
 """`hook(module, x)` is called in place of `module(x)`."""
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 
 from jax_maddness.nn.layers.approximate import Spec
-from jax_maddness.nn.models.layer import Call, Hook, Layer, first_array, hooked
+from jax_maddness.nn.models.layer import Call, Hook, Layer, Tap, equation_of, first_array, hooked
 from jax_maddness.nn.models.linen_modules import KINDS, Replaced, flat, place_of
 from jax_maddness.nn.models.places import floating, joined, op_places, parts_of
+
+_STEP = "maddness_step"
+_WEIGHTS = ("kernel", "bias")
 
 
 class LinenModel:
@@ -29,22 +33,18 @@ class LinenModel:
         kernels = {place[:-1]: value for place, value in params.items() if place[-1] == "kernel"}
         layers: dict[str, Layer] = {}
 
-        def tap(path: str, module: nn.Module, x: Any, equation: str | None) -> None:
-            place = parts_of(path)
-            if place not in kernels or not isinstance(module, nn.Module):
-                return
+        def tap(path: str, call: Call, module: nn.Module) -> None:
             if path not in layers:
                 name = type(module).__name__
                 name = name if type(module) in KINDS else f"{name} (not flax's own)"
-                bias = params.get((*place, "bias"))
-                layers[path] = Layer(path, name, module.clone(parent=None), kernels[place], bias)
-            scope = module.scope
-            assert scope is not None
-            # Inside of a scan, this is the kernel of one step: its shape tells whether the layer is in a scan.
-            shape = jax.tree.leaves(scope.get_variable("params", "kernel"))[0].shape
-            layers[path].calls.append(Call(x, tuple(shape), equation))
+                place = parts_of(path)
+                layers[path] = Layer(
+                    path, name, module.clone(parent=None), kernels[place], params.get((*place, "bias"))
+                )
+            layers[path].calls.append(call)
 
-        jax.eval_shape(self._tapped(tap), self.model[1], batch)  # the model is traced, nothing is computed
+        run = self._tapped({joined(place): 0 for place in kernels}, tap)
+        jax.eval_shape(run, self.model[1], batch)  # the model is traced, nothing is computed
         for place in kernels.keys() - {parts_of(path) for path in layers}:
             layers[joined(place)] = Layer(joined(place), "?", None, kernels[place], None)
         for layer in layers.values():
@@ -70,22 +70,28 @@ class LinenModel:
         compiled = jax.jit(lambda variables, batch: self._call((self.model[0], variables), batch))
         return lambda batch: compiled(self.model[1], batch)
 
-    def tapped(self, paths: list[str], tap: Callable[[str, Any], None]) -> Callable[[Any], None]:
-        def tap_chosen(path: str, module: nn.Module, x: Any, equation: str | None) -> None:
-            del module, equation
-            if path in paths:
-                tap(path, x)
+    def tapped(self, steps: Mapping[str, int], tap: Tap) -> tuple[Callable[[Any, Any], None], Any]:
+        numbers = {
+            ("params", *parts_of(path), _STEP): jnp.arange(count, dtype=jnp.float32)
+            for path, count in steps.items()
+            if count
+        }
+        # A variable beside the kernel is sliced wherever the kernel is. Floats, so that it has a gradient.
+        variables = unflatten_dict({**flat(self.model[1]), **numbers})
+        return self._tapped(steps, lambda path, call, module: tap(path, call)), variables
 
-        compiled = jax.jit(self._tapped(tap_chosen))
-        return lambda batch: compiled(self.model[1], batch)
-
-    def _tapped(self, tap: Callable[..., None]) -> Callable[[Any, Any], None]:
+    def _tapped(self, paths: Container[str], tap: Callable[[str, Call, nn.Module], None]) -> Callable[[Any, Any], None]:
         def intercept(following: Callable[..., Any], args: tuple, kwargs: Any, context: Any) -> Any:
-            module = context.module
-            if context.method_name == "__call__" and (args or "inputs" in kwargs) and module.scope is not None:
-                equation = kwargs.get("einsum_str", args[1] if isinstance(module, nn.Einsum) and args[1:] else None)
-                tap(joined(module.path), module, first_array(args, kwargs), equation)
-            return following(*args, **kwargs)
+            module, y = context.module, following(*args, **kwargs)
+            if context.method_name != "__call__" or joined(module.path) not in paths or module.scope is None:
+                return y
+            kernel, bias, step = (
+                nn.meta.unbox(module.scope.get_variable("params", name)) for name in ("kernel", "bias", _STEP)
+            )
+            if kernel is not None:
+                equation = equation_of(args, kwargs) if isinstance(module, nn.Einsum) else None
+                tap(joined(module.path), Call(first_array(args, kwargs), y, kernel, bias, step, equation), module)
+            return y
 
         def run(variables: Any, batch: Any) -> None:  # returns nothing, so that XLA drops all that no tap needs
             with nn.intercept_methods(intercept):
@@ -97,7 +103,8 @@ class LinenModel:
         return {joined(place): array for place, array in self.file_arrays().items()}
 
     def with_arrays(self, arrays: Mapping[str, Any]) -> LinenModel:
-        new = unflatten_dict(dict(arrays), sep="/")
+        # Names may contain "/", too, as those of the statistics of `SpectralNorm` do.
+        new = unflatten_dict({place: arrays[joined(place)] for place in self.file_arrays()})
         # Boxes carry metadata, such as the axes of a sharding, that the new arrays keep.
         variables = nn.meta.replace_boxed(nn.FrozenDict(self.model[1]).unfreeze(), new)
         return LinenModel((self.model[0], variables), self._call)
@@ -125,7 +132,8 @@ class LinenModel:
     def replaced(self, specs: Mapping[str, Spec], arrays: Mapping[str, Mapping[str, Any]]) -> LinenModel:
         module, variables = self.model
         inner, before = (module.inner, dict(module.specs)) if isinstance(module, Replaced) else (module, {})
-        dropped = {("params", *parts_of(path), name) for path in specs for name in ("kernel", "bias")}
+        unread = [path for path, spec in specs.items() if not spec.keeps_kernel]
+        dropped = {("params", *parts_of(path), name) for path in unread for name in _WEIGHTS}
         kept = {place: value for place, value in flat(variables).items() if place not in dropped}
         for path, spec in specs.items():
             kept |= {(*place_of(path, spec), name): array for name, array in arrays[spec.owner].items()}
@@ -144,7 +152,7 @@ class LinenModel:
 
     def layer_places(self, path: str) -> list[str]:
         arrays = self.arrays()
-        places = [joined(("params", *parts_of(path), name)) for name in ("kernel", "bias")]
+        places = [joined(("params", *parts_of(path), name)) for name in _WEIGHTS]
         return [place for place in places if place in arrays]
 
     def file_arrays(self) -> dict[tuple[Any, ...], Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,8 +17,8 @@ from jax_maddness.nn.models.places import parts_of
 KINDS = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv)
 """The layers that can be replaced. Subclasses may compute more than these, and cannot."""
 COLLECTION = "maddness"
-"""Collection of the arrays of ops. A scan only hands on the collections that it was written for, so the ops of layers
-in a scan are in "params"."""
+"""Collection of the arrays of ops. A lifted transform only hands on the collections that it was written for: stacked
+ops are in "params", and others are read outside of the transform where they are not handed on."""
 _OP = "op"
 
 
@@ -46,15 +46,24 @@ class Replaced(nn.Module):
 def _interceptor(specs: Mapping[str, Spec]) -> Callable[..., Any]:
     """Returns an interceptor that computes replaced layers in place of linen's calls."""
     pruned = any(spec.pruned for spec in specs.values())
+    around: list[tuple[tuple[str, ...], Any]] = []  # paths and collections of the modules that are being called
 
     def intercept(
         following: Callable[..., Any], args: tuple, kwargs: Any, context: nn.module.InterceptorContext
     ) -> Any:
-        path = "/".join(context.module.path)
-        if path not in specs or not _is_layer(context):
-            return (_narrower(context.module, following) if pruned else following)(*args, **kwargs)
-        spec = specs[path]
-        return apply(first_array(args, kwargs), spec, _arrays(context.module, path, spec))
+        module = context.module
+        path = "/".join(module.path)
+        if path in specs and _is_layer(context):
+            return apply(first_array(args, kwargs), specs[path], _arrays(module, path, specs[path], around))
+        following = _narrower(module, following) if pruned else following
+        ops = module.scope.variables().get(COLLECTION) if module.scope else None
+        if not ops:
+            return following(*args, **kwargs)
+        around.append((module.path, ops))
+        try:
+            return following(*args, **kwargs)
+        finally:
+            around.pop()
 
     return intercept
 
@@ -77,28 +86,40 @@ def _is_layer(context: nn.module.InterceptorContext) -> bool:
     return context.method_name == "__call__" and isinstance(context.module, KINDS)
 
 
-def _arrays(module: nn.Module, path: str, spec: Spec) -> dict[str, Any]:
-    """Returns the op's arrays, from the scope of the layer, or of its parent for layers with the same input."""
+def _arrays(
+    module: nn.Module, path: str, spec: Spec, around: Sequence[tuple[tuple[str, ...], Any]]
+) -> Mapping[str, Any]:
+    """Returns the op's arrays.
+
+    They are in the scope of the layer, or of its parent for layers with the same input. If a lifted transform does not
+    hand them on, they are in the collection of a module around it; the innermost is the one that is traced with it.
+    """
     scope = module.scope if spec.owner == path else module.scope and module.scope.parent
-    assert scope is not None
-    arrays = scope.get_variable("params" if spec.steps else COLLECTION, _key(path, spec))
-    if arrays is None:
-        raise ValueError(
-            f"The variables have no op for {path!r}. A replaced model is not initialised: pass the variables that "
-            "`replace` or `load_model` returned with it."
-        )
-    return arrays
-
-
-def _key(path: str, spec: Spec) -> str:
-    """Returns the name of the op in its scope."""
-    return _OP if spec.owner == path else spec.owner.rpartition("/")[2]
+    *folder, key = place_of(path, spec)[1:]
+    if scope and (spec.steps or not spec.keeps_kernel):
+        arrays = scope.get_variable("params" if spec.steps else COLLECTION, key)
+        if arrays is not None:
+            return arrays
+    for parents, ops in () if spec.steps else reversed(around):
+        inside = tuple(folder[: len(parents)]) == parents
+        for name in (*folder[len(parents) :], key) if inside else ():
+            ops = ops.get(name) if ops is not None else None
+        if inside and ops is not None:
+            return ops
+    raise ValueError(
+        f"The variables have no op for {path!r}. A replaced model is not initialised: pass the variables that "
+        "`replace` or `load_model` returned with it."
+    )
 
 
 def place_of(path: str, spec: Spec) -> tuple[str, ...]:
     """Returns the place of an op's arrays in the variables."""
-    scope = path if spec.owner == path else spec.owner.rpartition("/")[0]
-    return ("params" if spec.steps else COLLECTION, *parts_of(scope), _key(path, spec))
+    if spec.keeps_kernel and not spec.steps:
+        # `SpectralNorm` changes all variables of the layer in it, so the op must not be among them.
+        return COLLECTION, f"{_OP} of {spec.owner.replace('/', '.')}"
+    own = spec.owner == path
+    scope, key = (path, _OP) if own else (spec.owner.rpartition("/")[0], spec.owner.rpartition("/")[2])
+    return ("params" if spec.steps else COLLECTION, *parts_of(scope), key)
 
 
 def flat(variables: Any) -> dict[tuple[str, ...], Any]:

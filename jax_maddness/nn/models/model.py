@@ -1,106 +1,20 @@
-"""`Model`: one view of nnx and linen models. Outside of this folder, nothing asks which kind a model is."""
+"""`adapt` and `layers_of`: a user's model -> its `Model` -> its layers, and which of them can be replaced."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import jax
 from flax import linen, nnx
 
-from jax_maddness.nn.layers.approximate import Spec
-from jax_maddness.nn.models.layer import Hook, Layer
+from jax_maddness.nn.models.layer import Layer
 from jax_maddness.nn.models.linen_model import LinenModel
 from jax_maddness.nn.models.linen_modules import Replaced
 from jax_maddness.nn.models.nnx_model import NnxModel
-
-
-class Model(Protocol):
-    """The view of a model that capture, calibration, replacement, tuning, pruning and files have.
-
-    A *path* leads to a module, a *place* to an array; both are names joined by "/".
-
-    Attributes:
-      kind: the name of the kind of model in files.
-      model: the user's model: an `nnx.Module`, or a linen module with its variables.
-    """
-
-    kind: ClassVar[str]
-    model: Any
-
-    def layers(self, batch: Any) -> list[Layer]:
-        """Returns every layer with a kernel, in the order in which a run on `batch`, which is only traced, calls them.
-
-        Layers that the run does not call come last.
-        """
-
-    def modules(self, batch: Any) -> list[str]:
-        """Returns the paths of the modules inside of the model that a run on `batch` may call."""
-
-    def run(self) -> Callable[[Any], Any]:
-        """Returns the compiled model, a function from a batch to its outputs."""
-
-    def tapped(self, paths: list[str], tap: Callable[[str, Any], None]) -> Callable[[Any], None]:
-        """Returns a compiled function of a batch that computes what `tap(path, x)` does with inputs of layers.
-
-        Nothing else is computed.
-        """
-
-    def arrays(self) -> dict[str, Any]:
-        """Returns all arrays of the model by place."""
-
-    def with_arrays(self, arrays: Mapping[str, Any]) -> Model:
-        """Returns the model with other arrays, for all of its places."""
-
-    def outputs(self, arrays: Mapping[str, Any], batch: Any, hooks: Mapping[str, Hook] | None = None) -> Any:
-        """Returns the outputs of the model with other arrays.
-
-        Args:
-          arrays: for all places of the model.
-          batch: an input.
-          hooks: called in place of modules, replaced or not, by path.
-        """
-
-    def replaced(self, specs: Mapping[str, Spec], arrays: Mapping[str, Mapping[str, Any]]) -> Model:
-        """Returns a new model with ops in place of layers.
-
-        Args:
-          specs: by the layers' paths.
-          arrays: by the specs' owners, the arrays of their ops by name.
-        """
-
-    def narrowed(self, specs: Mapping[str, Spec], arrays: Mapping[str, Any]) -> Model:
-        """Returns a new model with other specs of all replaced layers, and all arrays, some of which may be smaller."""
-
-    def specs(self) -> dict[str, Spec]:
-        """Returns the specs of the replaced layers, by path."""
-
-    def op_places(self) -> dict[str, dict[str, str]]:
-        """Returns, by the specs' owners, the places of their ops' arrays by name."""
-
-    def parameter_places(self) -> list[str]:
-        """Returns the places of all floating parameters."""
-
-    def layer_places(self, path: str) -> list[str]:
-        """Returns the places of the kernel and, if there is one, the bias of an exact layer."""
-
-    def file_arrays(self) -> dict[tuple[Any, ...], Any]:
-        """Returns all arrays as files contain them: the names of a place are apart, and may be numbers."""
-
-    @classmethod
-    def from_file(cls, model: Any, specs: Mapping[str, Spec], arrays: Mapping[tuple[Any, ...], Any], file: str) -> Any:
-        """Assembles the user's model from the contents of a file.
-
-        Args:
-          model: a model of the same architecture without replacements; for linen the module alone.
-          specs: as of `specs`.
-          arrays: as of `file_arrays`.
-          file: the name of the file, for messages.
-
-        Raises:
-          ValueError: `model` is of another kind or architecture.
-        """
-
+from jax_maddness.nn.models.products import validate_products
+from jax_maddness.nn.models.trials import validate_replaced
+from jax_maddness.nn.models.view import Model
 
 MODELS: tuple[type[Model], ...] = (NnxModel, LinenModel)
 
@@ -136,13 +50,16 @@ def _apply(function: Callable[..., Any], batch: Any) -> Any:
 
 
 def layers_of(model: Model, batch: Any) -> list[Layer]:
-    """Returns `model.layers(batch)`.
+    """Returns `model.layers(batch)`; layers that are no products with their kernels have a reason to stay.
 
     Raises:
       ValueError: The model does not take the batch; the message says how batches are passed.
     """
     try:
-        return model.layers(batch)
+        layers = model.layers(batch)
+        validate_products(model, layers, batch)
+        validate_replaced(model, layers, batch)
+        return layers
     except Exception as error:
         shapes = jax.tree.map(
             lambda a: f"{getattr(a, 'dtype', type(a).__name__)}{list(getattr(a, 'shape', ()))}", batch

@@ -9,14 +9,15 @@ import jax
 from flax import nnx
 
 from jax_maddness.nn.layers.approximate import Spec
-from jax_maddness.nn.models.layer import Call, Hook, Layer
+from jax_maddness.nn.models.layer import Call, Hook, Layer, Tap, equation_of, first_array, hooked
 from jax_maddness.nn.models.nnx_modules import (
     Approximate,
-    Hooked,
+    Around,
     Tables,
-    Tapped,
     children,
     makers_of,
+    step_of,
+    with_calls,
     with_modules,
     with_widths,
 )
@@ -49,13 +50,11 @@ class NnxModel:
             layer.others += (place,)
         called: dict[str, None] = {}  # a dict keeps the order of the first calls
 
-        def tap(path: str, module: Any, x: Any, equation: str | None) -> None:
-            # Inside of a scan, `module.kernel` is that of one step: its shape tells whether the layer is in a scan.
-            layers[path].calls.append(Call(x, tuple(module.kernel.shape), equation))
+        def tap(path: str, call: Call) -> None:
+            layers[path].calls.append(call)
             called[path] = None
 
-        run, state = self._tapped(list(layers), tap)
-        jax.eval_shape(run, state, batch)  # the model is traced, nothing is computed
+        jax.eval_shape(*self.tapped(dict.fromkeys(layers, 0), tap), batch)  # the model is traced, nothing is computed
         for layer in layers.values():
             layer.complete()
         return [layers[path] for path in [*called, *(path for path in layers if path not in called)]]
@@ -69,14 +68,19 @@ class NnxModel:
         compiled = jax.jit(lambda state, batch: self._call(nnx.merge(graph, state), batch))
         return lambda batch: compiled(state, batch)
 
-    def tapped(self, paths: list[str], tap: Callable[[str, Any], None]) -> Callable[[Any], None]:
-        run, state = self._tapped(paths, lambda path, layer, x, equation: tap(path, x))
-        compiled = jax.jit(run)
-        return lambda batch: compiled(state, batch)
+    def tapped(self, steps: Mapping[str, int], tap: Tap) -> tuple[Callable[[Any, Any], None], Any]:
+        def around_of(path: str) -> Around:
+            def around(module: Any, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+                kernel, bias = module.kernel[...], getattr(module, "bias", None)
+                bias = bias[...] if isinstance(bias, nnx.Variable) else None
+                y = call(*args, **kwargs)
+                x, equation = first_array(args, kwargs), equation_of(args, kwargs)
+                tap(path, Call(x, y, kernel, bias, step_of(module), equation))
+                return y
 
-    def _tapped(self, paths: list[str], tap: Callable[..., None]) -> tuple[Callable[..., None], Any]:
-        taps = {path: lambda layer, path=path: Tapped(layer, path, tap) for path in paths}
-        graph, state = nnx.split(with_modules(self.model, taps))
+            return around
+
+        graph, state = nnx.split(with_calls(self.model, {path: around_of(path) for path in steps}, steps))
 
         def run(state: Any, batch: Any) -> None:  # returns nothing, so that XLA drops all that no tap needs
             self._call(nnx.merge(graph, state), batch)
@@ -93,9 +97,14 @@ class NnxModel:
         return NnxModel(nnx.merge(graph, nnx.from_flat_state(variables)), self._call)
 
     def outputs(self, arrays: Mapping[str, Any], batch: Any, hooks: Mapping[str, Hook] | None = None) -> Any:
-        makers = {path: lambda module, hook=hook: Hooked(module, hook) for path, hook in (hooks or {}).items()}
         model = self.with_arrays(arrays).model
-        return self._call(with_modules(model, makers) if makers else model, batch)
+        if not hooks:
+            return self._call(model, batch)
+
+        def around_of(hook: Hook) -> Around:
+            return lambda module, call, args, kwargs: hooked(hook, call, args, kwargs)
+
+        return self._call(with_calls(model, {path: around_of(hook) for path, hook in hooks.items()}), batch)
 
     def replaced(self, specs: Mapping[str, Spec], arrays: Mapping[str, Mapping[str, Any]]) -> NnxModel:
         tables = {owner: Tables(named) for owner, named in arrays.items()}

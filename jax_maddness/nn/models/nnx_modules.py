@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
 from jax_maddness.nn.layers.approximate import Spec, apply
-from jax_maddness.nn.models.layer import Hook, first_array, hooked
 from jax_maddness.nn.models.places import joined
 
 
@@ -29,6 +31,30 @@ class Tables(nnx.Module):
         self.arrays[name] = Table(array)
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The static attributes of a replaced layer, such as `out_features`, which other modules may read."""
+
+    values: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, layer: nnx.Module) -> Settings:
+        """Reads the attributes of a layer, or of an `Approximate` in its place."""
+        if isinstance(layer, Approximate):
+            return layer.settings
+        return cls(tuple((k, v) for k, v in vars(layer).items() if not k.startswith("_") and _is_static(v)))
+
+
+def _is_static(value: Any) -> bool:
+    if isinstance(value, nnx.Variable | nnx.Pytree | jax.Array):
+        return False
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
 class Approximate(nnx.Module):
     """Replaces a layer: the same inputs, nearly the same outputs, by look-ups.
 
@@ -36,11 +62,32 @@ class Approximate(nnx.Module):
       spec: the static facts.
       tables: the op's arrays. Layers with the same input hold the same `Tables`; nnx keeps shared references as one
         node of its graph, so that the arrays are neither copied nor saved twice.
+      settings: the attributes of the layer, which are this module's, too.
+      kernel, bias: only if others read them (`Spec.keeps_kernel`).
     """
 
-    def __init__(self, spec: Spec, tables: Tables):
+    def __init__(self, spec: Spec, tables: Tables, layer: nnx.Module):
         self.spec = spec
         self.tables = tables
+        self.settings = Settings.of(layer)
+        for name in ("kernel", "bias") if spec.keeps_kernel else ():
+            if isinstance(variable := getattr(layer, name, None), nnx.Variable):
+                setattr(self, name, variable)
+
+    def __getattr__(self, name: str) -> Any:
+        """Returns an attribute that the replaced layer had."""
+        # Everything that this class has is found without this method; `vars` cannot call it again.
+        if not name.startswith("_") and isinstance(settings := vars(self).get("settings"), Settings):
+            found = dict(settings.values)
+            if name in found:
+                return found[name]
+            if name in ("kernel", "bias"):
+                raise AttributeError(
+                    f"The replacement of the layer {self.spec.owner!r} has no {name!r}, which `replace` dropped. If "
+                    "you need it, leave the layer as it is: "
+                    f"`Rule({self.spec.owner!r}, skip=True)`, before the other rules."
+                )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __call__(self, inputs: Array, einsum_str: str | None = None, out_sharding: Any = None) -> Array:
         """Computes the layer's output, nearly; it takes the arguments of every kind of layer that it replaces.
@@ -53,42 +100,63 @@ class Approximate(nnx.Module):
         return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
 
 
-class Tapped(nnx.Module):
-    """A layer that passes its input to `tap` before it computes."""
-
-    def __init__(self, layer: nnx.Module, path: str, tap: Callable[..., None]):
-        self.layer = layer
-        self.path = path
-        self.tap = tap
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Computes the layer's output."""
-        self.tap(self.path, self.layer, first_array(args, kwargs), _equation(args, kwargs))
-        return self.layer(*args, **kwargs)
+Around = Callable[[nnx.Module, Callable[..., Any], tuple, dict[str, Any]], Any]
+"""`around(module, call, args, kwargs)` is called in place of `call(*args, **kwargs)`, the module's own method."""
+_STEP = "maddness_step"
 
 
-class Hooked(nnx.Module):
-    """A module whose calls go to a hook."""
+@functools.cache
+def _intercepted(kind: type) -> type:
+    """Returns a subclass whose calls go through the attribute `maddness_around`; nothing else about it differs."""
 
-    def __init__(self, module: nnx.Module, hook: Hook):
-        self.module = module
-        self.hook = hook
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+        around = vars(self).get("maddness_around")
+        call = functools.partial(kind.__call__, self)
+        return call(*args, **kwargs) if around is None else around(self, call, args, kwargs)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns the hook's result."""
-        return hooked(self.hook, self.module, args, kwargs)
+    names = {"__call__": __call__, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return type(kind.__name__, (kind,), names)
 
 
-def _equation(args: tuple, kwargs: Mapping[str, Any]) -> str | None:
-    given = kwargs.get("einsum_str", args[1] if len(args) > 1 else None)
-    return given if isinstance(given, str) else None  # the second argument of other layers is something else
+def with_calls(model: nnx.Module, arounds: Mapping[str, Around], steps: Mapping[str, int] | None = None) -> Any:
+    """Returns a copy of `model` in which calls of the modules at some paths are intercepted.
+
+    The modules keep their attributes, their arrays and their class, of which they are a subclass.
+
+    Args:
+      model: stays as it is.
+      arounds: by path.
+      steps: by path, the number of members of modules whose arrays are stacked; `step_of` then tells which one is
+        called.
+
+    Raises:
+      ValueError: There is no such module.
+    """
+    clone = nnx.clone(model)
+    modules = {joined(path): module for path, module in nnx.iter_modules(clone)}
+    if missing := arounds.keys() - modules.keys():
+        raise ValueError(f"The model has no modules {sorted(missing)}.")
+    for path, around in arounds.items():
+        module: Any = modules[path]
+        module.__class__ = _intercepted(type(module))
+        module.maddness_around = around
+        if count := (steps or {}).get(path):
+            # A variable of the kernel's type is sliced wherever the kernel is. Floats, so that it has a gradient.
+            setattr(module, _STEP, type(module.kernel)(jnp.arange(count, dtype=jnp.float32)))
+    return clone
+
+
+def step_of(module: nnx.Module) -> Array | None:
+    """Returns the number of the member whose arrays a module holds while it is called; None if it was not asked for."""
+    variable = vars(module).get(_STEP)
+    return None if variable is None else variable[...]
 
 
 def makers_of(specs: Mapping[str, Spec], tables: Mapping[str, Tables]) -> dict[str, Callable[[Any], nnx.Module]]:
     """Returns the `makers` with which `with_modules` replaces layers; `tables` by the specs' owners."""
 
     def maker(spec: Spec) -> Callable[[Any], nnx.Module]:
-        return lambda layer: Approximate(spec, tables[spec.owner])
+        return lambda layer: Approximate(spec, tables[spec.owner], layer)
 
     return {path: maker(spec) for path, spec in specs.items()}
 
@@ -128,7 +196,7 @@ def with_modules(model: nnx.Module, makers: Mapping[str, Callable[[Any], nnx.Mod
     if id(clone) in exchanged:  # the model itself is a layer
         return exchanged[id(clone)][1]
     # `iter_modules` visits each module once, under one of its paths. All references are in the graph, which also has
-    # the lists, dicts and tuples between modules. The new modules must not be visited: a `Tapped` holds the old one.
+    # the lists, dicts and tuples between modules. The new modules must not be visited.
     for path, node in list(nnx.iter_graph(clone)):
         for key, child in children(node):
             if id(child) in exchanged:

@@ -116,9 +116,9 @@ class Search:
             instead = f"the whole model gains nothing measurable, {self.plan.exact_ms / self.plan.fast_ms:.2f}x"
             self.plan.fast_ms = self.plan.exact_ms
         self.plan.after = self.score.exact - (self._drop(chosen) if chosen else 0.0)
-        options = {line.name: option for line, option in chosen}
+        options, planned = {line.name: option for line, option in chosen}, {unit.owner for unit in self.units}
         self.plan.layers = tuple(
-            verdict.decided(line, options.get(line.name), limit, instead) if line.name in self.plan.how else line
+            verdict.decided(line, options.get(line.name), limit, instead) if line.name in planned else line
             for line in self.plan.layers
         )
         self.plan.finished = not any(line.unmeasured for line in self.plan.layers)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -13,6 +12,7 @@ from jaxtyping import Array
 from jax_maddness.nn.layers.approximate import Spec
 from jax_maddness.nn.models.layer import Hook
 from jax_maddness.nn.models.model import Model
+from jax_maddness.nn.models.watch import Watch
 from jax_maddness.nn.nmse import nmse
 
 MAX_ELEMENTS = 2**16
@@ -42,27 +42,25 @@ def layer_errors(model: Model, teacher: Model, specs: Mapping[str, Spec], batche
 
 def _outputs(model: Model, specs: Mapping[str, Spec], batches: Sequence[Any]) -> dict[str, list[np.ndarray]]:
     """Returns rows of the outputs of each layer, call by call, at places that are the same in each model."""
-    waiting: dict[str, list[Any]] = {path: [] for path in specs}
+    watch = Watch()
 
     def watched(path: str, spec: Spec) -> Hook:
         def hook(layer: Callable[[Any], Array], x: Any) -> Array:
             y = layer(x)
             rows = _compared(y, spec).reshape(-1, y.shape[-1])
-            rows = rows[:: max(1, -(-rows.size // MAX_ELEMENTS))].astype(jnp.float32)
-            jax.debug.callback(waiting[path].append, rows, ordered=True)
+            watch.send(path, rows[:: max(1, -(-rows.size // MAX_ELEMENTS))].astype(jnp.float32))
             return y
 
         return hook
 
-    @jax.jit
-    def run(arrays: Any, batch: Any) -> None:  # returns nothing, so that XLA drops all that no callback needs
+    def function(arrays: Any, batch: Any) -> None:  # returns nothing, so that XLA drops all that no callback needs
         model.outputs(arrays, batch, {path: watched(path, spec) for path, spec in specs.items()})
 
-    arrays = model.arrays()
+    arrays, run = model.arrays(), watch.compiled(function)
     for batch in batches:
         run(arrays, batch)
-    jax.effects_barrier()
-    return {path: [np.asarray(rows) for rows in calls] for path, calls in waiting.items()}
+    received = watch.received()
+    return {path: [rows.reshape(-1, rows.shape[-1]) for (rows,) in received.get(path, [])] for path in specs}
 
 
 def _compared(y: Array, spec: Spec) -> Array:
