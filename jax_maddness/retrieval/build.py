@@ -23,7 +23,10 @@ from jax_maddness.learn.fit import fit
 from jax_maddness.learn.progress import Progress
 from jax_maddness.retrieval import calibrate, quantizer, scan
 from jax_maddness.retrieval import validate as arguments
+from jax_maddness.retrieval.bias import shielded
+from jax_maddness.retrieval.frame import Frame, augmented, frame_of, in_frame, unit32
 from jax_maddness.retrieval.index import VectorIndex, whole
+from jax_maddness.retrieval.powers import exponent_of
 
 SAMPLE = 2**15
 """Greatest number of vectors that prototypes are learned from."""
@@ -90,26 +93,37 @@ def build_index(
       VectorIndex(1,000 x 8, l2, 4 codebooks, exact vectors: float32, 46,692 bytes)
     """
     arguments.options(metric, method, bias)
-    given = database if hasattr(database, "dtype") else np.asarray(database)
-    rows, added = arguments.rows(given, metric, bias)
+    given = arguments.array(database, "database")
+    rows = arguments.rows(given, metric)
+    added = None if bias is None else arguments.bias(bias, len(rows))
     codebooks = arguments.codebooks(num_codebooks, rows.shape[1])
     names, order = arguments.names(ids, len(rows))
     rows, added = rows[order], None if added is None else added[order]
-    kept = arguments.kept(keep_vectors, given)
-    samples = None if queries is None else arguments.rows(queries, metric, None, rows.shape[1], "queries")[0]
+    dtype = arguments.kept(keep_vectors, given)
+    samples = None if queries is None else arguments.samples(queries, rows.shape[1])
     learned_from, query_rows, held_out = _split(np.random.default_rng(seed), len(rows), samples)
+    frame = frame_of(rows, metric)
     with Progress(progress, "build_index") as bar, modes():
         bar.expect(quantizer.ROUNDS + 1 + math.ceil(len(rows) / quantizer.BLOCK))
-        augmented = _augmented(rows, added)
-        moment = _moment(rows[learned_from] if query_rows is None else query_rows)
-        learned, trees = _learn(augmented[learned_from], moment, codebooks, method, seed, bar)
-        codes = _pack(_encode(augmented, learned, trees, bar))
-        bias = None if added is None else jnp.asarray(added)
-        exact = VectorIndex(codes, learned, jnp.asarray(names), bias, jnp.asarray(rows), trees, metric, len(rows))
+        like_queries = rows[learned_from] if query_rows is None else query_rows
+        coded = added if added is None else shielded(added, like_queries, rows[learned_from])
+        encoded = augmented(rows, coded, metric, frame)
+        moment = _moment(in_frame(like_queries, metric, frame))
+        learned, trees = _learn(encoded[learned_from], moment, codebooks, method, seed, bar)
+        codes = _pack(_encode(encoded, learned, trees, bar))
+        vectors = arguments.held(unit32(rows) if metric == "cosine" else rows, dtype or np.float32, "database")
+        index = VectorIndex(
+            codes, learned, jnp.asarray(names), _on_device(added), jnp.asarray(vectors), trees, metric, len(rows)
+        )
+        index = dataclasses.replace(index, origin=_on_device(frame.origin), exponent=frame.exponent)
         bar.stage("recall")
         held_out_queries, own = (rows[held_out], held_out) if samples is None else (samples[held_out], None)
-        measured = calibrate.measure(exact, held_out_queries, own)
-    return dataclasses.replace(exact, vectors=None if kept is None else jnp.asarray(rows, kept), recall=measured)
+        measured = calibrate.measure(index, rows, held_out_queries, own)
+    return dataclasses.replace(index, vectors=None if dtype is None else index.vectors, recall=measured)
+
+
+def _on_device(array: np.ndarray | None) -> jax.Array | None:
+    return None if array is None else jnp.asarray(array)
 
 
 def add_vectors(
@@ -147,9 +161,11 @@ def add_vectors(
       (1002, [5000, 5001])
     """
     index = whole(index)
-    if (bias is None) != (index.bias is None or index.metric == "l2"):
+    biased = index.bias is not None and index.metric == "ip"
+    if (bias is None) == biased:
         raise ValueError("`bias` is to be given if, and only if, `index` was built with one.")
-    rows, added = arguments.rows(vectors, index.metric, bias, index.num_features, "vectors")
+    rows = arguments.rows(arguments.array(vectors, "vectors"), index.metric, index.num_features, "vectors")
+    added = None if bias is None else arguments.bias(bias, len(rows))
     old = np.asarray(index.ids)
     new, order = arguments.names(ids, len(rows), int(old.max(initial=-1)) + 1)
     if len(duplicates := np.intersect1d(old, new)):
@@ -158,9 +174,29 @@ def add_vectors(
         )
     rows, added = rows[order], None if added is None else added[order]
     with modes():
-        codes = _encode(_augmented(rows, added), index.quantizer, index.trees, None)
-    names = np.concatenate([old, new])
-    return _rearranged(index, names, np.argsort(names), codes, rows, added)
+        encoded, added = _encodable(rows, added, index)
+        codes = _encode(encoded, index.quantizer, index.trees, None)
+        names = np.concatenate([old, new])
+        rows = unit32(rows) if index.metric == "cosine" else rows
+        if index.vectors is not None:
+            rows = arguments.held(rows, index.vectors.dtype, "vectors")
+        return _rearranged(index, names, np.argsort(names), codes, rows, added)
+
+
+def _encodable(
+    rows: np.ndarray, added: np.ndarray | None, index: VectorIndex
+) -> tuple[Float[np.ndarray, "added features+1"], Float[np.ndarray, " added"] | None]:
+    """Returns new vectors as codes are made of them, and what the index keeps as their bias."""
+    if index.metric == "l2" and not index.sums_squares:
+        added = -np.einsum("vd,vd->v", rows, rows) / 2
+    origin = None if index.origin is None else np.asarray(index.origin)
+    metric = "l2" if index.sums_squares else "cosine" if index.metric == "cosine" else "ip"
+    encoded = augmented(rows, added, metric, Frame(origin, index.exponent))
+    # Codes represent numbers within these bounds only; farther ones, such as -1e9 for a mask, would drown the vector.
+    constants, mean = np.asarray(index.quantizer.constants), float(index.quantizer.center[-1])
+    least, most = mean + float(constants.min(1).sum()), mean + float(constants.max(1).sum())
+    encoded[:, -1] = np.clip(encoded[:, -1], least, most)
+    return encoded, added
 
 
 def remove_vectors(index: VectorIndex, ids: Int32[ArrayLike, " removed"]) -> VectorIndex:
@@ -170,14 +206,14 @@ def remove_vectors(index: VectorIndex, ids: Int32[ArrayLike, " removed"]) -> Vec
 
     Args:
       index: an index that `build_index` made. A sharded index is gathered to one device.
-      ids: ids of the vectors to remove, integers, `[removed]`. An id may occur several times.
+      ids: distinct ids of the vectors to remove, integers, `[removed]`. For a mask, pass `np.flatnonzero(mask)` of ids.
 
     Returns:
       The new index, on one device.
 
     Raises:
-      TypeError: `index` is not an index, or is traced.
-      ValueError: `index` has no vector with one of the ids.
+      TypeError: `index` is not an index, or is traced, or `ids` are not integers.
+      ValueError: `index` has no vector with one of the ids, or one of them is there twice.
 
     Example:
       >>> vectors = np.random.default_rng(0).standard_normal((1000, 8))
@@ -185,10 +221,10 @@ def remove_vectors(index: VectorIndex, ids: Int32[ArrayLike, " removed"]) -> Vec
       998
     """
     index = whole(index)
-    old, removed = np.asarray(index.ids), np.unique(np.asarray(ids))
-    if len(unknown := np.setdiff1d(removed, old)):
-        raise ValueError(f"`ids` has {len(unknown)} that are not in `index`, such as {unknown[0]}.")
-    return _rearranged(index, old, np.flatnonzero(~np.isin(old, removed)))
+    old = np.asarray(index.ids)
+    removed = arguments.removed(ids, old)
+    with modes():
+        return _rearranged(index, old, np.flatnonzero(~np.isin(old, removed)))
 
 
 def _rearranged(
@@ -234,32 +270,30 @@ def _learn(
 
 
 def _encode(
-    augmented: np.ndarray, learned: quantizer.Quantizer, trees: ObliqueTrees | None, bar: Progress | None
+    encoded: np.ndarray, learned: quantizer.Quantizer, trees: ObliqueTrees | None, bar: Progress | None
 ) -> UInt8[np.ndarray, "vectors codebooks"]:
     step = (lambda: None) if bar is None else bar.step
     if bar is not None:
         bar.stage("codes")
     if trees is None:
-        return quantizer.encode(learned, augmented, step=step)
+        return quantizer.encode(learned, encoded, step=step)
     codes = [
-        np.asarray(encode_by_trees(jnp.asarray(augmented[at : at + quantizer.BLOCK]), trees))
-        for at in range(0, len(augmented), quantizer.BLOCK)
+        np.asarray(encode_by_trees(jnp.asarray(encoded[at : at + quantizer.BLOCK]), trees))
+        for at in range(0, len(encoded), quantizer.BLOCK)
     ]
     return np.concatenate(codes)
 
 
-def _augmented(rows: np.ndarray, added: np.ndarray | None) -> Float[np.ndarray, "vectors features+1"]:
-    """Appends the numbers that are added to products, or zeros, to the vectors as one more feature."""
-    return np.concatenate([rows, (np.zeros(len(rows), np.float32) if added is None else added)[:, None]], 1)
+def _moment(queries: Float[np.ndarray, "queries features"]) -> Float[np.ndarray, "features+1 features+1"]:
+    """Returns the second moment of queries with a 1 appended, shrunk toward the identity by `_SHRINK`.
 
-
-def _moment(queries: np.ndarray) -> Float[np.ndarray, "features+1 features+1"]:
-    """Returns the second moment of queries with a 1 appended, shrunk toward the identity by `_SHRINK`."""
-    moment = _augmented(queries, np.ones(len(queries), np.float32)).astype(np.float64)
-    moment = moment.T @ moment / len(queries)
+    It is divided by a power of two, such that it fits into float32: codes do not depend on its scale.
+    """
+    queries = np.concatenate([queries, np.ones((len(queries), 1))], 1)
+    moment = queries.T @ queries / len(queries)
     features = len(moment) - 1
     moment[:-1, :-1] += _SHRINK * max(np.trace(moment[:-1, :-1]) / features, 1e-30) * np.eye(features)
-    return moment
+    return np.ldexp(moment, -exponent_of(np.diagonal(moment)))
 
 
 def _split(

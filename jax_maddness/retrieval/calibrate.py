@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Bool, Float, Int32
 
 from jax_maddness.learn.data import shapes
-from jax_maddness.retrieval import scan
 from jax_maddness.retrieval.index import VectorIndex
-from jax_maddness.retrieval.products import exact, tables_of
+from jax_maddness.retrieval.local import candidates_of, local, scaled_queries
+from jax_maddness.retrieval.truth import true_neighbors
 
 TOPS = (1, 10, 100)
 """Numbers of true neighbors whose recall is measured."""
@@ -21,16 +23,20 @@ _QUERIES = 16  # queries whose exact products are in memory at once
 
 def measure(
     index: VectorIndex,
+    vectors: Float[np.ndarray, "vectors features"],
     queries: Float[np.ndarray, "queries features"],
     own: Int32[np.ndarray, " queries"] | None,
 ) -> tuple[tuple[float, ...], ...]:
     """Measures the recall that each of `CANDIDATE_COUNTS` reaches.
 
-    The recall is the mean over the queries minus its standard error, so that later queries rarely fall short of it.
+    A true neighbor, computed in float64, is found if it is among the candidates, and among the best of them after
+    rescoring, in float32 and with the vectors that `index` keeps. The recall is the mean over the queries minus its
+    standard error, so that later queries rarely fall short of it.
 
     Args:
       index: an index that keeps exact vectors.
-      queries: held-out queries; of length 1 for "cosine".
+      vectors: its vectors, as they were given.
+      queries: held-out queries.
       own: the positions of the queries in the index, if they are vectors of it; each is then left out of its own
         neighbors. None: no query is a vector of the index.
 
@@ -43,49 +49,85 @@ def measure(
         return ()
     counts = [c for c in CANDIDATE_COUNTS if c < others]
     most, top = max([1, *counts]), min(TOPS[-1], others)
+    bias = None if index.bias is None else np.asarray(index.bias)
+    truth = _without(true_neighbors(queries, vectors, bias, index.metric, top + left_out), own, top)
+    candidates, best, best_of_all = _found(index, queries, own, most, top, index.count <= CANDIDATE_COUNTS[-1])
+    tops = [min(top, k) for k in TOPS]
+    ranks = np.stack([_ranks(true, proposed, most) for true, proposed in zip(truth, candidates, strict=True)])
+    kept = [_is_in(truth[:, :k], best[:, :k]) for k in tops]
+    rows = [
+        (c, *(_likely((ranks[:, :k] < c) & is_kept) for k, is_kept in zip(tops, kept, strict=True))) for c in counts
+    ]
+    if best_of_all is not None:
+        rows.append((index.count, *(_likely(_is_in(truth[:, :k], best_of_all[:, :k])) for k in tops)))
+    return tuple(rows)
+
+
+def _likely(found: Bool[np.ndarray, "queries k"]) -> float:
+    """Returns the mean share that is found, minus its standard error."""
+    shares = found.mean(1)
+    return round(float(shares.mean() - shares.std() / np.sqrt(len(shares))), 5)
+
+
+def _found(
+    index: VectorIndex, queries: np.ndarray, own: np.ndarray | None, most: int, top: int, all_too: bool
+) -> tuple[
+    Int32[np.ndarray, "queries most"], Int32[np.ndarray, "queries top"], Int32[np.ndarray, "queries top"] | None
+]:
+    """Returns the positions of candidates, of the best of them, and of the best of all vectors, without the queries."""
+    left_out = 0 if own is None else 1
+    index = dataclasses.replace(index, ids=jnp.arange(index.count, dtype=jnp.int32))
+    padded = shapes.pad(queries, -(-len(queries) // _QUERIES) * _QUERIES, queries.shape[1])
     batches = [
-        _ranks(index, queries[at : at + _QUERIES], None if own is None else own[at : at + _QUERIES], most, top)
+        _neighbors(padded[at : at + _QUERIES], index, top + left_out, most + left_out, all_too)
         for at in range(0, len(queries), _QUERIES)
     ]
-    ranks = np.concatenate(batches)
-    rows = []
-    for count in counts:
-        shares = [(ranks[:, : min(top, k)] < count).mean(1) for k in TOPS]
-        error = [s.std() / np.sqrt(len(s)) for s in shares]
-        rows.append((count, *(round(float(s.mean() - e), 5) for s, e in zip(shares, error, strict=True))))
-    return (*rows, (index.count, *(1.0 for _ in TOPS))) if index.count <= CANDIDATE_COUNTS[-1] else tuple(rows)
+    found = [np.concatenate([np.asarray(a) for a in part])[: len(queries)] for part in zip(*batches, strict=True)]
+    candidates, best, *rest = found
+    return _without(candidates, own, most), _without(best, own, top), _without(rest[0], own, top) if rest else None
+
+
+@jax.jit(static_argnames=("top", "most", "all_too"))
+def _neighbors(queries: jax.Array, index: VectorIndex, top: int, most: int, all_too: bool) -> tuple[jax.Array, ...]:
+    """Returns positions, best first: `most` candidates, the `top` best of them, and the `top` best of all vectors."""
+    scaled = scaled_queries(queries, index)
+    results = candidates_of(scaled, index, most), local(scaled, index, top, max(most, top))[1]
+    return (*results, local(scaled, index, top, index.count)[1]) if all_too else results
+
+
+def _without(positions: np.ndarray, own: np.ndarray | None, k: int) -> Int32[np.ndarray, "queries k"]:
+    """Returns the first `k` positions of each query, without its own."""
+    if own is None:
+        return positions[:, :k]
+    order = np.argsort(positions == own[:, None], axis=1, kind="stable")
+    return np.take_along_axis(positions, order, 1)[:, :k]
 
 
 def _ranks(
-    index: VectorIndex, queries: np.ndarray, own: np.ndarray | None, most: int, top: int
-) -> Int32[np.ndarray, "queries top"]:
-    """Returns the rank of each true neighbor among the candidates; `most` if it is not among them."""
-    spare = 0 if own is None else 1  # for the query itself, which is removed below
-    padded = shapes.pad(queries, _QUERIES, queries.shape[1])
-    truth, candidates = (np.asarray(a)[: len(queries)] for a in _neighbors(padded, index, top + spare, most + spare))
-    ranks = np.full((len(queries), top), most, np.int32)
-    for i, (true, proposed) in enumerate(zip(truth, candidates, strict=True)):
-        if own is not None:
-            true, proposed = true[true != own[i]], proposed[proposed != own[i]]
-        neighbor, rank = np.nonzero(true[:top, None] == proposed[:most])
-        ranks[i, neighbor] = rank
+    true: Int32[np.ndarray, " top"], proposed: Int32[np.ndarray, " most"], most: int
+) -> Int32[np.ndarray, " top"]:
+    """Returns the rank of each true neighbor among the candidates of a query; `most` if it is not among them."""
+    ranks = np.full(len(true), most, np.int32)
+    neighbor, rank = np.nonzero(true[:, None] == proposed)
+    ranks[neighbor] = rank
     return ranks
 
 
-@jax.jit(static_argnames=("top", "most"))
-def _neighbors(queries: jax.Array, index: VectorIndex, top: int, most: int) -> tuple[jax.Array, jax.Array]:
-    """Returns the positions of the `top` true neighbors and of the `most` candidates of each query, best first."""
-    truth = exact(queries, index, index.count, top)[1]
-    return truth, scan.scan(index.codes, tables_of(queries, index).entries, jnp.int32(index.count), most)[1]
+def _is_in(
+    true: Int32[np.ndarray, "queries k"], found: Int32[np.ndarray, "queries k"]
+) -> Bool[np.ndarray, "queries k"]:
+    """Returns, for each true neighbor of a query, whether it was found."""
+    return (true[:, :, None] == found[:, None, :]).any(-1)
 
 
-def candidates(measured: tuple[tuple[float, ...], ...], recall: float, k: int) -> int:
+def candidates(measured: tuple[tuple[float, ...], ...], recall: float, k: int, count: int | None = None) -> int:
     """Returns the least number of candidates with which `recall` of the `k` best vectors was reached.
 
     Args:
       measured: the result of `measure`.
-      recall: the share of the true `k` best vectors that must be among the candidates, greater than 0, at most 1.
+      recall: the share of the true `k` best vectors that must be found, greater than 0, at most 1.
       k: number of vectors that are searched for, at most 100.
+      count: number of vectors of the index; as many candidates are enough where there are not more than `k`.
 
     Raises:
       ValueError: `recall` or `k` is out of range, or no measured number of candidates reached `recall`.
@@ -96,14 +138,25 @@ def candidates(measured: tuple[tuple[float, ...], ...], recall: float, k: int) -
     """
     if not measured:
         raise ValueError("`index` has no measured recall. Build it with more vectors, or pass `num_candidates`.")
-    if not 0 < recall <= 1 or k > TOPS[-1]:
-        raise ValueError(f"`recall` is {recall} for `k` = {k}; it is measured for 0 < recall <= 1 and k <= {TOPS[-1]}.")
-    column = 1 + next(i for i, top in enumerate(TOPS) if k <= top)
-    enough = [int(row[0]) for row in measured if row[column] >= recall and row[0] >= k]
-    if not enough:
+    if not 0 < recall <= 1 or not 1 <= k <= TOPS[-1]:
         raise ValueError(
-            f"`recall` is {recall}, but the most that was measured for {TOPS[column - 1]} neighbors is "
-            f"{measured[-1][column]} with {int(measured[-1][0])} candidates. Ask for less, pass a larger "
-            "`num_candidates`, or build the index with more codebooks."
+            f"`recall` is {recall} for `k` = {k}; it is measured for 0 < recall <= 1 and 1 <= k <= {TOPS[-1]}."
         )
-    return min(enough)
+    column = 1 + next(i for i, top in enumerate(TOPS) if k <= top)
+    reached = [int(row[0]) for row in measured if row[column] >= recall]
+    enough = [candidates for candidates in reached if candidates >= k]
+    if enough:
+        return min(enough)
+    if reached and count is not None and k >= count:
+        return k
+    if reached:
+        raise ValueError(
+            f"`k` is {k}, but recall was measured with at most {int(measured[-1][0])} candidates. Pass `num_candidates`, "
+            "at least `k`."
+        )
+    most = max(row[column] for row in measured)
+    raise ValueError(
+        f"`recall` is {recall}, but the most that was measured for {TOPS[column - 1]} neighbors is {most} with "
+        f"{int(measured[-1][0])} candidates. Ask for less, pass a larger `num_candidates`, or build the index with more "
+        "codebooks."
+    )

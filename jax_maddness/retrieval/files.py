@@ -1,4 +1,8 @@
-"""Saves and loads an index as one stable, versioned file; `core/archive.py` describes the format."""
+"""Saves and loads an index as one stable, versioned file; `core/archive.py` describes the format.
+
+Version 2 added `origin` and `exponent`. An index is written in the oldest version that can represent it, so that older
+releases can read it.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +22,10 @@ from jax_maddness.retrieval.index import METRICS, VectorIndex, whole
 from jax_maddness.retrieval.quantizer import Quantizer
 
 FORMAT = "jax_maddness.index"
-VERSION = 1
+VERSION = 2
 _REQUIRED = ("codes", *(f"quantizer.{name}" for name in Quantizer._fields), "ids")
 _TREES = tuple(field.name for field in dataclasses.fields(ObliqueTrees) if field.name != "num_features")
-_OPTIONAL = ("bias", "vectors")
+_OPTIONAL = ("bias", "vectors", "origin")
 
 
 def save_index(path: str | os.PathLike[str], index: VectorIndex) -> None:
@@ -55,8 +59,11 @@ def save_index(path: str | os.PathLike[str], index: VectorIndex) -> None:
     if index.trees is not None:
         arrays |= {f"trees.{name}": getattr(index.trees, name) for name in _TREES}
     static = {"metric": index.metric, "count": index.count, "recall": index.recall}
+    version = 1
+    if index.origin is not None or index.exponent:
+        version, static["exponent"] = 2, index.exponent
     on_host = {name: np.asarray(jax.device_get(a)) for name, a in arrays.items()}
-    archive.write(path, FORMAT, VERSION, static, on_host)
+    archive.write(path, FORMAT, version, static, on_host)
 
 
 def load_index(path: str | os.PathLike[str]) -> VectorIndex:
@@ -74,7 +81,23 @@ def load_index(path: str | os.PathLike[str]) -> VectorIndex:
       FileNotFoundError: there is no such file.
       ValueError: the file is truncated, damaged, not an index, or of a newer version; the message says which.
     """
-    return archive.read(path, FORMAT, VERSION, "an index", _assemble)
+    try:
+        return archive.read(path, FORMAT, VERSION, "an index", _assemble)
+    except ValueError:
+        if _is_op(path):
+            raise ValueError(
+                f"{os.fspath(path)!r} cannot be loaded as an index: it does not say {FORMAT!r}, but holds an op. "
+                "`jax_maddness.load` reads it."
+            ) from None
+        raise
+
+
+def _is_op(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a file has the header of an op, of any version."""
+    try:
+        return archive.read(path, "jax_maddness.op", 1 << 30, "an op", lambda header, read: True)
+    except (ValueError, OSError):
+        return False
 
 
 def _assemble(header: dict[str, Any], read: archive.Reader) -> VectorIndex:
@@ -88,9 +111,11 @@ def _assemble(header: dict[str, Any], read: archive.Reader) -> VectorIndex:
     metric, count, recall = header.get("metric"), header.get("count"), header.get("recall")
     if metric not in METRICS or type(count) is not int or count < 0:
         raise ValueError(f"its metric is {metric!r} and its count {count!r}; expected {METRICS} and an integer.")
+    exponent = header.get("exponent", 0)
+    if type(exponent) is not int or not -150 < exponent < 128:
+        raise ValueError(f"its exponent is {exponent!r}; expected an integer between -149 and 127.")
     _validate_shapes({name: (a.dtype.name, a.shape) for name, a in arrays.items()}, metric, count)
-    if np.any(np.diff(arrays["ids"]) <= 0):
-        raise ValueError("its ids do not ascend.")
+    _validate_values(arrays)
     data = {name: jnp.asarray(a) for name, a in arrays.items()}
     trees = None
     if of_trees <= set(arrays):
@@ -108,7 +133,19 @@ def _assemble(header: dict[str, Any], read: archive.Reader) -> VectorIndex:
         metric,
         count,
         _measured(recall),
+        data.get("origin"),
+        exponent,
     )
+
+
+def _validate_values(arrays: dict[str, np.ndarray]) -> None:
+    """Raises unless ids ascend from 0 or more and all numbers are finite."""
+    ids = arrays["ids"]
+    if np.any(np.diff(ids) <= 0) or ids.size and ids[0] < 0:
+        raise ValueError("its ids do not ascend, or are negative.")
+    for name, a in arrays.items():
+        if a.dtype.name not in ("uint8", "int8", "int32") and not np.isfinite(a.astype(np.float32)).all():
+            raise ValueError(f"{name} has values that are not finite.")
 
 
 def _validate_shapes(stored: dict[str, tuple[str, tuple[int, ...]]], metric: str, count: int) -> None:
@@ -125,14 +162,17 @@ def _validate_shapes(stored: dict[str, tuple[str, tuple[int, ...]]], metric: str
         "quantizer.center": ("float32", (features + 1,)),
         "ids": ("int32", (count,)),
         "bias": ("float32", (count,)),
+        "origin": ("float32", (features,)),
     }
     for name, described in expected.items():
         if name in stored and stored[name] != described:
             raise ValueError(f"{name} is {stored[name]}; expected {described}.")
     if "vectors" in stored and stored["vectors"][1] != (count, features):
         raise ValueError(f"vectors have the shape {stored['vectors'][1]}; expected {(count, features)}.")
-    if metric == "l2" and "bias" not in stored:
-        raise ValueError("it lacks the lengths, `bias`, that distances need.")
+    if metric == "l2" and ("bias" in stored) == ("origin" in stored):
+        raise ValueError("distances need either the lengths, `bias`, as in version 1, or `origin`.")
+    if metric != "l2" and "origin" in stored:
+        raise ValueError(f"it has an `origin`, which {metric!r} does not use.")
 
 
 def _measured(recall: Any) -> tuple[tuple[float, ...], ...]:

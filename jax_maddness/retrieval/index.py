@@ -27,13 +27,17 @@ class VectorIndex:
       codes: two 4-bit codes per byte, in the order that `scan.pack` describes.
       quantizer: the prototypes that the codes stand for.
       ids: ids of the vectors, ascending.
-      bias: number that is added to the products of each vector; for "l2", minus half its squared length. None: nothing.
+      bias: number that is added to the products of each vector. None: nothing. An index for "l2" of an older version has
+        minus half the squared length of each vector here.
       vectors: the vectors for rescoring, of length 1 for "cosine"; None: scores can only be approximate.
       trees: split trees that encode vectors, if the index was built with `method="trees"`; otherwise None.
       metric: "ip", "l2" or "cosine".
       count: number of vectors; the arrays of a sharded index are padded to more rows than that.
       recall: recall that was measured when the index was built: rows of a number of candidates and, for each of
         `calibrate.TOPS`, the share of the true neighbors among them.
+      origin: for "l2", the mean vector, which is subtracted from vectors and queries before codes and tables are made;
+        None: zeros.
+      exponent: codes and tables are made of vectors divided by `2**exponent`.
       mesh, axis: the devices over which the vectors are sharded, and the axis of the mesh; None: it is not sharded.
 
     Example:
@@ -52,6 +56,8 @@ class VectorIndex:
     metric: str = dataclasses.field(metadata={"static": True})
     count: int = dataclasses.field(metadata={"static": True})
     recall: tuple[tuple[float, ...], ...] = dataclasses.field(default=(), metadata={"static": True})
+    origin: Float[Array, " features"] | None = None
+    exponent: int = dataclasses.field(default=0, metadata={"static": True})
     mesh: jax.sharding.Mesh | None = dataclasses.field(default=None, metadata={"static": True})
     axis: str | None = dataclasses.field(default=None, metadata={"static": True})
 
@@ -64,6 +70,15 @@ class VectorIndex:
     def num_codebooks(self) -> int:
         """Number of codebooks, C."""
         return self.quantizer.prototypes.shape[-3]
+
+    @property
+    def sums_squares(self) -> bool:
+        """Whether distances are sums of squared differences, for "l2".
+
+        An index that version 1 of the file format holds has lengths of vectors in place of an origin. Its answers stay
+        as they were, which lose digits where the lengths exceed the distances: build a new index.
+        """
+        return self.metric == "l2" and self.origin is not None
 
     @property
     def nbytes(self) -> int:
@@ -102,6 +117,7 @@ def whole(index: VectorIndex) -> VectorIndex:
         codes=cut(index.codes, blocks),
         quantizer=jax.tree.map(lambda a: jax.device_put(np.asarray(a)), index.quantizer),
         trees=jax.tree.map(lambda a: jax.device_put(np.asarray(a)), index.trees),
+        origin=jax.tree.map(lambda a: jax.device_put(np.asarray(a)), index.origin),
         ids=cut(index.ids, index.count),
         bias=cut(index.bias, index.count),
         vectors=cut(index.vectors, index.count),

@@ -6,6 +6,9 @@ place and copy none.
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -33,12 +36,15 @@ def definition(
     known = (positions >= 0) & (positions <= len(vectors) - run)
     if len(vectors) < run:
         return jnp.full(positions.shape, -jnp.inf, jnp.float32)
-    rows = vectors[jnp.where(known, positions, 0)[..., None] + jnp.arange(run)].reshape(
-        *positions.shape, queries.shape[1]
-    )
     # A dot may round equal vectors differently, so that the first of equal vectors would not always be the best.
-    products = (queries.astype(jnp.float32)[:, None] * rows.astype(jnp.float32)).sum(-1)
+    products = (queries.astype(jnp.float32)[:, None] * _rows(vectors, positions, known, run)).sum(-1)
     return jnp.where(known, products, -jnp.inf)
+
+
+def _rows(vectors: Array, positions: Array, known: Array, run: int) -> Float[Array, "queries k run*features"]:
+    """Returns the `run` vectors from each position on, in float32; those at the first position where it is not known."""
+    within = jnp.where(known, positions, 0)[..., None] + jnp.arange(run, dtype=jnp.int32)[None, None, :]
+    return vectors[within].reshape(*positions.shape, run * vectors.shape[1]).astype(jnp.float32)
 
 
 def rescore(
@@ -83,22 +89,23 @@ def rescore(
     return _rescore(queries, vectors, positions)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _with_gradient(queries: Array, vectors: Array, positions: Array) -> Array:
     return _vmapped(queries, vectors, positions)
 
 
-def _forward(*args: Array) -> tuple[Array, tuple[Array, ...]]:
-    return _vmapped(*args), args
+@functools.partial(_with_gradient.defjvp, symbolic_zeros=True)
+def _tangent(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    """Differentiates `definition`, which is linear in queries and in vectors, and leaves out what has no tangent."""
+    queries, vectors, positions = primals
+    scores, tangent = _with_gradient(*primals), jnp.zeros(positions.shape, jnp.float32)
+    zero = jax.custom_derivatives.SymbolicZero
+    for args in ((tangents[0], vectors), (queries, tangents[1])):
+        if not any(isinstance(arg, zero) for arg in args):
+            tangent = tangent + definition(*args, positions)
+    return scores, jnp.where(scores == -jnp.inf, 0.0, tangent)
 
 
-def _backward(args: tuple[Array, ...], cotangent: Array) -> tuple[Array | None, ...]:
-    queries, vectors, positions = args
-    _, pull_back = jax.vjp(lambda q, v: definition(q, v, positions), queries, vectors)
-    return (*pull_back(cotangent), None)
-
-
-_with_gradient.defvjp(_forward, _backward)
 # Outside of any `jit`, a call is compiled as one function; inside of one, it becomes a part of the caller.
 _rescore = jax.jit(_with_gradient, inline=True)
 

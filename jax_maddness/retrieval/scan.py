@@ -72,7 +72,7 @@ def definition(
 
     # The sum starts from the first codebook, because zeros would vary over fewer axes of a shard_map than the sums.
     sums = lax.fori_loop(1, tables.shape[1], add, entries[:, 0, :][:, unpacked[:, 0]])
-    sums = jnp.where(jnp.arange(vectors) < count, sums, -1)
+    sums = jnp.where(jnp.arange(vectors, dtype=jnp.int32)[None, :] < count, sums, -1)
     sums = jnp.pad(sums, ((0, 0), (0, max(k - vectors, 0))), constant_values=-1)
     best, positions = lax.top_k(sums, k)
     return best, jnp.where(best < 0, -1, positions).astype(jnp.int32)

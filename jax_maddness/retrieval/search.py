@@ -1,6 +1,6 @@
 """Searches an index: look-ups propose candidates, and their exact products decide.
 
-queries --tables_of--> 7-bit tables --scan--> candidates --rescore--> products --best--> scores, ids
+`local.py` has the steps on one device; this file validates arguments and spreads a search over devices.
 """
 
 from __future__ import annotations
@@ -13,14 +13,10 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int32
 
-from jax_maddness.core.validate import ROW_DTYPES
-from jax_maddness.retrieval import calibrate, scan
+from jax_maddness.retrieval import calibrate, validate
 from jax_maddness.retrieval.index import VectorIndex
-from jax_maddness.retrieval.products import best, exact, tables_of
-from jax_maddness.retrieval.rescore import rescore
-
-_SPARE = 32
-"""Candidates that a dense product proposes besides `k`: it may round equal vectors differently, `rescore` does not."""
+from jax_maddness.retrieval.local import Scaled, local, scaled_queries, unscaled
+from jax_maddness.retrieval.products import best
 
 
 def search(
@@ -71,8 +67,10 @@ def search(
       [[0], [1]]
     """
     queries = _validated(queries, index, metric)
-    num_candidates = calibrate.candidates(index.recall, recall, k) if recall is not None else num_candidates
-    validate_counts(k, num_candidates)
+    k = validate.integer(k, "k")
+    if recall is not None:
+        num_candidates = calibrate.candidates(index.recall, validate.share(recall, "recall"), k, index.count)
+    k, num_candidates = validate_counts(k, num_candidates)
     if num_candidates and index.vectors is None:
         raise ValueError(
             "`index` keeps no vectors to rescore with. Build it with `keep_vectors=True`, or use `num_candidates=0`."
@@ -85,25 +83,17 @@ def _search(
     queries: Float[Array, "... features"], index: VectorIndex, k: int, num_candidates: int
 ) -> tuple[Float[Array, "... k"], Int32[Array, "... k"]]:
     rows = queries.reshape(-1, index.num_features).astype(jnp.float32)
-    finite = jnp.isfinite(rows).all(-1)
-    rows = jnp.where(finite[:, None], rows, 0.0)
-    if index.metric == "cosine":
-        rows = rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-    scores, ids = (_local if index.mesh is None else _sharded)(rows, index, k, num_candidates)
-    if index.metric == "l2":
-        scores = jnp.minimum(2 * scores - (rows**2).sum(-1, keepdims=True), 0.0)
-    scores = jnp.where(finite[:, None], scores, jnp.nan)
-    ids = jnp.where(finite[:, None], ids, -1)
+    finite = jnp.isfinite(rows).all(-1, keepdims=True)
+    scaled = scaled_queries(jnp.where(finite, rows, 0.0), index)
+    scores, ids = (local if index.mesh is None else _sharded)(scaled, index, k, num_candidates)
+    scores = jnp.where(finite, unscaled(scores, scaled, index, bool(num_candidates)), jnp.nan)
+    ids = jnp.where(finite, ids, -1)
     return scores.reshape(*queries.shape[:-1], k), ids.reshape(*queries.shape[:-1], k)
 
 
-def validate_counts(k: int, num_candidates: int) -> None:
-    """Raises TypeError or ValueError unless `k >= 1` and `num_candidates` is 0 or at least `k`."""
-    if not isinstance(k, int) or not isinstance(num_candidates, int):
-        raise TypeError(
-            f"`k` is {k!r} and `num_candidates` {num_candidates!r}; expected integers, which are static under "
-            "`jax.jit`."
-        )
+def validate_counts(k: int, num_candidates: int) -> tuple[int, int]:
+    """Returns both as ints; raises TypeError or ValueError unless `k >= 1` and `num_candidates` is 0 or at least `k`."""
+    k, num_candidates = validate.integer(k, "k"), validate.integer(num_candidates, "num_candidates")
     if k < 1 or num_candidates < 0:
         raise ValueError(
             f"`k` is {k} and `num_candidates` {num_candidates}; expected `k >= 1` and `num_candidates >= 0`."
@@ -113,44 +103,11 @@ def validate_counts(k: int, num_candidates: int) -> None:
             f"`num_candidates` is {num_candidates}, less than `k`, which is {k}. Take more candidates, or none: "
             "`num_candidates=0`."
         )
-
-
-def _local(
-    queries: Float[Array, "queries features"],
-    index: VectorIndex,
-    k: int,
-    num_candidates: int,
-    count: int | Array | None = None,
-) -> tuple[Float[Array, "queries k"], Int32[Array, "queries k"]]:
-    """Searches the vectors of one device; returns scores, without the query's part of a distance, and ids."""
-    count = index.count if count is None else count
-    rows = len(index.ids)
-    if not rows:
-        return best(jnp.zeros((len(queries), 0)), jnp.zeros((len(queries), 0), jnp.int32), k)
-    if not num_candidates:
-        tables = tables_of(queries, index)
-        sums, positions = scan.scan(index.codes, tables.entries, jnp.asarray(count, jnp.int32), k)
-        scores = jnp.where(
-            sums < 0, -jnp.inf, tables.scale[:, None] * sums.astype(jnp.float32) + tables.offset[:, None]
-        )
-    else:
-        if num_candidates >= rows:
-            positions = exact(queries, index, count, k + _SPARE)[1]
-        else:
-            positions = scan.scan(
-                index.codes, tables_of(queries, index).entries, jnp.asarray(count, jnp.int32), num_candidates
-            )[1]
-        positions = jnp.sort(positions, -1)  # the first of equal scores is best; memory is read in order
-        assert index.vectors is not None
-        scores = rescore(queries, index.vectors, positions)
-        if index.bias is not None:
-            scores = scores + index.bias[jnp.maximum(positions, 0)]
-    scores, positions = best(scores, positions, k)
-    return scores, jnp.where(positions < 0, -1, index.ids[jnp.maximum(positions, 0)])
+    return k, num_candidates
 
 
 def _sharded(
-    queries: Float[Array, "queries features"], index: VectorIndex, k: int, num_candidates: int
+    scaled: Scaled, index: VectorIndex, k: int, num_candidates: int
 ) -> tuple[Float[Array, "queries k"], Int32[Array, "queries k"]]:
     """Searches every shard and takes the best results. Ids ascend with shards, so that ties go to the lower id."""
     axis, mesh = index.axis, index.mesh
@@ -158,10 +115,10 @@ def _sharded(
     assert mesh is not None
     rows_per_shard = len(index.ids) // mesh.shape[axis]
 
-    def on_shard(queries: Array, shard: VectorIndex) -> tuple[Array, Array]:
+    def on_shard(scaled: Scaled, shard: VectorIndex) -> tuple[Array, Array]:
         count = jnp.clip(index.count - lax.axis_index(axis) * rows_per_shard, 0, rows_per_shard)
-        local_results = _local(queries, shard, k, num_candidates, count)
-        scores, ids = (lax.all_gather(a, axis, axis=1, tiled=True) for a in local_results)
+        results = local(scaled, shard, k, num_candidates, count)
+        scores, ids = (lax.all_gather(a, axis, axis=1, tiled=True) for a in results)
         return best(scores, ids, k)
 
     specs = jax.tree.map(lambda _: PartitionSpec(), index)
@@ -178,19 +135,14 @@ def _sharded(
             axis_names={axis},
             check_vma=False,
         )
-    )(queries, index)
+    )(scaled, index)
 
 
 def _validated(queries: Array, index: VectorIndex, metric: str | None) -> Array:
     if not isinstance(index, VectorIndex):
         raise TypeError(f"`index` is {type(index).__name__}; expected a VectorIndex. `build_index` makes one.")
-    queries = jnp.asarray(queries)
-    if queries.dtype not in ROW_DTYPES:
-        raise TypeError(
-            f"`queries` are {queries.dtype}; expected float32, bfloat16 or float16. "
-            "Cast them: `queries.astype(jnp.float32)`."
-        )
-    if queries.ndim < 1 or queries.shape[-1] != index.num_features:
+    queries = validate.row_array(queries, "queries")
+    if queries.shape[-1] != index.num_features:
         raise ValueError(
             f"`queries` have shape {queries.shape}; expected [..., {index.num_features}], as the vectors of the index."
         )

@@ -51,12 +51,13 @@ def shard_index(index: VectorIndex, mesh: jax.sharding.Mesh, axis: str) -> Vecto
         padded = jnp.pad(a, [(0, size - len(a))] + [(0, 0)] * (a.ndim - 1))
         return jax.device_put(padded, NamedSharding(mesh, PartitionSpec(axis)))
 
-    copied = jax.device_put((index.quantizer, index.trees), NamedSharding(mesh, PartitionSpec()))
+    copied = jax.device_put((index.quantizer, index.trees, index.origin), NamedSharding(mesh, PartitionSpec()))
     return dataclasses.replace(
         index,
         codes=spread(index.codes, blocks),
         quantizer=copied[0],
         trees=copied[1],
+        origin=copied[2],
         ids=spread(index.ids, rows),
         bias=spread(index.bias, rows),
         vectors=spread(index.vectors, rows),

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from helpers.ops import random_oblique_trees
 
-from jax_maddness import VectorIndex, load_index, save_index, shard_index
+from jax_maddness import VectorIndex, load_index, save, save_index, search, shard_index
 from jax_maddness.core.archive import digest_header
 from jax_maddness.retrieval.quantizer import Quantizer
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "data" / "golden_v1.index"
+DATA = pathlib.Path(__file__).parents[1] / "data"
+GOLDEN = DATA / "golden_v1.index"
 
 
 def golden_index():
@@ -27,6 +28,12 @@ def golden_index():
     vectors = (jnp.arange(350, dtype=jnp.float32) / 7).reshape(70, 5).astype(jnp.bfloat16)
     recall = ((12, 0.5, 0.25, 0.125), (70, 1.0, 1.0, 1.0))
     return VectorIndex(codes, quantizer, jnp.arange(70) * 3, -jnp.arange(70.0), vectors, None, "l2", 70, recall)
+
+
+def golden_v2_index():
+    """The same with what version 2 added, in `golden_v2.index`."""
+    origin = jnp.arange(5, dtype=jnp.float32) - 2
+    return dataclasses.replace(golden_index(), bias=None, origin=origin, exponent=5)
 
 
 def assert_same(one, other):
@@ -42,7 +49,16 @@ def path(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"vectors": None}, {"bias": None, "metric": "cosine"}, {"trees": True}, {"recall": ()}]
+    "changes",
+    [
+        {},
+        {"vectors": None},
+        {"bias": None, "metric": "cosine"},
+        {"trees": True},
+        {"recall": ()},
+        {"bias": None, "origin": jnp.ones(5), "exponent": -30},
+        {"metric": "ip", "exponent": 7},
+    ],
 )
 def test_round_trip(path, rng, changes):
     if "trees" in changes:
@@ -52,10 +68,24 @@ def test_round_trip(path, rng, changes):
     assert_same(load_index(path), index)
 
 
-def test_the_golden_file_still_loads_and_is_still_written(path):
-    assert_same(load_index(GOLDEN), golden_index())
-    save_index(path, golden_index())
-    assert path.read_bytes() == GOLDEN.read_bytes()
+@pytest.mark.parametrize(("name", "make"), [("golden_v1", golden_index), ("golden_v2", golden_v2_index)])
+def test_the_golden_file_still_loads_and_is_still_written(path, name, make):
+    golden = DATA / f"{name}.index"
+    assert_same(load_index(golden), make())
+    save_index(path, make())
+    assert path.read_bytes() == golden.read_bytes()
+
+
+@pytest.mark.parametrize("num_candidates", [12, 100])
+def test_an_index_of_version_1_answers_as_before(num_candidates):
+    """Its distances are `|q|^2 - 2 (q.v + bias)`, whatever the biases are."""
+    index, queries = load_index(GOLDEN), np.float32(np.random.default_rng(0).standard_normal((3, 5)))
+    scores, ids = search(queries, index, 4, num_candidates=num_candidates)
+    vectors, bias = np.asarray(index.vectors, np.float64), np.asarray(index.bias, np.float64)
+    by_formula = np.minimum(2 * (queries @ vectors.T + bias) - (queries**2).sum(1, keepdims=True), 0)
+    np.testing.assert_allclose(scores, np.take_along_axis(by_formula, np.asarray(ids) // 3, 1), rtol=1e-4)
+    if num_candidates == 100:
+        np.testing.assert_array_equal(ids, 3 * np.argsort(-by_formula, axis=1, kind="stable")[:, :4])
 
 
 def test_a_sharded_index_is_written_whole(path):
@@ -68,7 +98,9 @@ def test_a_sharded_index_is_written_whole(path):
     ("changes", "match"),
     [
         ({"format": "jax_maddness.op"}, "does not say 'jax_maddness.index'"),
-        ({"version": 2}, "version 2, this jax_maddness reads up to 1"),
+        ({"version": 3}, "version 3, this jax_maddness reads up to 2"),
+        ({"exponent": 200}, "exponent is 200"),
+        ({"exponent": None}, "exponent is None"),
         ({"metric": "dot"}, "metric is 'dot'"),
         ({"count": 69}, "codes is|ids is"),
         ({"count": -1}, "count -1"),
@@ -77,7 +109,7 @@ def test_a_sharded_index_is_written_whole(path):
     ],
 )
 def test_a_header_that_does_not_fit_is_refused(path, changes, match):
-    with zipfile.ZipFile(GOLDEN) as old, zipfile.ZipFile(path, "w") as new:
+    with zipfile.ZipFile(DATA / "golden_v2.index") as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
             data = old.read(name)
             if name == "header.json":
@@ -104,6 +136,30 @@ def test_ids_that_do_not_ascend_are_refused(path):
     save_index(path, dataclasses.replace(index, ids=index.ids[::-1]))
     with pytest.raises(ValueError, match="ascend"):
         load_index(path)
+    save_index(path, dataclasses.replace(index, ids=index.ids - 1))
+    with pytest.raises(ValueError, match="negative"):
+        load_index(path)
+
+
+@pytest.mark.parametrize("name", ["bias", "vectors", "origin"])
+def test_values_that_are_not_finite_are_refused(path, name):
+    index = golden_v2_index() if name == "origin" else golden_index()
+    save_index(path, dataclasses.replace(index, **{name: getattr(index, name).at[1].set(jnp.nan)}))
+    with pytest.raises(ValueError, match=f"{name} has values that are not finite"):
+        load_index(path)
+
+
+@pytest.mark.parametrize("changes", [{"bias": None}, {"origin": jnp.ones(5)}, {"origin": jnp.ones(5), "metric": "ip"}])
+def test_lengths_and_origin_must_go_with_the_metric(path, changes):
+    save_index(path, dataclasses.replace(golden_index(), **changes))
+    with pytest.raises(ValueError, match="origin"):
+        load_index(path)
+
+
+def test_an_op_is_no_index(path, op):
+    save(path, op)
+    with pytest.raises(ValueError, match=r"holds an op. `jax_maddness.load` reads it"):
+        load_index(path)
 
 
 def test_what_is_no_index_is_not_saved(path):
@@ -116,3 +172,4 @@ def test_what_is_no_index_is_not_saved(path):
 
 if __name__ == "__main__":
     save_index(GOLDEN, golden_index())
+    save_index(DATA / "golden_v2.index", golden_v2_index())

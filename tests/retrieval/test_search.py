@@ -387,7 +387,7 @@ def test_build_index_refuses_vectors_that_are_none():
         ({"num_candidates": 5}, ValueError, "less than `k`"),
         ({"num_candidates": -1}, ValueError, "num_candidates >= 0"),
         ({"k": 0}, ValueError, "k >= 1"),
-        ({"k": 2.0}, TypeError, "integers"),
+        ({"k": 2.0}, TypeError, "`k` is 2.0; expected an integer"),
         ({"metric": "l2"}, ValueError, "built for 'ip'"),
         ({"recall": 1.5}, ValueError, "recall"),
         ({"recall": 0.9, "k": 200}, ValueError, "k <= 100"),

@@ -1,0 +1,190 @@
+"""The search of one device: scaled queries, their candidates, and the exact scores that decide.
+
+    queries --scaled_queries--> Scaled --local--> scores of the scaled queries, ids --unscaled--> scores
+
+Every query is divided by a power of two before it is multiplied, so that no product leaves the range of float32.
+Distances are sums of squared differences, as `|q|^2 - 2 q.v + |v|^2` cancels where lengths exceed distances. For queries
+that are far from all vectors, these sums would round the vectors away; there it is the other way round, and
+`|q - o|^2 + (v - o).(v + o - 2 q)` with the origin `o` of the index has all digits. Both are `sum(a * (a - shift))` with
+`a = v - base`, plus `constant`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int32
+
+from jax_maddness.retrieval import scan
+from jax_maddness.retrieval.index import VectorIndex
+from jax_maddness.retrieval.powers import exponents, times_power, two_powers
+from jax_maddness.retrieval.products import best, exact_products, tables_of
+from jax_maddness.retrieval.rescore import rescore
+
+_FAR = (8, 44)
+"""Exponents of the distances of far queries, in units of the frame. Beyond, float64 could not tell distances apart."""
+_SPARE = 32
+"""Candidates that a dense product proposes besides `k`: it may round equal vectors differently, `rescore` does not."""
+
+
+class Scaled(NamedTuple):
+    """Queries divided by powers of two.
+
+    Attributes:
+      rows: the queries for exact scores, divided by `2**exponents`; of length 1 for "cosine".
+      exponents: those of `rows`.
+      in_frame: the queries for tables: in the frame of the index, and divided by `2**frame_exponents`.
+      frame_exponents: those of `in_frame`.
+      base, shift, constant: the terms of distances, for "l2"; divided by `2**exponents`, and `constant` by its square.
+    """
+
+    rows: Float[Array, "queries features"]
+    exponents: Int32[Array, " queries"]
+    in_frame: Float[Array, "queries features"]
+    frame_exponents: Int32[Array, " queries"]
+    base: Float[Array, "queries features"] | None = None
+    shift: Float[Array, "queries features"] | None = None
+    constant: Float[Array, "queries 1"] | None = None
+
+
+def scaled_queries(queries: Float[Array, "queries features"], index: VectorIndex) -> Scaled:
+    """Scales queries, float32 and finite, for the products that `index` needs."""
+    own = exponents(queries)
+    zeros = jnp.zeros_like(own)
+    if index.metric == "l2":
+        return _scaled_for_distances(queries, own, index)
+    if index.metric == "cosine":
+        rows = times_power(queries, -own)  # the largest entry is now at least 1, or all are 0
+        squares = (rows * rows).sum(-1, keepdims=True)
+        rows = rows / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
+        return Scaled(rows, zeros, rows, zeros)
+    if index.bias is not None:
+        own = jnp.maximum(own, 0)  # the biases are divided too, and must not overflow
+    rows = times_power(queries, -own)
+    return Scaled(rows, own, rows, own)
+
+
+def _scaled_for_distances(
+    queries: Float[Array, "queries features"], own: Int32[Array, " queries"], index: VectorIndex
+) -> Scaled:
+    if not index.sums_squares:
+        return Scaled(queries, jnp.zeros_like(own), queries, jnp.zeros_like(own))
+    assert index.origin is not None
+    origin = jnp.broadcast_to(index.origin[None, :], queries.shape)
+    largest = jnp.maximum(jnp.maximum(own, exponents(origin)), index.exponent) + 1
+    rows, origin = times_power(queries, -largest), times_power(origin, -largest)
+    shifted = rows - origin
+    # In the frame the query is `shifted * 2**(largest - index.exponent)`; a far one is divided until it is near 1.
+    beyond = jnp.maximum(exponents(shifted) + largest - index.exponent, 0)
+    in_frame = times_power(shifted, largest - index.exponent - beyond)
+    is_far = ((beyond > _FAR[0]) & (beyond <= _FAR[1]))[:, None]
+    base, shift = jnp.where(is_far, origin, rows), jnp.where(is_far, 2 * shifted, 0.0)
+    constant = jnp.where(is_far, (shifted * shifted).sum(-1, keepdims=True), 0.0)
+    return Scaled(rows, largest, in_frame, beyond, base, shift, constant)
+
+
+def local(
+    scaled: Scaled, index: VectorIndex, k: int, num_candidates: int, count: int | Array | None = None
+) -> tuple[Float[Array, "queries k"], Int32[Array, "queries k"]]:
+    """Searches the vectors of one device; returns scores of the scaled queries, best first, and ids.
+
+    Args:
+      scaled: the queries.
+      index: an index, or one shard of it.
+      k: number of vectors for each query.
+      num_candidates: number of candidates that are rescored, or 0.
+      count: number of vectors that take part; None: all.
+    """
+    count = jnp.asarray(index.count if count is None else count, jnp.int32)
+    rows = len(index.ids)
+    if not rows:
+        queries = len(scaled.rows)
+        return best(jnp.zeros((queries, 0), jnp.float32), jnp.zeros((queries, 0), jnp.int32), k)
+    if not num_candidates:
+        tables = tables_of(scaled.in_frame, index, scaled.frame_exponents)
+        sums, positions = scan.scan(index.codes, tables.entries, count, k)
+        scores = tables.scale[:, None] * sums.astype(jnp.float32) + tables.offset[:, None]
+        scores = jnp.where(sums < 0, -jnp.inf, scores)
+    else:
+        if num_candidates >= rows:
+            positions = _dense(scaled, index, count, k + _SPARE)
+        else:
+            positions = candidates_of(scaled, index, num_candidates, count)
+        positions = jnp.sort(positions, -1)  # the first of equal scores is best; memory is read in order
+        scores = _exact(scaled, index, positions)
+    scores, positions = best(scores, positions, k)
+    return scores, jnp.where(positions < 0, -1, index.ids[jnp.maximum(positions, 0)])
+
+
+def candidates_of(
+    scaled: Scaled, index: VectorIndex, num_candidates: int, count: Array | None = None
+) -> Int32[Array, "queries candidates"]:
+    """Returns the positions of the vectors that look-ups propose, best first; -1 where there are fewer."""
+    tables = tables_of(scaled.in_frame, index, scaled.frame_exponents)
+    count = jnp.asarray(index.count if count is None else count, jnp.int32)
+    return scan.scan(index.codes, tables.entries, count, num_candidates)[1]
+
+
+def _exact(
+    scaled: Scaled, index: VectorIndex, positions: Int32[Array, "queries candidates"]
+) -> Float[Array, "queries candidates"]:
+    """Returns the exact scores of candidates; -inf at position -1."""
+    assert index.vectors is not None
+    known = jnp.maximum(positions, 0)
+    if index.sums_squares:
+        one, other = (power[:, None, None] for power in two_powers(-scaled.exponents))
+        assert scaled.base is not None
+        assert scaled.shift is not None
+        difference = index.vectors[known].astype(jnp.float32) * one * other - scaled.base[:, None, :]
+        return jnp.where(positions < 0, -jnp.inf, -(difference * (difference - scaled.shift[:, None, :])).sum(-1))
+    scores = rescore(scaled.rows, index.vectors, positions)
+    return scores if index.bias is None else scores + times_power(index.bias[known], -scaled.exponents)
+
+
+def _dense(scaled: Scaled, index: VectorIndex, count: Array, k: int) -> Int32[Array, "queries k"]:
+    """Returns the positions of the `k` vectors with the greatest exact scores among all; -1 if there are fewer."""
+    assert index.vectors is not None
+    scaled = lax.stop_gradient(scaled)
+    if index.sums_squares:
+        # Summed over the first dimension, so that neighboring vectors are summed side by side.
+        one, other = (power[None, :, None] for power in two_powers(-scaled.exponents))
+        assert scaled.base is not None
+        assert scaled.shift is not None
+        vectors = index.vectors.astype(jnp.float32).T[:, None, :] * one * other
+        difference = vectors - scaled.base.T[:, :, None]
+        scores = -(difference * (difference - scaled.shift.T[:, :, None])).sum(0)
+    else:
+        scores = exact_products(scaled.rows, index.vectors)
+        if index.bias is not None:
+            scores = scores + times_power(jnp.broadcast_to(index.bias[None, :], scores.shape), -scaled.exponents)
+    positions = jnp.arange(len(index.vectors), dtype=jnp.int32)[None, :]
+    scores = jnp.where(positions < count, scores, -jnp.inf)
+    return best(scores, jnp.broadcast_to(positions, scores.shape), k)[1]
+
+
+def unscaled(
+    scores: Float[Array, "queries k"], scaled: Scaled, index: VectorIndex, exact: bool
+) -> Float[Array, "queries k"]:
+    """Returns the scores of queries, given those of the scaled queries.
+
+    Args:
+      scores: the result of `local`.
+      scaled: its queries.
+      index: its index.
+      exact: whether candidates were rescored.
+    """
+    if index.metric == "cosine":
+        return jnp.where(scores == -jnp.inf, scores, jnp.clip(scores, -1.0, 1.0))
+    if index.metric == "ip":
+        return times_power(scores, scaled.exponents if exact else scaled.exponents + index.exponent)
+    if not index.sums_squares:
+        return jnp.minimum(2 * scores - (scaled.rows * scaled.rows).sum(-1, keepdims=True), 0.0)
+    if exact:
+        assert scaled.constant is not None
+        return times_power(scores - scaled.constant, 2 * scaled.exponents)
+    # Both terms are divided by `4**frame_exponents`, as neither may overflow before they are subtracted.
+    squares = (scaled.in_frame * scaled.in_frame).sum(-1, keepdims=True)
+    distances = squares - times_power(2 * scores, -scaled.frame_exponents)
+    return times_power(-jnp.maximum(distances, 0.0), 2 * (scaled.frame_exponents + index.exponent))
