@@ -1,6 +1,6 @@
 """One of two processes that have half of the rows each: `python one_of_two.py RANK PORT FOLDER`.
 
-Writes what it has learned to `FOLDER/NAME.RANK`: test_learn_sharded.py compares.
+Writes what it has learned to `FOLDER/NAME.RANK`; learn/test_sharded.py compares.
 """
 
 import sys
