@@ -28,6 +28,7 @@ retrieval
 doctor
 nn.layers
 nn.models
+nn.arguments
 nn.batches nn.nmse nn.fingerprint
 nn.rules
 nn.units

@@ -10,7 +10,8 @@ The files are in floors. Each imports from the floors before it, and from earlie
 
 1. `layers/`: a layer as a matrix product, and the products that replace it. Pure JAX.
 2. `models/`: one view of nnx and linen models; the only folder that knows Flax.
-3. `batches`, `rules`, `units`, `replacement`: which layers are replaced together, and by what; `nmse`, `fingerprint`.
+3. `batches`, `rules`, `units`, `replacement`: which layers are replaced together, and by what; `arguments`, `nmse` and
+   `fingerprint`, which others use.
 4. `planning/`, `tuning/`, `pruning/`: the parts of `plan`, `finetune` and `prune_unused_outputs`; none imports another.
 5. `capture`, `calibrate`, `diff`: the steps that `plan` and `replace` have in common.
 6. `plan`, `replace`, `finetune`, `prune`: the public functions; none imports another.

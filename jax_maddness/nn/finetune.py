@@ -14,13 +14,14 @@ import dataclasses
 import functools
 import itertools
 import math
+import numbers
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jax_maddness.nn import fingerprint
+from jax_maddness.nn import arguments, fingerprint
 from jax_maddness.nn.batches import Batches, can_be_read_again, peek
 from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.tuning.checkpoints import Checkpoints
@@ -119,7 +120,7 @@ def finetune(
       `(model, report)`.
 
     Raises:
-      TypeError: a model is none of Flax's.
+      TypeError: A model is none of Flax's, `batches` is one array, or another argument is of another type.
       ValueError: No layer of `model` is replaced, `teacher` is another model, there are too few batches, an argument is
         out of range, or `checkpoint` is of another run.
       ModuleNotFoundError: `checkpoint` is given, and orbax is not installed.
@@ -133,7 +134,9 @@ def finetune(
           print(report)
     """
     terms = as_terms(loss)
-    _validate(steps, train, learning_rate, look_every, patience)
+    integers = {"steps": (steps, 1), "look_every": (look_every, 1), "patience": (patience, 1), "seed": (seed, 0)}
+    steps, look_every, patience, seed = (arguments.integer(value, name, n) for name, (value, n) in integers.items())
+    _validate(train, learning_rate, call)
     if not can_be_read_again(batches):
         raise ValueError("`batches` are read again and again: pass a list, or a function that returns an iterator.")
     first, _ = peek(batches)
@@ -144,8 +147,8 @@ def finetune(
     objective = Objective.of(terms, (exact, parts.model), first)
     run = Run(parts, exact, objective, steps, learning_rate)
     state = run.start(train == "all", -(-steps // look_every) + 1)
-    arguments = {"steps": steps, "train": train, "learning_rate": learning_rate, "look_every": look_every}
-    found = {f"`{name}`": repr(value) for name, value in (arguments | {"patience": patience, "seed": seed}).items()}
+    settings = {"steps": steps, "train": train, "learning_rate": float(learning_rate), "look_every": look_every}
+    found = {f"`{name}`": repr(value) for name, value in (settings | {"patience": patience, "seed": seed}).items()}
     if checkpoint is not None:
         found |= _fingerprint(parts.model, exact, objective, batches, evaluated_on)
     saved = Checkpoints(checkpoint, found)
@@ -156,13 +159,11 @@ def finetune(
     return tuned.model, _report(state, parts, exact, tuned, evaluated_on)
 
 
-def _validate(steps: int, train: str, learning_rate: float, look_every: int, patience: int) -> None:
+def _validate(train: str, learning_rate: float, call: Any) -> None:
     if train not in TRAIN:
         raise ValueError(f"`train` is {train!r}; expected one of: {', '.join(map(repr, TRAIN))}.")
-    for name, value in (("steps", steps), ("look_every", look_every), ("patience", patience)):
-        if value < 1:
-            raise ValueError(f"`{name}` is {value}; expected an integer >= 1.")
-    if not 0 < learning_rate < math.inf:
+    arguments.function(call, "call", "call(model, batch)")
+    if not 0 < arguments.real(learning_rate, "learning_rate", "a positive number, such as 0.003") < math.inf:
         raise ValueError(f"`learning_rate` is {learning_rate}; expected a positive number, such as 0.003.")
 
 
@@ -170,8 +171,12 @@ def _hold_out(batches: Batches, held_out: Batches | int | None) -> tuple[list[An
     """Returns the batches to evaluate on, and a function from a seed to an endless stream of the others."""
     if held_out is None:
         held_out = max(1, len(batches) // 8) if isinstance(batches, Sequence) else 4
-    count = held_out if isinstance(held_out, int) else 0
-    evaluated_on = list(itertools.islice(peek(batches)[1], count)) if count else list(peek(held_out)[1])  # type: ignore[arg-type]
+    if isinstance(held_out, int | numbers.Number | np.bool_):
+        words = ", a number of batches, or the batches themselves, or None for one of eight"
+        count = arguments.integer(held_out, "held_out", 1, words)
+        evaluated_on = list(itertools.islice(peek(batches)[1], count))
+    else:
+        count, evaluated_on = 0, list(peek(held_out, "held_out")[1])
     if next(itertools.islice(peek(batches)[1], count, None), None) is None:
         raise ValueError(f"`batches` has only {count}, all of them held out. Pass more, or a smaller `held_out`.")
 

@@ -192,7 +192,8 @@ class _Digest:
         call = vars(type(value)).get("__call__")
         if isinstance(call, types.FunctionType):
             self.value(call)
-        if dataclasses.is_dataclass(value) and type(value).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        parameters = getattr(value, "__dataclass_params__", None)
+        if parameters is not None and parameters.frozen:
             self.value(tuple(getattr(value, field.name) for field in dataclasses.fields(value)))
         elif not isinstance(value, list | dict | set):  # a model, perhaps
             for leaf in jax.tree.leaves(value):

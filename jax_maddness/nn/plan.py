@@ -12,7 +12,7 @@ import pathlib
 import platform
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,8 +22,8 @@ from jax_maddness.core.ffi import active_tier
 from jax_maddness.learn.config import REPORTED_SHARE
 from jax_maddness.learn.data.held_out import split
 from jax_maddness.learn.progress import Progress
-from jax_maddness.nn import fingerprint
-from jax_maddness.nn.batches import Batches
+from jax_maddness.nn import arguments, fingerprint
+from jax_maddness.nn.batches import Batches, peek, validate_limits, validate_rows
 from jax_maddness.nn.calibrate import learn_unit, unlearnable, validate_captured
 from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, Captured, record
 from jax_maddness.nn.diff import Diff, diff, validate_diff
@@ -88,7 +88,7 @@ def plan(
       The plan: `print` it, and pass it to `replace`.
 
     Raises:
-      TypeError: `model` is none of Flax's.
+      TypeError: `model` is none of Flax's, `batches` is one array, or another argument is of another type.
       ValueError: No layer matches, the model does not take the batches, the metric is no number, or `path` has a plan
         for another model, other batches, other rules, another metric or another machine; it stays as it is.
 
@@ -99,17 +99,18 @@ def plan(
           print(plan)
           fast = jax_maddness.replace(model, plan)
     """
-    _validate(max_drop, ratios, products)
+    max_drop = arguments.real(max_drop, "max_drop", "a number >= 0, in units of the metric, such as 0.01")
+    ratios, products = _validated_ratios(ratios), _validated_products(products)
+    _validate(max_drop, max_seconds, metric, call, path)
     rules, adapted = validated_rules(rules), adapt(model, call)
-    given = list(batches() if callable(batches) else batches)
-    if not given:
-        raise ValueError("`batches` is empty. Pass inputs of the model: what its layers see is what is measured.")
+    given = list(peek(batches)[1])
     layers = layers_of(adapted, given[0])
     to_plan = units(decide(layers, rules))
     change = diff(layers, rules, to_plan)
     validate_diff(change)
+    validate_limits(max_rows, max_bytes, [unit.first for unit in to_plan])
     result = Plan(
-        _lines(change, to_plan, tuple(products)),
+        _lines(change, to_plan, products),
         max_drop,
         name_of(metric),
         _machine(),
@@ -133,11 +134,32 @@ def plan(
     return result
 
 
-def _validate(max_drop: float, ratios: Sequence[int], products: Sequence[str]) -> None:
-    if not max_drop >= 0 or not ratios or min(ratios) < 1:
-        raise ValueError(f"`max_drop` is {max_drop!r}, `ratios` {ratios!r}; expected a number >= 0, and integers >= 1.")
-    if not products or not set(products) <= set(PRODUCTS):
+def _validate(max_drop: float, max_seconds: Any, metric: Any, call: Any, path: Any) -> None:
+    """Validates arguments, so that no mistake is found only after minutes of measurements."""
+    if max_drop < 0:
+        raise ValueError(f"`max_drop` is {max_drop!r}; expected a number >= 0.")
+    if arguments.real(max_seconds, "max_seconds", "a number of seconds") < 0:
+        raise ValueError(f"`max_seconds` is {max_seconds!r}; expected a number of seconds, 0 or more.")
+    arguments.function(metric, "metric", "metric(outputs, batch)")
+    arguments.function(call, "call", "call(model, batch)")
+    if path is not None and not isinstance(path, str | os.PathLike):
+        raise TypeError(f"`path` is {path!r:.100}; expected the name of a JSON file.")
+    if path is not None and (pathlib.Path(path).is_dir() or not pathlib.Path(path).absolute().parent.is_dir()):
+        raise ValueError(f"`path` is {os.fspath(path)!r}; expected the name of a JSON file in a folder that exists.")
+
+
+def _validated_ratios(ratios: Any) -> tuple[int, ...]:
+    ratios = tuple(ratios) if isinstance(ratios, Iterable) and not isinstance(ratios, str) else (ratios,)
+    if not ratios:
+        raise ValueError("`ratios` is empty; expected features per codebook, such as (32, 16, 8).")
+    return tuple(arguments.integer(ratio, "ratios", 1, ", or several, such as (32, 16, 8)") for ratio in ratios)
+
+
+def _validated_products(products: Any) -> tuple[str, ...]:
+    given = (products,) if isinstance(products, str) or not isinstance(products, Iterable) else tuple(products)
+    if not given or not all(isinstance(product, str) and product in PRODUCTS for product in given):
         raise ValueError(f"`products` is {products!r}; expected some of: {', '.join(map(repr, PRODUCTS))}.")
+    return given
 
 
 def _split(batches: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -259,6 +281,8 @@ class _Rows:
     def _captured(self) -> Captured:
         layers = [unit.first for unit in self._units]
         captured = record(self._model, layers, self._batches, *self._limits, progress=False)
+        for unit in self._units:
+            validate_rows(unit.first.path, captured.rows[unit.first.path], self._batches)
         validate_captured(captured, self._units)
         return captured
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from jax_maddness.learn import validate
 from jax_maddness.learn.fit import FitConfig
+from jax_maddness.nn import arguments
 from jax_maddness.nn.layers.kinds import CODES, INT8, PRODUCTS
 from jax_maddness.nn.models.layer import Layer
 
@@ -15,6 +16,12 @@ CONVOLUTIONS = ("auto", "shared", "patches")
 """The values of `Rule.conv`."""
 _FEATURES_PER_CODEBOOK = 16
 """The default ratio of features to codebooks."""
+_INTEGERS = (
+    ("num_codebooks", 1, ", or None for one per 16 features"),
+    ("num_candidates", 0, ", a number of positions, or None"),
+    ("rank", 1, ", or None for an eighth of the lesser of features and outputs"),
+)
+"""Attributes of a rule that are integers or None: the least value, and words for None."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Rule:
         all positions.
 
     Raises:
-      TypeError: `pattern` or `config` is of another type.
+      TypeError: An attribute is of another type. Integers of NumPy are taken, bools are no integers.
       ValueError: An attribute is out of range, or `product` does not go with the others.
 
     Example:
@@ -67,16 +74,19 @@ class Rule:
     def __post_init__(self) -> None:
         validate.kind(self.pattern, str, "pattern")
         validate.kind(self.config, FitConfig, "config")
+        for name in ("skip", "share"):
+            object.__setattr__(self, name, arguments.flag(getattr(self, name), name))
+        for name, least, otherwise in _INTEGERS:
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, arguments.integer(value, name, least, otherwise))
+        exact_rows = arguments.real(self.exact_rows, "exact_rows", "a share, from 0 to less than 1")
+        object.__setattr__(self, "exact_rows", exact_rows)
         try:
             re.compile(self.pattern)
         except re.error as error:
             raise ValueError(
                 f"`pattern` {self.pattern!r} is not a regular expression: {error}. A glob's `*` is written `.*`."
             ) from error
-        if self.num_codebooks is not None and (not isinstance(self.num_codebooks, int) or self.num_codebooks < 1):
-            raise ValueError(
-                f"`num_codebooks` is {self.num_codebooks!r}; expected an integer >= 1, or None for one per 16 features."
-            )
         if self.conv not in CONVOLUTIONS:
             raise ValueError(f"`conv` is {self.conv!r}; expected one of: {', '.join(map(repr, CONVOLUTIONS))}.")
         self._validate_exact_products()
@@ -84,14 +94,8 @@ class Rule:
     def _validate_exact_products(self) -> None:
         if not 0 <= self.exact_rows < 1:
             raise ValueError(f"`exact_rows` is {self.exact_rows!r}; expected a share, from 0 to less than 1.")
-        if self.num_candidates is not None and (not isinstance(self.num_candidates, int) or self.num_candidates < 0):
-            raise ValueError(
-                f"`num_candidates` is {self.num_candidates!r}; expected a number of positions, 0, or None."
-            )
         if self.product not in PRODUCTS:
             raise ValueError(f"`product` is {self.product!r}; expected one of: {', '.join(map(repr, PRODUCTS))}.")
-        if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
-            raise ValueError(f"`rank` is {self.rank!r}; expected an integer >= 1, or None.")
         if self.product != CODES and self.needs_kernel:
             raise ValueError(
                 f"`product` {self.product!r} supports neither `exact_rows` nor `num_candidates`. Leave them out."
@@ -120,6 +124,8 @@ def validated_rules(rules: Rule | Sequence[Rule]) -> tuple[Rule, ...]:
       TypeError: One of them is no `Rule`.
       ValueError: There is none.
     """
+    if not isinstance(rules, Rule | Iterable) or isinstance(rules, str):
+        raise TypeError(f"`rules` is {rules!r:.100}; expected a `Rule`, or a list of them: Rule('encoder/.*').")
     rules = (rules,) if isinstance(rules, Rule) else tuple(rules)
     for rule in rules:
         validate.kind(rule, Rule, "rules")

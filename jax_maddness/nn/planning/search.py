@@ -56,8 +56,15 @@ class Search:
     def run(self) -> None:
         """Measures, decides, and completes the plan."""
         self.plan.before = self.score.exact  # first, as a metric that cannot be used is found in seconds
-        self._measure()
-        self._decide()
+        try:
+            self._measure()
+            self._decide()
+        except Exception as error:
+            # A model or metric of the user's may raise: the message stays its own.
+            kept = f"is kept in {os.fspath(self.path)!r}" if self.path is not None else "is lost: it needs a `path`"
+            error.add_note(f"`plan` was not finished. What it has measured so far {kept}.")
+            self._write()
+            raise
 
     def _measure(self) -> None:
         """Measures every unit, the largest first: its options, then the drop of those that are worth trying."""

@@ -20,6 +20,7 @@ class Checkpoints:
     `fingerprint` is, by name, of everything that decides the run's result.
 
     Raises:
+      ValueError: It is a file.
       ModuleNotFoundError: A folder is given, and orbax is not installed.
     """
 
@@ -34,6 +35,8 @@ class Checkpoints:
                 "`checkpoint` needs orbax: pip install orbax-checkpoint", name=error.name
             ) from error
         self._folder, self._args = pathlib.Path(folder).resolve(), orbax.args
+        if self._folder.exists() and not self._folder.is_dir():
+            raise ValueError(f"`checkpoint` is {os.fspath(folder)!r}, a file; expected a folder, which may be new.")
         options = orbax.CheckpointManagerOptions(max_to_keep=1)
         self._manager = orbax.CheckpointManager(self._folder, options=options)
 

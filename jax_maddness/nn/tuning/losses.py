@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
+
+from jax_maddness.nn.arguments import real
 
 Loss = Callable[[Any, Any, Any], Any]
 """`loss(outputs, teacher_outputs, batch)` returns a scalar."""
@@ -72,7 +75,7 @@ def kl(temperature: float = 1.0) -> Loss:
     Raises:
       ValueError: `temperature` is not positive.
     """
-    if not temperature > 0:
+    if not 0 < real(temperature, "temperature", "a positive number") < math.inf:
         raise ValueError(f"`temperature` is {temperature}; expected a positive number.")
 
     def loss(outputs: Array, wanted: Array, batch: Any = None) -> Array:
@@ -154,12 +157,12 @@ class Term:
     layers: str | None = None
 
     def __post_init__(self) -> None:
-        if not callable(self.loss) and self.loss not in LOSSES:
+        if not callable(self.loss) and not (isinstance(self.loss, str) and self.loss in LOSSES):
             known = ", ".join(map(repr, LOSSES))
             raise ValueError(
                 f"`loss` is {self.loss!r}; expected one of: {known}, or a function of outputs, targets and batch."
             )
-        if not self.weight > 0:
+        if not 0 < real(self.weight, "weight", "a positive number") < math.inf:
             raise ValueError(f"`weight` is {self.weight}; expected a positive number.")
         if self.layers is not None:
             try:
@@ -180,7 +183,7 @@ def as_terms(loss: str | Loss | Sequence[Term]) -> tuple[Term, ...]:
     """
     if isinstance(loss, str) or callable(loss):
         return (Term(loss),)
-    terms = tuple(loss)
+    terms = tuple(loss) if isinstance(loss, Iterable) else (loss,)
     if not terms or not all(isinstance(term, Term) for term in terms):
         raise ValueError(f"`loss` is {loss!r}; expected the name of a loss, a function, or a list of `Term`s.")
     return terms
