@@ -90,7 +90,7 @@ def load_model(path: str | os.PathLike[str], model: Any) -> Any:
     """
     header, specs, arrays = archive.read(path, FORMAT, VERSION, "a model", _read, _DTYPES)
     values = [_with_key(jnp.asarray(array), key) for array, key in zip(arrays, header["keys"], strict=True)]
-    by_place = dict(zip(map(tuple, header["places"]), values, strict=True))
+    by_place = dict(zip(map(_tuples, header["places"]), values, strict=True))
     (kind,) = (kind for kind in MODELS if kind.kind == header["kind"])
     return kind.from_file(model, specs, by_place, os.fspath(path))
 
