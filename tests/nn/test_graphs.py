@@ -1,4 +1,4 @@
-"""Random small models: with exact products a replaced model is the model; with codes it is `amm` in each layer's place."""
+"""Random small models: with exact products, a replaced model is the model; with codes, it is `amm` by hand."""
 
 import jax
 import jax.numpy as jnp
