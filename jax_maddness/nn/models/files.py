@@ -22,8 +22,9 @@ from jax_maddness.nn.layers.forms import FORMS
 from jax_maddness.nn.models.model import MODELS, adapt
 
 FORMAT = "jax_maddness.model"
-VERSION = 3
-"""Version 3 renamed a field of `Spec` and the arrays of an `ExactKernel`; older files are read with the new names."""
+VERSION = 4
+"""Version 3 renamed a field of `Spec` and the arrays of an `ExactKernel`; older files are read with the new names.
+Version 4 added `Spec.keeps_kernel` and the form `AxisContraction`."""
 _FORMS = {form.__name__: form for form in FORMS}
 _SIGNED, _UNSIGNED = (tuple(f"{kind}{bits}" for bits in (8, 16, 32, 64)) for kind in ("int", "uint"))
 _OLD_FIELD, _OLD_PREFIX = "maximum", "checked_"
