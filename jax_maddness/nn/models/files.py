@@ -22,8 +22,9 @@ from jax_maddness.nn.layers.forms import FORMS
 from jax_maddness.nn.models.model import MODELS, adapt
 
 FORMAT = "jax_maddness.model"
-VERSION = 3
-"""Version 3 renamed a field of `Spec` and the arrays of an `ExactKernel`; older files are read with the new names."""
+VERSION = 4
+"""Version 3 renamed a field of `Spec` and the arrays of an `ExactKernel`; older files are read with the new names.
+Version 4 added `Spec.keeps_kernel` and the form `AxisContraction`."""
 _FORMS = {form.__name__: form for form in FORMS}
 _SIGNED, _UNSIGNED = (tuple(f"{kind}{bits}" for bits in (8, 16, 32, 64)) for kind in ("int", "uint"))
 _OLD_FIELD, _OLD_PREFIX = "maximum", "checked_"
@@ -90,7 +91,7 @@ def load_model(path: str | os.PathLike[str], model: Any) -> Any:
     """
     header, specs, arrays = archive.read(path, FORMAT, VERSION, "a model", _read, _DTYPES)
     values = [_with_key(jnp.asarray(array), key) for array, key in zip(arrays, header["keys"], strict=True)]
-    by_place = dict(zip(map(tuple, header["places"]), values, strict=True))
+    by_place = dict(zip(map(_tuples, header["places"]), values, strict=True))
     (kind,) = (kind for kind in MODELS if kind.kind == header["kind"])
     return kind.from_file(model, specs, by_place, os.fspath(path))
 

@@ -134,11 +134,12 @@ class Layer:
         if len(set(forms)) > 1:
             self.reason = "its calls are different products"
             return
-        self.form, (shape,) = forms[0], shapes
+        (shape,) = shapes
         extra = len(self.kernel.shape) - len(shape)
         if extra not in (0, 1) or tuple(self.kernel.shape[extra:]) != shape:
             self.reason = "its kernel is stacked, but not once along the first axis"
-        self.steps = self.kernel.shape[0] if extra else 0
+            return
+        self.form, self.steps = forms[0], self.kernel.shape[0] if extra else 0
 
 
 def _per_dimension(value: Any, rank: int) -> tuple[int, ...]:

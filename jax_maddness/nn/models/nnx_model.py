@@ -93,7 +93,7 @@ class NnxModel:
     def with_arrays(self, arrays: Mapping[str, Any]) -> NnxModel:
         graph, state = nnx.split(self.model)
         # `replace` keeps a variable's type and metadata. `merge` makes new modules: the given model is unchanged.
-        variables = [(place, v.replace(arrays[joined(place)])) for place, v in nnx.to_flat_state(state)]
+        variables = [(place, _with_value(v, arrays[joined(place)])) for place, v in nnx.to_flat_state(state)]
         return NnxModel(nnx.merge(graph, nnx.from_flat_state(variables)), self._call)
 
     def outputs(self, arrays: Mapping[str, Any], batch: Any, hooks: Mapping[str, Hook] | None = None) -> Any:
@@ -135,7 +135,7 @@ class NnxModel:
         return [place for place in places if place in arrays]
 
     def file_arrays(self) -> dict[tuple[Any, ...], Any]:
-        return {tuple(place): v.get_value() for place, v in nnx.to_flat_state(nnx.state(self.model))}
+        return {tuple(place): _value(v) for place, v in nnx.to_flat_state(nnx.state(self.model))}
 
     @classmethod
     def from_file(
@@ -152,12 +152,21 @@ class NnxModel:
         variables = dict(nnx.to_flat_state(state))
         fits = _fits_pruned if any(spec.pruned for spec in specs.values()) else _fits
         common = variables.keys() & arrays.keys()
-        wrong = [place for place in common if not fits(arrays[place].shape, variables[place].get_value().shape)]
+        wrong = [place for place in common if not fits(arrays[place].shape, _value(variables[place]).shape)]
         if wrong or variables.keys() != arrays.keys():
             different = sorted(joined(place) for place in {*wrong, *(variables.keys() ^ arrays.keys())})
             raise ValueError(f"The file is of another model: {different} differ. Pass one of the same architecture.")
-        filled = [(place, v.replace(arrays[place])) for place, v in variables.items()]
+        filled = [(place, _with_value(v, arrays[place])) for place, v in variables.items()]
         return with_widths(nnx.merge(graph, nnx.from_flat_state(filled)))
+
+
+def _value(leaf: Any) -> Any:
+    """Returns the array of a leaf of a state: a variable, or the array itself, as `WeightNorm` holds it."""
+    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+
+
+def _with_value(leaf: Any, array: Any) -> Any:
+    return leaf.replace(array) if isinstance(leaf, nnx.Variable) else array
 
 
 def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:

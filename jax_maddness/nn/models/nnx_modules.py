@@ -138,7 +138,8 @@ def with_calls(model: nnx.Module, arounds: Mapping[str, Around], steps: Mapping[
         raise ValueError(f"The model has no modules {sorted(missing)}.")
     for path, around in arounds.items():
         module: Any = modules[path]
-        module.__class__ = _intercepted(type(module))
+        kind: Any = type(module)
+        module.__class__ = _intercepted(kind)
         module.maddness_around = around
         if count := (steps or {}).get(path):
             # A variable of the kernel's type is sliced wherever the kernel is. Floats, so that it has a gradient.
