@@ -141,7 +141,7 @@ def _assemble(header: dict[str, Any], read: archive.Reader) -> VectorIndex:
 def _validate_values(arrays: dict[str, np.ndarray]) -> None:
     """Raises unless ids ascend from 0 or more and all numbers are finite."""
     ids = arrays["ids"]
-    if np.any(np.diff(ids) <= 0) or ids.size and ids[0] < 0:
+    if np.any(np.diff(ids) <= 0) or (ids.size and ids[0] < 0):
         raise ValueError("its ids do not ascend, or are negative.")
     for name, a in arrays.items():
         if a.dtype.name not in ("uint8", "int8", "int32") and not np.isfinite(a.astype(np.float32)).all():
