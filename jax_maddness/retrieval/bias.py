@@ -35,10 +35,10 @@ def shielded(
       >>> shielded(np.float32([-1e9, 0, 1, 2]), one, one * [[0], [2]]).tolist()
       [-3.0, 0.0, 1.0, 2.0]
     """
-    products = np.float64(queries[:_QUERIES]) @ np.float64(vectors[:_VECTORS]).T
+    products = queries[:_QUERIES].astype(np.float64) @ vectors[:_VECTORS].astype(np.float64).T
     widest = _MARGIN * float(np.ptp(products, axis=1).max(initial=0.0))
     order = np.argsort(bias, kind="stable")
-    gaps = np.diff(np.float64(bias[order]))
+    gaps = np.diff(bias[order].astype(np.float64))
     wide = np.flatnonzero(gaps > widest)
     if not len(wide) or not widest:
         return bias
@@ -48,4 +48,4 @@ def shielded(
     kept = len(bias) - (min(_WINNERS, len(bias)) + 1) // 2
     result = np.empty(len(bias))
     result[order] = moved - moved[kept] + bias[order[kept]]
-    return np.float32(result)
+    return result.astype(np.float32)

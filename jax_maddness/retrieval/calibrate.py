@@ -151,12 +151,12 @@ def candidates(measured: tuple[tuple[float, ...], ...], recall: float, k: int, c
         return k
     if reached:
         raise ValueError(
-            f"`k` is {k}, but recall was measured with at most {int(measured[-1][0])} candidates. Pass `num_candidates`, "
-            "at least `k`."
+            f"`k` is {k}, but recall was measured with at most {int(measured[-1][0])} candidates. Pass "
+            "`num_candidates`, at least `k`."
         )
     most = max(row[column] for row in measured)
     raise ValueError(
         f"`recall` is {recall}, but the most that was measured for {TOPS[column - 1]} neighbors is {most} with "
-        f"{int(measured[-1][0])} candidates. Ask for less, pass a larger `num_candidates`, or build the index with more "
-        "codebooks."
+        f"{int(measured[-1][0])} candidates. Ask for less, pass a larger `num_candidates`, or build the index "
+        "with more codebooks."
     )

@@ -49,7 +49,7 @@ def unit(rows: Float[np.ndarray, "rows features"]) -> Float[np.ndarray, "rows fe
       >>> unit(np.float32([[3e-30, 4e-30], [0, 0]])).round(6).tolist()
       [[0.6, 0.8], [0.0, 0.0]]
     """
-    rows = np.float64(rows)
+    rows = rows.astype(np.float64)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(lengths > 0, lengths, 1.0)
 

@@ -27,8 +27,8 @@ class VectorIndex:
       codes: two 4-bit codes per byte, in the order that `scan.pack` describes.
       quantizer: the prototypes that the codes stand for.
       ids: ids of the vectors, ascending.
-      bias: number that is added to the products of each vector. None: nothing. An index for "l2" of an older version has
-        minus half the squared length of each vector here.
+      bias: number that is added to the products of each vector. None: nothing. An index for "l2" of file version 1
+        has minus half the squared length of each vector here.
       vectors: the vectors for rescoring, of length 1 for "cosine"; None: scores can only be approximate.
       trees: split trees that encode vectors, if the index was built with `method="trees"`; otherwise None.
       metric: "ip", "l2" or "cosine".

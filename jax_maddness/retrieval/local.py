@@ -3,10 +3,10 @@
     queries --scaled_queries--> Scaled --local--> scores of the scaled queries, ids --unscaled--> scores
 
 Every query is divided by a power of two before it is multiplied, so that no product leaves the range of float32.
-Distances are sums of squared differences, as `|q|^2 - 2 q.v + |v|^2` cancels where lengths exceed distances. For queries
-that are far from all vectors, these sums would round the vectors away; there it is the other way round, and
-`|q - o|^2 + (v - o).(v + o - 2 q)` with the origin `o` of the index has all digits. Both are `sum(a * (a - shift))` with
-`a = v - base`, plus `constant`.
+Distances are sums of squared differences, as `|q|^2 - 2 q.v + |v|^2` cancels where lengths exceed distances. For
+queries that are far from all vectors, these sums would round the vectors away; there it is the other way round, and
+`|q - o|^2 + (v - o).(v + o - 2 q)` with the origin `o` of the index has all digits. Both are
+`sum(a * (a - shift)) + constant` with `a = v - base`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def local(
     count = jnp.asarray(index.count if count is None else count, jnp.int32)
     rows = len(index.ids)
     if not rows:
-        queries = len(scaled.rows)
+        queries = scaled.rows.shape[0]
         return best(jnp.zeros((queries, 0), jnp.float32), jnp.zeros((queries, 0), jnp.int32), k)
     if not num_candidates:
         tables = tables_of(scaled.in_frame, index, scaled.frame_exponents)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,10 @@ from jaxtyping import Array, Bool, Float
 from jax_maddness.core.amm import amm
 from jax_maddness.core.types import MaddnessOp
 from jax_maddness.learn import validate
-from jax_maddness.retrieval.top_k import exact_einsum, exact_weights
+from jax_maddness.learn.data.modes import modes
+from jax_maddness.retrieval import validate as arguments
+from jax_maddness.retrieval.explicit import by_rows, replicated
+from jax_maddness.retrieval.top_k import exact_bias, exact_einsum, exact_weights
 
 
 @jax.tree_util.register_dataclass
@@ -41,7 +45,12 @@ class OutlierRows:
 
     def distance(self, x: Float[Array, "... features"]) -> Float[Array, "..."]:
         """Returns the distance of each row from the center, in standard deviations; infinity for a row with NaN."""
-        distance = jnp.sqrt((((x.astype(jnp.float32) - self.center) / self.scale) ** 2).mean(-1))
+        center, scale = (jnp.expand_dims(a, tuple(range(x.ndim - 1))) for a in (self.center, self.scale))
+        deviation = jnp.abs((lax.stop_gradient(x).astype(jnp.float32) - center) / scale)
+        largest = deviation.max(-1, keepdims=True)
+        usable = (largest > 0) & (largest < jnp.inf)  # squares of deviations themselves could overflow
+        parts = deviation / jnp.where(usable, largest, 1.0)
+        distance = jnp.where(usable, largest, 1.0)[..., 0] * jnp.sqrt((parts * parts).mean(-1))
         return jnp.where(jnp.isnan(distance), jnp.inf, distance)
 
     def __call__(self, x: Float[Array, "... features"]) -> Bool[Array, "..."]:
@@ -73,13 +82,19 @@ def fit_outlier_rows(x_train: Float[ArrayLike, "... features"], share: float = 0
       >>> round(float(rule.share(jnp.float32(rows))), 2)
       0.05
     """
+    share = arguments.share(share, "share")
     if not 0 < share < 1:
         raise ValueError(f"`share` is {share}; expected a number between 0 and 1.")
-    rows = validate.samples(x_train)
+    rows = validate.samples(arguments.array(x_train, "x_train"))
     deviation = rows.std(0, dtype=np.float64).astype(np.float32)
     scale = np.where(deviation > 0, deviation, max(float(deviation.max()), 1.0)).astype(np.float32)
     rule = OutlierRows(jnp.asarray(rows.mean(0, dtype=np.float64), jnp.float32), jnp.asarray(scale), jnp.float32(0))
-    return dataclasses.replace(rule, threshold=jnp.quantile(rule.distance(jnp.asarray(rows)), 1 - share))
+    return dataclasses.replace(rule, threshold=_quantile(rule, rows, 1 - share))
+
+
+def _quantile(rule: OutlierRows, rows: np.ndarray, share: float) -> Float[Array, ""]:
+    with modes():
+        return jnp.quantile(rule.distance(jnp.asarray(rows)), share)
 
 
 def amm_with_exact_rows(
@@ -121,18 +136,44 @@ def amm_with_exact_rows(
       >>> amm_with_exact_rows(x, op, jnp.array([False, True, False]), max_exact=1, w=w).tolist()
       [[0.0], [20.0], [0.0]]
     """
+    max_exact = arguments.integer(max_exact, "max_exact")
     if max_exact < 0:
         raise ValueError(f"`max_exact` is {max_exact}; expected a number of rows.")
-    y, weights = amm(x, op), exact_weights(op, w)
+    x = arguments.row_array(x, "x")
+    weights, bias = exact_weights(op, w, x), exact_bias(op, bias)
     if isinstance(rows, OutlierRows):
-        distance = rows.distance(x)
+        if rows.center.shape != x.shape[-1:]:
+            raise ValueError(f"`rows` was fitted to {rows.center.shape[-1]} features, but `x` has {x.shape[-1]}.")
+    else:
+        rows = jnp.asarray(arguments.array(rows, "rows"))
+        if rows.dtype != jnp.bool_:
+            raise TypeError(f"`rows` is {rows.dtype}; expected an OutlierRows, or a mask of bool.")
+        if rows.shape != x.shape[:-1]:
+            raise ValueError(f"`rows` has shape {rows.shape}; expected {x.shape[:-1]}, one entry for each row of `x`.")
+    return _with_exact_rows(x, op, rows, weights, bias, max_exact)
+
+
+@functools.partial(jax.jit, static_argnames="max_exact", inline=True)
+def _with_exact_rows(
+    x: Array, op: MaddnessOp, rows: OutlierRows | Array, weights: Array, bias: Array | None, max_exact: int
+) -> Array:
+    if isinstance(rows, OutlierRows):
+        distance = by_rows(lambda x, rule: rule.distance(x), x, x.ndim - 1, rows)
         urgency = jnp.where(distance > rows.threshold, distance, -1.0)
     else:
-        urgency = jnp.where(jnp.asarray(rows), 1.0, -1.0)
-    if urgency.shape != x.shape[:-1]:
-        raise ValueError(f"`rows` has shape {urgency.shape}; expected {x.shape[:-1]}, one entry for each row of `x`.")
-    flat, flat_y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-    urgency, chosen = lax.top_k(urgency.reshape(-1), min(max_exact, len(flat)))
-    exact = exact_einsum("nd,dm->nm", flat[chosen], weights) + (0.0 if bias is None else bias)
-    exact = jnp.where(urgency[:, None] > 0, exact.astype(y.dtype), flat_y[chosen])
-    return flat_y.at[chosen].set(exact, unique_indices=True).reshape(y.shape)
+        urgency = jnp.where(rows, 1.0, -1.0)
+    # Chosen among all rows; each device then multiplies those that it holds.
+    flat = replicated(urgency).reshape(-1)
+    urgent, chosen = lax.top_k(flat, min(max_exact, flat.size))
+    mask = jnp.zeros(flat.shape, bool).at[chosen].set(urgent > 0, unique_indices=True).reshape(x.shape[:-1])
+
+    def on_rows(x: Array, op: MaddnessOp, weights: Array, bias: Array | None, mask: Array) -> Array:
+        y = amm(x, op)
+        rows, outputs, is_chosen = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), mask.reshape(-1)
+        is_exact, chosen = lax.top_k(is_chosen.astype(jnp.int32), min(max_exact, is_chosen.size))
+        exact = exact_einsum("nd,dm->nm", rows[chosen].astype(jnp.float32), weights.astype(jnp.float32))
+        exact = (exact if bias is None else exact + bias[None, :]).astype(y.dtype)
+        exact = jnp.where(is_exact[:, None] > 0, exact, outputs[chosen])
+        return outputs.at[chosen].set(exact, unique_indices=True).reshape(y.shape)
+
+    return by_rows(on_rows, x, x.ndim - 1, op, weights, bias, mask=mask)

@@ -41,13 +41,13 @@ def tables_of(
     """
     prototypes, constants, _, center = index.quantizer
     added = jnp.broadcast_to(
-        jnp.append(constants.reshape(-1), center[-1:])[None, :], (len(queries), constants.size + 1)
+        jnp.append(constants.reshape(-1), center[-1:])[None, :], (queries.shape[0], constants.size + 1)
     )
     if exponents is not None:
         added = times_power(added, -exponents)
     # The default precision suffices for entries of 7 bits, and on CPUs it halves the time of a single query.
     products = queries @ prototypes.reshape(-1, prototypes.shape[-1]).T + added[:, :-1]
-    products = products.reshape(len(queries), *constants.shape)
+    products = products.reshape(queries.shape[0], *constants.shape)
     low = products.min(-1, keepdims=True)
     scale = (products - low).max((1, 2)) / scan.MAX_ENTRY
     tiny = jnp.finfo(jnp.float32).tiny

@@ -42,7 +42,7 @@ def definition(
 
 
 def _rows(vectors: Array, positions: Array, known: Array, run: int) -> Float[Array, "queries k run*features"]:
-    """Returns the `run` vectors from each position on, in float32; those at the first position where it is not known."""
+    """Returns the `run` vectors from each position on, in float32; the first ones where it is not known."""
     within = jnp.where(known, positions, 0)[..., None] + jnp.arange(run, dtype=jnp.int32)[None, None, :]
     return vectors[within].reshape(*positions.shape, run * vectors.shape[1]).astype(jnp.float32)
 
@@ -100,9 +100,9 @@ def _tangent(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Arr
     queries, vectors, positions = primals
     scores, tangent = _with_gradient(*primals), jnp.zeros(positions.shape, jnp.float32)
     zero = jax.custom_derivatives.SymbolicZero
-    for args in ((tangents[0], vectors), (queries, tangents[1])):
-        if not any(isinstance(arg, zero) for arg in args):
-            tangent = tangent + definition(*args, positions)
+    for q, v in ((tangents[0], vectors), (queries, tangents[1])):
+        if not isinstance(q, zero) and not isinstance(v, zero):
+            tangent = tangent + definition(q, v, positions)
     return scores, jnp.where(scores == -jnp.inf, 0.0, tangent)
 
 

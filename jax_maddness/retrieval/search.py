@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int32
 
 from jax_maddness.retrieval import calibrate, validate
+from jax_maddness.retrieval.explicit import by_rows, replicated
 from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.local import Scaled, local, scaled_queries, unscaled
 from jax_maddness.retrieval.products import best
@@ -35,7 +36,8 @@ def search(
     of the lower id comes first.
 
     A query with NaN or an infinity gets the scores NaN and the ids -1. A query or a vector of length zero has the
-    cosine 0. The function can be called inside of `jax.jit` and `jax.vmap`.
+    cosine 0. Queries may be of any scale: the ids are right even where float32 cannot hold a score, which is then
+    infinite or zero. The function can be called inside of `jax.jit` and `jax.vmap`.
 
     Args:
       queries: float32, bfloat16 or float16; any leading dimensions.
@@ -82,17 +84,22 @@ def search(
 def _search(
     queries: Float[Array, "... features"], index: VectorIndex, k: int, num_candidates: int
 ) -> tuple[Float[Array, "... k"], Int32[Array, "... k"]]:
-    rows = queries.reshape(-1, index.num_features).astype(jnp.float32)
-    finite = jnp.isfinite(rows).all(-1, keepdims=True)
-    scaled = scaled_queries(jnp.where(finite, rows, 0.0), index)
-    scores, ids = (local if index.mesh is None else _sharded)(scaled, index, k, num_candidates)
-    scores = jnp.where(finite, unscaled(scores, scaled, index, bool(num_candidates)), jnp.nan)
-    ids = jnp.where(finite, ids, -1)
-    return scores.reshape(*queries.shape[:-1], k), ids.reshape(*queries.shape[:-1], k)
+    def on_rows(queries: Array, index: VectorIndex) -> tuple[Array, Array]:
+        rows = queries.reshape(-1, index.num_features).astype(jnp.float32)
+        finite = jnp.isfinite(rows).all(-1, keepdims=True)
+        scaled = scaled_queries(jnp.where(finite, rows, 0.0), index)
+        scores, ids = (local if index.mesh is None else _sharded)(scaled, index, k, num_candidates)
+        scores = jnp.where(finite, unscaled(scores, scaled, index, bool(num_candidates)), jnp.nan)
+        ids = jnp.where(finite, ids, -1)
+        return scores.reshape(*queries.shape[:-1], k), ids.reshape(*queries.shape[:-1], k)
+
+    if index.mesh is not None:  # the vectors are sharded, so that all devices see all queries
+        return on_rows(replicated(queries), index)
+    return by_rows(on_rows, queries, queries.ndim - 1, index)
 
 
 def validate_counts(k: int, num_candidates: int) -> tuple[int, int]:
-    """Returns both as ints; raises TypeError or ValueError unless `k >= 1` and `num_candidates` is 0 or at least `k`."""
+    """Returns both as ints, if `k >= 1` and `num_candidates` is 0 or at least `k`; raises an error otherwise."""
     k, num_candidates = validate.integer(k, "k"), validate.integer(num_candidates, "num_candidates")
     if k < 1 or num_candidates < 0:
         raise ValueError(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from jax_maddness.core.amm import amm
 from jax_maddness.core.types import MaddnessOp
+from jax_maddness.retrieval import validate
+from jax_maddness.retrieval.explicit import by_rows
 from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.search import search, validate_counts
 
@@ -45,11 +49,11 @@ def top_k(
 
     Returns:
       The values, float32, greatest first, and the indices of the outputs, int32. Of equal values, that of the lower
-      index comes first.
+      index comes first. A row with NaN or an infinity gets the values NaN and the indices -1.
 
     Raises:
-      TypeError: `op_or_index` is neither an op nor an index.
-      ValueError: shapes do not match, `k` exceeds the number of outputs, or there are no weights.
+      TypeError: `op_or_index` is neither an op nor an index, or an argument has the wrong type.
+      ValueError: shapes do not match, `bias` is not finite, `k` exceeds the number of outputs, or there are no weights.
 
     Example:
       >>> from jax_maddness import LookupTables, SplitTrees
@@ -65,24 +69,38 @@ def top_k(
                 "An index has its own vectors and bias, and must be for 'ip'. Leave out `w` and `bias`: "
                 "`build_index(w.T, bias=bias)`."
             )
-        if k > op_or_index.count:
+        if validate.integer(k, "k") > op_or_index.count:
             raise ValueError(f"`k` is {k}, but `index` has {op_or_index.count} outputs. Ask for fewer.")
         return search(x, op_or_index, k, num_candidates=num_candidates)
     if not isinstance(op_or_index, MaddnessOp):
         raise TypeError(f"`op_or_index` is {type(op_or_index).__name__}; expected a MaddnessOp or a VectorIndex.")
-    validate_counts(k, num_candidates)
-    y = amm(x, op_or_index).astype(jnp.float32)
-    if k > y.shape[-1]:
-        raise ValueError(f"`k` is {k}, but `op` has {y.shape[-1]} outputs. Ask for fewer.")
-    if not num_candidates:
-        return lax.top_k(y, k)
-    candidates = jnp.sort(lax.top_k(y, min(num_candidates, y.shape[-1]))[1], -1)
-    columns = jnp.take(exact_weights(op_or_index, w), candidates, axis=1)
-    values = exact_einsum("...d,d...k->...k", x, columns)
-    if bias is not None:
-        values += bias[candidates]
-    values, order = lax.top_k(values, k)
-    return values, jnp.take_along_axis(candidates, order, -1)
+    k, num_candidates = validate_counts(k, num_candidates)
+    x = validate.row_array(x, "x")
+    if k > op_or_index.num_outputs:
+        raise ValueError(f"`k` is {k}, but `op` has {op_or_index.num_outputs} outputs. Ask for fewer.")
+    weights = exact_weights(op_or_index, w, x) if num_candidates else None
+    return _top_k(x, op_or_index, weights, exact_bias(op_or_index, bias), k, num_candidates)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "num_candidates"), inline=True)
+def _top_k(
+    x: Array, op: MaddnessOp, weights: Array | None, bias: Array | None, k: int, num_candidates: int
+) -> tuple[Array, Array]:
+    def on_rows(x: Array, op: MaddnessOp, weights: Array | None, bias: Array | None) -> tuple[Array, Array]:
+        finite = jnp.isfinite(x).all(-1, keepdims=True)
+        x = jnp.where(finite, x, jnp.zeros((), x.dtype))
+        values, outputs = lax.top_k(amm(x, op).astype(jnp.float32), min(max(k, num_candidates), op.num_outputs))
+        if weights is not None:
+            outputs = jnp.sort(outputs, -1)
+            columns = jnp.take(weights.astype(jnp.float32), outputs, axis=1)
+            values = exact_einsum("...d,d...k->...k", x.astype(jnp.float32), columns)
+            if bias is not None:
+                values = values + bias[outputs]
+            values, order = lax.top_k(values, k)
+            outputs = jnp.take_along_axis(outputs, order, -1)
+        return jnp.where(finite, values, jnp.nan), jnp.where(finite, outputs, -1)
+
+    return by_rows(on_rows, x, x.ndim - 1, op, weights, bias)
 
 
 def max_over_positions(
@@ -108,10 +126,11 @@ def max_over_positions(
       num_candidates: number of positions that are rescored for each output, at least 1.
 
     Returns:
-      The maximum of each output, in the dtype of `x`, without the dimension of positions.
+      The maximum of each output, in the dtype of `x`, without the dimension of positions. If a position has NaN, every
+      output is NaN, as the exact maximum is.
 
     Raises:
-      TypeError: `x` is neither float32, bfloat16 nor float16.
+      TypeError: `x` is neither float32, bfloat16 nor float16, or another argument has the wrong type.
       ValueError: there is no position, `num_candidates` is not positive, or there are no weights.
 
     Example:
@@ -122,28 +141,64 @@ def max_over_positions(
       >>> max_over_positions(jnp.array([[-1.0], [3.0], [-2.0]]), op, w=jnp.array([[2.0]])).tolist()
       [6.0]
     """
+    num_candidates = validate.integer(num_candidates, "num_candidates")
+    x = validate.row_array(x, "x")
     if x.ndim < 2 or not x.shape[-2] or num_candidates < 1:
         raise ValueError(
             f"`x` has shape {x.shape} and `num_candidates` is {num_candidates}; expected [..., positions, features], "
             "at least one position, and `num_candidates >= 1`."
         )
-    weights = exact_weights(op, w)
-    y = jnp.moveaxis(amm(x, op), -2, -1)  # [..., outputs, positions]
-    chosen = y.argmax(-1)[..., None] if num_candidates == 1 else lax.top_k(y, min(num_candidates, y.shape[-1]))[1]
-    rows = jnp.take_along_axis(x[..., None, :, :], chosen[..., None], -2)  # [..., outputs, candidates, features]
-    greatest = exact_einsum("...mkd,dm->...mk", rows, weights).max(-1)
-    return (greatest + (0.0 if bias is None else bias)).astype(x.dtype)
+    return _max_over_positions(x, op, exact_weights(op, w, x), exact_bias(op, bias), num_candidates)
 
 
-def exact_weights(op: MaddnessOp, w: Array | None) -> Array:
+@functools.partial(jax.jit, static_argnames="num_candidates", inline=True)
+def _max_over_positions(x: Array, op: MaddnessOp, weights: Array, bias: Array | None, num_candidates: int) -> Array:
+    def on_examples(x: Array, op: MaddnessOp, weights: Array, bias: Array | None) -> Array:
+        y = jnp.moveaxis(amm(x, op), -2, -1)  # [..., outputs, positions]
+        chosen = y.argmax(-1)[..., None] if num_candidates == 1 else lax.top_k(y, min(num_candidates, y.shape[-1]))[1]
+        rows = jnp.take_along_axis(x[..., None, :, :], chosen[..., None], -2)  # [..., outputs, candidates, features]
+        greatest = exact_einsum("...mkd,dm->...mk", rows.astype(jnp.float32), weights.astype(jnp.float32)).max(-1)
+        if bias is not None:
+            greatest = greatest + jnp.expand_dims(bias, tuple(range(greatest.ndim - 1)))
+        has_nan = jnp.isnan(x).any((-2, -1))[..., None]
+        return jnp.where(has_nan, jnp.nan, greatest).astype(x.dtype)
+
+    return by_rows(on_examples, x, x.ndim - 2, op, weights, bias)
+
+
+def exact_weights(op: MaddnessOp, w: Array | None, x: Array) -> Array:
     """Returns the weights to rescore with: `w`, or those that `op` keeps.
 
     Raises:
-      ValueError: there are neither, or their shape does not match `op`.
+      TypeError: `w` is no array of floating-point numbers, or `op` is no op.
+      ValueError: there are neither, or their shape does not match `op` and `x`.
     """
-    weights = op.weights if w is None else w
-    if weights is None:
+    if not isinstance(op, MaddnessOp):
+        raise TypeError(f"`op` is {type(op).__name__}; expected a MaddnessOp.")
+    if w is None and op.weights is None:
         raise ValueError("`op` does not keep `w`, which rescoring needs. Pass `w`, or `fit(..., keep_weights=True)`.")
-    if weights.ndim != 2 or weights.shape[1] != op.num_outputs:
-        raise ValueError(f"`w` has shape {weights.shape}; expected [features, {op.num_outputs}], as `op` has.")
+    weights = op.weights if w is None else validate.row_array(w, "w")
+    assert weights is not None
+    if weights.shape != (x.shape[-1], op.num_outputs):
+        raise ValueError(
+            f"`w` has shape {weights.shape}; expected [{x.shape[-1]}, {op.num_outputs}], the features of `x` and the "
+            "outputs of `op`."
+        )
     return weights
+
+
+def exact_bias(op: MaddnessOp, bias: Array | None) -> Array | None:
+    """Returns the bias of exact products in float32.
+
+    Raises:
+      TypeError: `bias` is no array of floating-point numbers.
+      ValueError: it does not have one number for each output of `op`, or one that is not finite.
+    """
+    if bias is None:
+        return None
+    bias = validate.row_array(bias, "bias").astype(jnp.float32)
+    if bias.shape != (op.num_outputs,):
+        raise ValueError(f"`bias` has shape {bias.shape}; expected ({op.num_outputs},), one number for each output.")
+    if not isinstance(bias, jax.core.Tracer) and not np.isfinite(np.asarray(bias)).all():
+        raise ValueError("`bias` has NaN or infinite values. To mask outputs, pass a finite number such as -1e9.")
+    return bias

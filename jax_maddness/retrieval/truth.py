@@ -26,7 +26,8 @@ def true_neighbors(
       metric: "ip", "l2" or "cosine".
       k: number of neighbors.
     """
-    asked, origin = np.float64(queries), np.zeros(vectors.shape[1])
+    queries = queries.astype(np.float64)
+    asked, origin = queries, np.zeros(vectors.shape[1])
     if metric == "cosine":
         asked = unit(queries)
     if metric == "l2":
@@ -44,7 +45,7 @@ def true_neighbors(
             scores += np.float64(bias[at : at + BLOCK])
         _merge(best, positions, scores, at)
     if metric == "l2":
-        for i, query in enumerate(np.float64(queries)):
+        for i, query in enumerate(queries):
             positions[i] = np.sort(positions[i])
             differences = query - np.float64(vectors[positions[i]])
             order = np.argsort(np.einsum("kd,kd->k", differences, differences), kind="stable")

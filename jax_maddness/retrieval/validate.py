@@ -19,7 +19,7 @@ from jax_maddness.retrieval.index import METRICS
 _SAFE = 2.0**50
 """Rows of at most this magnitude have squared lengths that float32 holds, with any number of features."""
 _LEAST = 2.0**-100
-"""The largest magnitude of all vectors is at least this, such that numbers a million times smaller are not subnormal."""
+"""The largest magnitude of all vectors is at least this, so that numbers a million times smaller are normal."""
 _LARGEST_ID = np.iinfo(np.int32).max
 METHODS = ("kmeans", "trees")
 """The values of the argument `method` of `build_index`."""
@@ -86,7 +86,8 @@ def rows(
         raise ValueError(f"`{name}` has vectors so long that their squared lengths overflow float32. Scale it down.")
     if features is None and 0 < largest < _LEAST:
         raise ValueError(
-            f"`{name}` has no magnitude above {largest:.2g}, and float32 loses digits of such small numbers. Scale it up."
+            f"`{name}` has no magnitude above {largest:.2g}, and float32 loses digits of such "
+            "small numbers. Scale it up."
         )
     return rows
 
@@ -240,7 +241,8 @@ def share(value: Any, name: str) -> float:
     Raises:
       TypeError: it is no number.
     """
-    if isinstance(value, bool | str) or not isinstance(value, numbers.Real | np.ndarray | jax.Array) or np.ndim(value):
+    shape = getattr(value, "shape", ())
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real | np.ndarray | jax.Array) or shape:
         raise TypeError(f"`{name}` is {value!r}; expected a number.")
     try:
         return float(value)
@@ -259,11 +261,10 @@ def row_array(x: Any, name: str) -> jax.Array:
     if isinstance(rows, np.ndarray) and rows.dtype == np.float64:
         with np.errstate(over="ignore"):
             rows = rows.astype(np.float32)
-    rows = jnp.asarray(rows)
     if rows.dtype not in ROW_DTYPES:
         raise TypeError(
             f"`{name}` is {rows.dtype}; expected float32, bfloat16 or float16. Cast it: `{name}.astype(jnp.float32)`."
         )
     if not rows.ndim:
         raise ValueError(f"`{name}` has shape (); expected [..., features].")
-    return rows
+    return jnp.asarray(rows)
