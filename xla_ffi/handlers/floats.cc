@@ -55,7 +55,7 @@ Problem check_floats(const Named& codes, const Named& tables, const Named& rows)
   check_type(codes, ffi::DataType::U8, "uint8");
   check_type(tables, ffi::DataType::F32, "float32");
   check_type(rows, ffi::DataType::F32, "float32");
-  const Problem problem{codes.rank() == 0 ? 0 : codes.dim(0), count_rows(codes), codes.last(), rows.last()};
+  const Problem problem{codes.dim(0), count_rows(codes), codes.last(), rows.last()};
   if (problem.codebooks < 1) throw InvalidArgument(describe(codes) + " must have at least one codebook.");
   check_shape(tables, {problem.ops, problem.outputs, problem.codebooks, kLeaves});
   check_rows(rows, codes, problem.outputs);

@@ -10,6 +10,11 @@ std::string describe(const Named& array) {
   return text + "]";
 }
 
+int64_t Named::dim(size_t i) const {
+  if (i >= rank()) throw InvalidArgument(describe(*this) + " has too few dimensions.");
+  return buffer.dimensions()[i];
+}
+
 FloatType check_float_type(const Named& array) {
   switch (array.buffer.element_type()) {
     case ffi::DataType::F32:
@@ -37,7 +42,7 @@ void check_shape(const Named& array, std::initializer_list<int64_t> shape) {
 
 void check_rows(const Named& array, const Named& like, int64_t last) {
   const auto dims = array.buffer.dimensions(), like_dims = like.buffer.dimensions();
-  if (dims.size() == like_dims.size() && std::equal(dims.begin(), dims.end() - 1, like_dims.begin()) &&
+  if (dims.size() > 0 && dims.size() == like_dims.size() && std::equal(dims.begin(), dims.end() - 1, like_dims.begin()) &&
       array.last() == last) {
     return;
   }

@@ -24,9 +24,11 @@ struct Named {
   const char* name;
   ffi::AnyBuffer buffer;
 
-  int64_t dim(size_t i) const { return buffer.dimensions()[i]; }
+  // Throws InvalidArgument where the array has no such dimension: the handlers' memory safety does not depend on the
+  // order of their checks.
+  int64_t dim(size_t i) const;
   size_t rank() const { return buffer.dimensions().size(); }
-  int64_t last() const { return dim(rank() - 1); }
+  int64_t last() const { return dim(rank() - 1); }  // of rank 0, that is a dimension far beyond
 };
 
 // "x [2, 3, 8]"
