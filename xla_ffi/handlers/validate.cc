@@ -42,8 +42,8 @@ void check_shape(const Named& array, std::initializer_list<int64_t> shape) {
 
 void check_rows(const Named& array, const Named& like, int64_t last) {
   const auto dims = array.buffer.dimensions(), like_dims = like.buffer.dimensions();
-  if (dims.size() > 0 && dims.size() == like_dims.size() && std::equal(dims.begin(), dims.end() - 1, like_dims.begin()) &&
-      array.last() == last) {
+  if (dims.size() > 0 && dims.size() == like_dims.size() &&
+      std::equal(dims.begin(), dims.end() - 1, like_dims.begin()) && array.last() == last) {
     return;
   }
   throw InvalidArgument(describe(array) + " must have the dimensions of " + describe(like) + ", with " +

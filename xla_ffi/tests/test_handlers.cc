@@ -1,8 +1,6 @@
 // The handlers, called as XLA calls them: first to ask which version of the FFI API they were compiled for, then with
 // arrays of wrong ranks. Dimensions and contents lie in memory of exactly their size, so that AddressSanitizer notices
 // what a handler reads beside them. What handlers compute is tested from Python, where XLA itself is the caller.
-#include "xla_ffi/handlers/handlers.h"
-
 #include <algorithm>
 #include <functional>
 #include <memory>
@@ -10,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "xla_ffi/handlers/handlers.h"
 #include "xla_ffi/tests/testing.h"
 
 struct XLA_FFI_Error {
@@ -127,11 +126,13 @@ void test_ranks(const Call& call) {
   CHECK(!message(all).empty(), "%s takes arrays of rank 0", call.name);
 }
 
-// Right calls of all handlers: 2 rows of 3 features, 2 codebooks that project 4 of them, 5 outputs; 2 queries, 7 vectors.
+// Right calls of all handlers: 2 rows of 3 features, 2 codebooks that project 4 of them, 5 outputs; 2 queries, 7
+// vectors.
 std::vector<Call> calls() {
   const Array x{kF32, {1, 2, 3}}, codes{kU8, {1, 2, 2}}, y{kF32, {1, 2, 5}}, sums{kS32, {1, 2, 5}};
   const Array indices{kS32, {1, 2, 4}}, thresholds{kF32, {1, 2, 15}};
-  const Array features{kS32, {1, 2, 4}}, projections{kS8, {1, 2, 4, 4}}, integers{kS32, {1, 2, 15}}, center{kF32, {1, 3}};
+  const Array features{kS32, {1, 2, 4}}, projections{kS8, {1, 2, 4, 4}}, integers{kS32, {1, 2, 15}},
+      center{kF32, {1, 3}};
   const Array values{kU8, {1, 5, 2, 16}}, by_code{kU8, {1, 2, 16, 5}}, floats{kF32, {1, 5, 2, 16}}, scale{kF32, {1, 5}};
   const Array best{kS32, {2, 3}}, greatest{kS32, {1, 1, 5}};
   return {
