@@ -90,7 +90,7 @@ def build_index(
     Example:
       >>> vectors = np.random.default_rng(0).standard_normal((1000, 8))
       >>> build_index(vectors, 4, metric="l2")
-      VectorIndex(1,000 x 8, l2, 4 codebooks, exact vectors: float32, 46,692 bytes)
+      VectorIndex(1,000 x 8, l2, 4 codebooks, exact vectors: float32, 42,724 bytes)
     """
     arguments.options(metric, method, bias)
     given = arguments.array(database, "database")

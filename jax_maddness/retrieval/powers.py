@@ -45,7 +45,7 @@ def times_power(x: Float[Array, "rows features"], exponent: Int32[Array, " rows"
 
     Example:
       >>> times_power(jnp.array([[1.5, 0.0], [1e-40, -1e-40]]), jnp.array([2, 133])).tolist()
-      [[6.0, 0.0], [1.08888924121856..., -1.08888924121856...]]
+      [[6.0, 0.0], [1.088897705078125, -1.088897705078125]]
     """
     one, other = two_powers(exponent)
     product = x * one[:, None] * other[:, None]

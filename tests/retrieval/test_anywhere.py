@@ -156,7 +156,7 @@ def test_rows_on_an_explicit_mesh(spec, rows, indexes, layer, usual):
             for name, function in {
                 "l2, 32": lambda x: search(x, indexes["l2"], 5, num_candidates=32),
                 f"cosine, {COUNT}": lambda x: search(x, indexes["cosine"], 5, num_candidates=COUNT),
-                "ip, 0": lambda x: search(x, indexes["ip"], 5, num_candidates=0),
+                "ip, 32": lambda x: search(x, indexes["ip"], 5, num_candidates=32),
                 "top_k, float32": lambda x: top_k(x, op, k=3, bias=bias, num_candidates=6),
                 "rule, float32": lambda x: amm_with_exact_rows(x, op, rule, 3, bias=bias),
             }.items()
