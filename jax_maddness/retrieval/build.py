@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int32, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from jax_maddness.core.encode import encode as encode_by_trees
 from jax_maddness.core.types import ObliqueTrees
@@ -47,7 +48,7 @@ def build_index(
     metric: str = "ip",
     bias: Float[ArrayLike, " vectors"] | None = None,
     queries: Float[ArrayLike, "queries features"] | None = None,
-    ids: Int32[ArrayLike, " vectors"] | None = None,
+    ids: Int[ArrayLike, " vectors"] | Sequence[int] | None = None,
     keep_vectors: Any = True,
     method: str = "kmeans",
     seed: int = 0,
@@ -129,7 +130,7 @@ def _on_device(array: np.ndarray | None) -> jax.Array | None:
 def add_vectors(
     index: VectorIndex,
     vectors: Float[ArrayLike, "added features"],
-    ids: Int32[ArrayLike, " added"] | None = None,
+    ids: Int[ArrayLike, " added"] | Sequence[int] | None = None,
     *,
     bias: Float[ArrayLike, " added"] | None = None,
 ) -> VectorIndex:
@@ -199,7 +200,7 @@ def _encodable(
     return encoded, added
 
 
-def remove_vectors(index: VectorIndex, ids: Int32[ArrayLike, " removed"]) -> VectorIndex:
+def remove_vectors(index: VectorIndex, ids: Int[ArrayLike, " removed"] | Sequence[int]) -> VectorIndex:
     """Returns an index without the vectors that have the given ids; `index` is unchanged.
 
     The prototypes and the measured recall are kept. Call the function outside of `jax.jit`.

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import operator
 import typing
 
 import jax
@@ -29,6 +30,8 @@ def with_annotations_checked(function):
             for name, value in values.items():
                 if isinstance(value, np.ndarray) and name != "return":
                     value = jnp.asarray(value)  # arrays of NumPy are taken wherever those of JAX are
+                if hints[name] is int and np.ndim(value) == 0 and not isinstance(value, bool):
+                    value = operator.index(value)  # integers of NumPy and JAX likewise
                 if not is_bearable(value, hints[name]):
                     shown = jax.tree.map(lambda a: getattr(a, "aval", a), value)
                     raise AssertionError(f"`{name}` of {function.__name__} is {shown}, against {hints[name]}")
