@@ -390,7 +390,7 @@ def test_a_file_of_another_kind_says_which_function_reads_it(path):
         changed_header(path, format=f"jax_maddness.{kind}")
         with pytest.raises(ValueError, match=f"read it with `{reader}`"):
             load(path)
-    with pytest.raises(ValueError, match=r"It says 'jax_maddness\.op': read it with `load`"):
+    with pytest.raises(ValueError, match=r"holds an op\. `jax_maddness\.load` reads it"):
         load_index(GOLDEN)
 
 
