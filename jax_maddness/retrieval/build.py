@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Integer, UInt8
 
 from jax_maddness.core.encode import encode as encode_by_trees
 from jax_maddness.core.types import ObliqueTrees
@@ -48,7 +48,7 @@ def build_index(
     metric: str = "ip",
     bias: Float[ArrayLike, " vectors"] | None = None,
     queries: Float[ArrayLike, "queries features"] | None = None,
-    ids: Int[ArrayLike, " vectors"] | Sequence[int] | None = None,
+    ids: Integer[ArrayLike, " vectors"] | Sequence[int] | None = None,
     keep_vectors: Any = True,
     method: str = "kmeans",
     seed: int = 0,
@@ -130,7 +130,7 @@ def _on_device(array: np.ndarray | None) -> jax.Array | None:
 def add_vectors(
     index: VectorIndex,
     vectors: Float[ArrayLike, "added features"],
-    ids: Int[ArrayLike, " added"] | Sequence[int] | None = None,
+    ids: Integer[ArrayLike, " added"] | Sequence[int] | None = None,
     *,
     bias: Float[ArrayLike, " added"] | None = None,
 ) -> VectorIndex:
@@ -200,7 +200,7 @@ def _encodable(
     return encoded, added
 
 
-def remove_vectors(index: VectorIndex, ids: Int[ArrayLike, " removed"] | Sequence[int]) -> VectorIndex:
+def remove_vectors(index: VectorIndex, ids: Integer[ArrayLike, " removed"] | Sequence[int]) -> VectorIndex:
     """Returns an index without the vectors that have the given ids; `index` is unchanged.
 
     The prototypes and the measured recall are kept. Call the function outside of `jax.jit`.
