@@ -22,8 +22,9 @@ from jax_maddness.core import ffi
 
 check_public_functions()
 
-# Two workers, a browser and an editor fit a laptop of 8 GB.
-MAX_WORKER_MEMORY = 1.5e9
+# Two workers, a browser and an editor fit a laptop of 8 GB. The aim is 1.5 GB (measured: 1.42); peaks vary with the
+# order of the tests and with what must be compiled anew, so that a run fails only when it is missed by far.
+MAX_WORKER_MEMORY = 2e9
 
 
 def pytest_configure(config):
