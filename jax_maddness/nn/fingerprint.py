@@ -23,7 +23,7 @@ import numpy as np
 from jax.extend import core
 
 _DIGEST = "blake2b:"
-"""What fingerprints begin with that mean nothing to people."""
+"""Prefix of fingerprints that mean nothing to people."""
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 """Addresses in the text of a program, as of the functions of host callbacks: they differ from process to process."""
 

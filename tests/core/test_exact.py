@@ -30,7 +30,7 @@ def exact_op(request, rng):
 
 
 def reduced(x, term):
-    """What the term sees, in float64."""
+    """The numbers that the term multiplies, in float64."""
     parts = [] if term.indices is None else [np.float64(x)[..., np.asarray(term.indices)]]
     parts += [] if term.down is None else [np.float64(x) @ np.float64(term.down)]
     return np.concatenate(parts, axis=-1)
@@ -100,7 +100,7 @@ def test_vmap_over_rows_ops_and_both(exact_op, x):
 
 
 def test_derivatives(backend, exact_op, x, rng):
-    """Of the rows straight-through, of the term's arrays the true ones, in both modes."""
+    """Derivatives are straight-through for the rows, and true for the arrays of the term, in both modes."""
     g = jnp.float32(rng.standard_normal((12, 6)))
     dx, dop = jax.jit(jax.grad(lambda x, op: (g * amm(x, op)).sum(), (0, 1), allow_int=True))(x, exact_op)
     np.testing.assert_allclose(dx, g @ exact_op.weights.T, rtol=1e-5, atol=1e-5)

@@ -46,7 +46,7 @@ def test_axis_trees_need_at_most_four_features_per_codebook(rng):
 
 
 def test_gradients_pass_through_repeated_features(layers):
-    """What is left of the exact product: its derivative with respect to `h`, of the features that are read."""
+    """The derivative with respect to `h` is that of the exact product of the features that are read."""
     op, h, w, b = layers
     folded, w2, b2 = fold_feature_order(op, w, b)
     read = np.isin(np.arange(24), np.asarray(op.trees.features if hasattr(op.trees, "features") else op.trees.indices))

@@ -75,7 +75,7 @@ def test_the_widest_ffn_that_is_in_time(monkeypatch, model):
 
 
 def test_sentences_have_the_class_of_their_file(monkeypatch):
-    """Of those that are long enough and not too long, with padding after the end."""
+    """Sentences that are long enough and not too long, with padding after the end."""
     texts = {"a" * n: f"n.{n}" for n in range(1, 40)}
     monkeypatch.setattr(glosses, "load_classes", lambda: (list(texts), list(texts.values())))
     monkeypatch.setattr(minilm, "load_tokenizer", lambda: None)

@@ -1,4 +1,4 @@
-"""What importing the package does: exported modules and executables of other processes run after it, and nothing else.
+"""After `import jax_maddness` alone, exported modules and executables of other processes run; it has no other effect.
 
 Everything runs in fresh processes: this one has imported the package and started a backend.
 """

@@ -50,7 +50,7 @@ def random_oblique_trees(rng, features, codebooks, special=0.0, width=None):
 
 
 TREES = {"axis": random_trees, "oblique": random_oblique_trees}
-"""How to make trees of every kind."""
+"""Functions that make random trees, by kind."""
 
 
 def random_tables(rng, codebooks, outputs):
