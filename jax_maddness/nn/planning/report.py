@@ -189,12 +189,15 @@ class Plan:
 
 def _validate(plan: Plan) -> None:
     """Raises if a value of a plan that was read from a file is of another kind than it should be."""
-    numbers = {name: getattr(plan, name) for name in ("max_drop", "exact_ms", "fast_ms", "before", "after")}
-    numbers |= {f"trial {i}": n for i, trial in enumerate(plan.trials) for n in (trial.speedup, trial.drop)}
-    if wrong := [name for name, n in numbers.items() if not isinstance(n, int | float | None)]:
-        raise TypeError(f"{', '.join(wrong)} is no number")
-    if not all(isinstance(text, str) for text in (plan.metric, plan.machine, *plan.fingerprint.values())):
-        raise TypeError("metric, machine or fingerprint is no text")
+    numbers = [(name, getattr(plan, name)) for name in ("max_drop", "exact_ms", "fast_ms", "before", "after")]
+    numbers += [("trials", n) for trial in plan.trials for n in (trial.speedup, trial.drop)]
+    numbers += [("layers", n) for layer in plan.layers for n in (*layer.shape, layer.rows, layer.choice)]
+    wrong = {name for name, n in numbers if not isinstance(n, int | float | None)}
+    texts = (plan.metric, plan.machine, *plan.fingerprint.values())
+    if wrong or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{', '.join(sorted(wrong)) or 'metric, machine or fingerprint'} of another type")
+    if plan.replaced and not min(plan.exact_ms, plan.fast_ms) > 0:
+        raise ValueError("no times of the whole model")
     for layer in plan.layers:
         cells(layer, plan.exact_ms)  # raises where a field has no such format
 
