@@ -102,7 +102,7 @@ def read(
     with open(name, "rb") as file:
         with _one_error(name, noun, lacks_memory=False):
             archive = zipfile.ZipFile(file)
-            _validate_sizes(archive, os.fstat(file.fileno()).st_size)
+            validate_sizes(archive, os.fstat(file.fileno()).st_size)
             header = _header(archive, kind, newest)
         with _one_error(name, noun, lacks_memory=True):
             return assemble(header, lambda: _arrays(archive, header["arrays"], dtypes))
@@ -125,7 +125,7 @@ def _one_error(name: str, noun: str, lacks_memory: bool) -> Iterator[None]:
         raise ValueError(f"{name!r} cannot be loaded as {noun}: {error or type(error).__name__}") from error
 
 
-def _validate_sizes(archive: zipfile.ZipFile, num_bytes: int) -> None:
+def validate_sizes(archive: zipfile.ZipFile, num_bytes: int) -> None:
     """Raises unless all members are stored as they are and have room in the file, so that reading allocates no more."""
     for info in archive.infolist():
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
@@ -170,13 +170,13 @@ def _array(archive: zipfile.ZipFile, name: str, described: Any, dtypes: tuple[st
     if not isinstance(described, dict) or described.get("dtype") not in dtypes:
         raise ValueError(f"{name} is described by {described!r:.200}; expected a dtype of {', '.join(dtypes)}.")
     dtype = jnp.dtype(described["dtype"])
-    array = _parsed(archive.read(f"{name}.npy"), name, dtype)
+    array = parsed(archive.read(f"{name}.npy"), name, dtype)
     if describe(array) != described:
         raise ValueError(f"{name} does not have the shape and digest that its header states: it was changed.")
     return array
 
 
-def _parsed(data: bytes, name: str, dtype: np.dtype) -> np.ndarray:
+def parsed(data: bytes, name: str, dtype: np.dtype) -> np.ndarray:
     """Returns the array in a `.npy` file of version 1.0, in C order, without a copy.
 
     NumPy's own reader evaluates the header as Python, and allocates what it asks for, before it compares the size.

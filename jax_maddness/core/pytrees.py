@@ -19,15 +19,15 @@ _classes: list[type] = []
 def pytree(cls: T) -> T:
     """Registers a dataclass as a pytree whose structure `jax.export` can serialize; a decorator.
 
-    Fields whose metadata is `{"static": True}` are part of the structure, and JSON must be able to represent them; all
-    others are children. A function that takes or returns an instance can then be exported and serialized, and
+    Fields whose metadata is `{"static": True}` are part of the structure; all others are children. Where JSON can
+    represent the static fields, a function that takes or returns an instance can be exported and serialized.
     `register_with_flax` makes `flax.serialization` know the class.
     """
     jax.tree_util.register_dataclass(cls)
     export.register_pytree_node_serialization(
         cls,
         serialized_name=f"jax_maddness.{cls.__name__}",
-        serialize_auxdata=lambda static: json.dumps(static).encode(),
+        serialize_auxdata=lambda static: _to_json(cls, static),
         deserialize_auxdata=lambda data: tuple(map(_hashable, json.loads(data))),
         from_children=lambda static, children: _assembled(cls, static, children),
     )
@@ -56,6 +56,21 @@ def _fields(cls: type, static: bool) -> list[str]:
 def _assembled(cls: type, static: Any, children: Any) -> Any:
     names = (*_fields(cls, static=True), *_fields(cls, static=False))
     return cls(**dict(zip(names, (*static, *children), strict=True)))
+
+
+def _to_json(cls: type, static: Any) -> bytes:
+    try:
+        return json.dumps(static).encode()
+    except TypeError:
+        fields = ", ".join(name for name, value in zip(_fields(cls, True), static, strict=True) if not _is_json(value))
+        raise ValueError(
+            f"A {cls.__name__} whose `{fields}` is set cannot be serialized, as it belongs to this process. Export a "
+            "function of one that is on a single device."
+        ) from None
+
+
+def _is_json(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | tuple)
 
 
 def _hashable(value: Any) -> Any:

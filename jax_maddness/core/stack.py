@@ -24,6 +24,9 @@ from jaxtyping import Array
 
 from jax_maddness.core import ffi
 
+_SHARDS_FROM = (0, 10)
+"""The oldest version of JAX whose shard_map can be used on every mesh with Explicit axes."""
+
 
 def on_platform(definition: Callable[..., Any], target: str, *args: Array) -> Any:
     """Computes `definition(*args)`, an array or a tuple: by the kernel `target` on CPU, by itself elsewhere."""
@@ -86,7 +89,7 @@ class Stacked:
         if not ffi.enabled():
             return self._definition(*args)
         mesh = jax.sharding.get_abstract_mesh()
-        if mesh.explicit_axes:
+        if mesh.explicit_axes and jax.__version_info__ >= _SHARDS_FROM:
             return self._on_shards(*args)
         if mesh.manual_axes:
             return self._on_platform(*args)  # inside shard_map the arguments are shards already
@@ -105,7 +108,8 @@ class Stacked:
     def _on_shards(self, *args: Array) -> Array:
         """Runs on the shards of a mesh with Explicit axes, over which the shardings are known while tracing.
 
-        From JAX 0.11 on, custom_partitioning does not work on such a mesh; shard_map does.
+        From JAX 0.11 on, custom_partitioning does not work on such a mesh; before 0.10, shard_map does not work there
+        under a vmap over a sharded dimension.
         """
         rule = self._rule.format(rows=" ".join(f"r{i}" for i in range(args[0].ndim - 2)))
         operands, result = rule.split("->")

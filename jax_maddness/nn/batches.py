@@ -80,13 +80,13 @@ def validate_limits(max_rows: int, max_bytes: int, layers: Sequence[Layer]) -> N
             )
 
 
-def validate_rows(path: str, rows: Sequence[np.ndarray], batches: Sequence[Any]) -> None:
+def validate_rows(path: str, rows: Sequence[np.ndarray], batches: Batches | None) -> None:
     """Raises if rows of a layer are not finite; the message names the batches that are not.
 
     Args:
       path: of the layer.
       rows: of each step of a scan.
-      batches: that they are from.
+      batches: that they are from; None: `captured` has them.
 
     Raises:
       ValueError: There is such a row.
@@ -94,14 +94,21 @@ def validate_rows(path: str, rows: Sequence[np.ndarray], batches: Sequence[Any])
     bad = sum(int((~np.isfinite(a).all(tuple(range(1, a.ndim)))).sum()) for a in rows)
     if not bad:
         return
-    broken = [str(number) for number, batch in enumerate(batches) if not _is_finite(batch)]
-    reason = "no batch has such entries itself: the layers before make them"
-    if broken:
-        reason = f"these batches have such entries themselves: {', '.join(broken[:20])}"
+    source = "captured" if batches is None else "batches"
     raise ValueError(
-        f"`batches` give the layer {path!r} {bad} rows with NaN or infinite entries, of {sum(map(len, rows))}; "
-        f"{reason}. Pass batches without them, or leave the layer out: Rule({path!r}, skip=True)."
+        f"`{source}` give the layer {path!r} {bad} rows with NaN or infinite entries, of {sum(map(len, rows))}; "
+        f"{_where(batches)}. Pass batches without them, or leave the layer out: Rule({path!r}, skip=True)."
     )
+
+
+def _where(batches: Batches | None) -> str:
+    """Returns in words which batches have entries that are not finite."""
+    if batches is None or not can_be_read_again(batches):
+        return "the batches cannot be read again to find them"
+    broken = [str(number) for number, batch in enumerate(peek(batches)[1]) if not _is_finite(batch)]
+    if not broken:
+        return "no batch has such entries itself: the layers before make them"
+    return f"these batches have such entries themselves: {', '.join(broken[:20])}"
 
 
 def _is_finite(batch: Any) -> bool:

@@ -11,17 +11,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pathlib
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jax_maddness.core import archive
+from jax_maddness.core.atomic import path_name, replace_file, validate_regular
 from jax_maddness.learn.progress import Progress
-from jax_maddness.nn.batches import Batches, peek
+from jax_maddness.nn.batches import Batches, peek, validate_limits, validate_rows
 from jax_maddness.nn.layers.approximate import promoted
 from jax_maddness.nn.layers.form import Form
 from jax_maddness.nn.models.layer import Call, Layer
@@ -33,7 +35,7 @@ MAX_ROWS = 2**14
 """The most rows of a layer that are kept, of each step where the layer is in a scan."""
 MAX_BYTES = 2**28
 """The most bytes that the rows of a layer may take."""
-_FORMAT, _VERSION = "jax_maddness.captured", 1
+_FORMAT, _VERSION, _ABOUT = "jax_maddness.captured", 1, "about"
 
 
 @dataclasses.dataclass
@@ -85,28 +87,66 @@ class Captured:
     batches: int = 0
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes an `.npz` file, whole or not at all."""
-        path = pathlib.Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        """Writes an `.npz` file, as a whole or not at all.
+
+        Raises:
+          TypeError: `path` is not a path.
+          ValueError: `path` is something other than a file, such as a folder.
+          OSError: The file cannot be written; an existing file is unchanged.
+        """
         about = {"format": _FORMAT, "version": _VERSION, "seen": self.seen, "batches": self.batches}
-        arrays = {f"{name}:{i}": rows for name, steps in self.rows.items() for i, rows in enumerate(steps)}
-        with open(partial, "wb") as file:
-            np.savez(file, allow_pickle=False, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
-        os.replace(partial, path)
+        arrays: dict[str, Any] = {_ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8)}
+        for name, steps in self.rows.items():
+            arrays |= {_member(name, step): rows for step, rows in enumerate(steps)}
+        replace_file(path, lambda file: np.savez(file, **arrays))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Captured:
         """Reads a file that `save` wrote.
 
         Raises:
-          ValueError: The file is of another kind, or newer.
+          TypeError: `path` is not a path.
+          OSError: There is no such file, or it cannot be opened.
+          ValueError: The file is of another kind, newer or damaged.
         """
-        with np.load(path, allow_pickle=False) as file:
-            about = json.loads(file["about"].tobytes()) if "about" in file else {}
-            if about.get("format") != _FORMAT or about.get("version") != _VERSION:
-                raise ValueError(f"{os.fspath(path)!r} was not written by this version's `Captured.save`.")
-            rows = {name: [file[f"{name}:{i}"] for i in range(len(seen))] for name, seen in about["seen"].items()}
-        return cls(rows, about["seen"], about["batches"])
+        name = path_name(path)
+        validate_regular(os.stat(name), name)
+        with open(name, "rb") as file:
+            try:
+                return cls._read(file)
+            except Exception as error:  # whatever a damaged file causes in zipfile and json
+                reason = "" if isinstance(error, KeyError) else f": {error or type(error).__name__}"
+                raise ValueError(
+                    f"{name!r} was not written by this version's `Captured.save`, or is damaged{reason}."
+                ) from error
+
+    @classmethod
+    def _read(cls, file: BinaryIO) -> Captured:
+        with zipfile.ZipFile(file) as members:
+            archive.validate_sizes(members, os.fstat(file.fileno()).st_size)
+
+            def read(name: str, dtype: Any) -> np.ndarray:
+                return archive.parsed(members.read(f"{name}.npy"), name, np.dtype(dtype))
+
+            about = json.loads(read(_ABOUT, np.uint8).tobytes())
+            if about["format"] != _FORMAT or about["version"] != _VERSION:
+                raise ValueError(f"it is of {about['format']!r:.100}, version {about['version']!r:.100}")
+            seen, batches = about["seen"], about["batches"]
+            rows = {path: [read(_member(path, i), np.float32) for i in range(len(seen[path]))] for path in seen}
+        if type(batches) is not int or batches < 0:
+            raise ValueError(f"it is of {batches!r:.100} batches")
+        for path, samples in rows.items():
+            for sample, count in zip(samples, seen[path], strict=True):
+                if sample.ndim != 3 or sample.shape[1:] != samples[0].shape[1:]:
+                    raise ValueError(f"{path!r} has rows of the shape {list(sample.shape)}")
+                if type(count) is not int or count < len(sample):
+                    raise ValueError(f"{path!r} has {len(sample)} rows of {count!r:.100}")
+        return cls(rows, seen, batches)
+
+
+def _member(path: str, step: int) -> str:
+    """Returns the name that the rows of a layer have in a file."""
+    return f"{path}:{step}"
 
 
 def capture(
@@ -137,7 +177,8 @@ def capture(
 
     Raises:
       TypeError: `model` is none of Flax's.
-      ValueError: There is no batch, the model does not take it, no layer matches, or `resume` is of another model.
+      ValueError: There is no batch, the model does not take it, no layer matches, `resume` is of another model, a
+        layer sees NaN or an infinity, or a limit leaves no rows.
 
     Example:
       >>> from flax import nnx
@@ -151,7 +192,11 @@ def capture(
     chosen = [layer for layer, _ in decide(layers_of(adapted, first), validated_rules(rules))]
     if not chosen:
         raise ValueError("No layer that can be replaced matches `rules`. `replace(..., dry_run=True)` lists them all.")
-    return record(adapted, chosen, stream, max_rows, max_bytes, resume, progress)
+    validate_limits(max_rows, max_bytes, chosen)
+    captured = record(adapted, chosen, stream, max_rows, max_bytes, resume, progress)
+    for path, rows in captured.rows.items():
+        validate_rows(path, rows, batches)
+    return captured
 
 
 def record(

@@ -29,7 +29,7 @@ from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, Captured, record
 from jax_maddness.nn.diff import Diff, diff, validate_diff
 from jax_maddness.nn.layers.kinds import CODES, PRODUCTS
 from jax_maddness.nn.models.model import Model, adapt, layers_of
-from jax_maddness.nn.planning.report import Plan
+from jax_maddness.nn.planning.report import WEIGHTS, Plan
 from jax_maddness.nn.planning.score import Metric, Score, name_of
 from jax_maddness.nn.planning.search import Search
 from jax_maddness.nn.planning.verdict import LayerPlan
@@ -211,7 +211,7 @@ def _fingerprint(
     """Returns the fingerprints of what decides the measurements, beside the rules and the machine."""
     found = fingerprint.versions(python=metric is not None)
     found |= {"`max_rows`": str(max_rows), "`max_bytes`": str(max_bytes)}
-    found["weights of `model`"] = fingerprint.of_arrays(model.arrays())
+    found[WEIGHTS] = fingerprint.of_arrays(model.weights())
     found["code of `model`"], _ = fingerprint.of_program(model.outputs, model.arrays(), batches[0])
     found["`batches`"] = fingerprint.of_batches(batches)
     return found | ({} if metric is None else {"`metric`": fingerprint.of_function(metric)})

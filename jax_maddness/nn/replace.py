@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jax_maddness.nn.batches import Batches, can_be_read_again, peek
+from jax_maddness.nn import fingerprint
+from jax_maddness.nn.batches import Batches, can_be_read_again, peek, validate_limits, validate_rows
 from jax_maddness.nn.calibrate import CALIBRATIONS, learn_units, unlearnable, validate_captured
 from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, Captured, record
 from jax_maddness.nn.diff import diff, validate_diff
 from jax_maddness.nn.models.layer import Layer
-from jax_maddness.nn.models.model import adapt, layers_of
-from jax_maddness.nn.planning.report import Plan
+from jax_maddness.nn.models.model import Model, adapt, layers_of
+from jax_maddness.nn.planning.report import WEIGHTS, Plan
 from jax_maddness.nn.replacement import Replacement, with_replacements
 from jax_maddness.nn.rules import Rule, decide, validated_rules
 from jax_maddness.nn.units import Unit, units
@@ -40,7 +41,8 @@ def replace(
     Args:
       model: an `nnx.Module`, in the mode in which it is to be used (`model.eval()`); or `(module, variables)` of linen.
       rules: the first rule whose pattern matches a layer's path decides about it; layers that none matches stay.
-        Or the result of `plan`: its choices, with the ops that it learned, if it still holds them.
+        Or the result of `plan`: its choices, with the ops that it learned, if it still holds them. For a model with
+        other weights than it was made for, ops are learned anew from `batches`, with a warning.
       batches: inputs of the model like those that it is for, or a function that returns an iterator over them, always
         the same. With `captured`, the first batch alone is read. A plan that holds its ops needs none.
       calibrate: `"independent"`: each op is learned from the layer's inputs in the exact model. `"prefix"`: layer by
@@ -60,8 +62,8 @@ def replace(
 
     Raises:
       TypeError: `model` is none of Flax's.
-      ValueError: No layer matches, the model does not take the batches, or `captured` or the plan is of another model.
-        Nothing is ever replaced in part.
+      ValueError: No layer matches, the model does not take the batches, or `captured` or the plan is of another model;
+        or the plan was made for other weights and there are no `batches`. Nothing is ever replaced in part.
 
     Example:
       Learning takes seconds for each layer; with `dry_run` the changes are known at once::
@@ -80,6 +82,7 @@ def replace(
     adapted, plan = adapt(model, call), rules if isinstance(rules, Plan) else None
     rules = rules.rules() if isinstance(rules, Plan) else validated_rules(rules)
     reuses_ops = plan is not None and captured is None and calibrate == "independent" and plan.holds_ops
+    can_learn = batches is not None
     batches = _given(batches, plan if reuses_ops else None)
     first, stream = peek(batches)
     layers = layers_of(adapted, first)
@@ -92,14 +95,19 @@ def replace(
     if plan is not None and not plan.replaced:
         return model
     validate_diff(change)
+    if plan is not None and not _has_planned_weights(plan, adapted):
+        reuses_ops = _must_learn_anew(can_learn)
     if plan is not None and reuses_ops:
         return with_replacements(adapted, to_replace, _held(plan, to_replace, keep_weights)).model
+    validate_limits(max_rows, max_bytes, [unit.first for unit in to_replace])
     if calibrate == "prefix" and not can_be_read_again(batches):
         raise ValueError('`calibrate="prefix"` reads the batches several times: pass a list, or a function.')
-    limits = (max_rows, max_bytes)
+    limits, source = (max_rows, max_bytes), batches if captured is None else None
     if captured is None:
         captured = record(adapted, [unit.first for unit in to_replace], stream, *limits, progress=progress)
     to_replace = _learnable(captured, to_replace)
+    for unit in to_replace:
+        validate_rows(unit.first.path, captured.rows[unit.first.path], source)
     replacements = learn_units(
         adapted,
         captured,
@@ -111,6 +119,33 @@ def replace(
         progress=progress,
     )
     return with_replacements(adapted, to_replace, replacements).model
+
+
+def _has_planned_weights(plan: Plan, model: Model) -> bool:
+    """Whether a model has the weights that a plan was made for; plans of earlier versions do not tell."""
+    planned = plan.fingerprint.get(WEIGHTS)
+    return planned is None or planned == fingerprint.of_arrays(model.weights())
+
+
+def _must_learn_anew(can_learn: bool) -> bool:
+    """Returns False, the value of `reuses_ops` for a model with other weights than those of its plan, and warns.
+
+    Raises:
+      ValueError: There is nothing to learn from.
+    """
+    if not can_learn:
+        raise ValueError(
+            "The plan was made for a model with other weights, and the ops that it holds would be wrong. Pass "
+            "`batches`, from which ops for this model are learned, or call `plan` for it."
+        )
+    # Level 3 is the caller of `replace`.
+    warnings.warn(
+        "The plan was made for a model with other weights: its choices are taken, and ops are learned anew from "
+        "`batches`. The drop and the errors that it states are those of the other model.",
+        UserWarning,
+        stacklevel=3,
+    )
+    return False
 
 
 def _given(batches: Batches | None, plan: Plan | None) -> Batches:

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Integer, UInt8
 
 from jax_maddness.core.encode import encode as encode_by_trees
+from jax_maddness.core.pytrees import register_with_flax
 from jax_maddness.core.types import ObliqueTrees
 from jax_maddness.learn.config import FitConfig
 from jax_maddness.learn.data.modes import modes
@@ -93,6 +94,7 @@ def build_index(
       >>> build_index(vectors, 4, metric="l2")
       VectorIndex(1,000 x 8, l2, 4 codebooks, exact vectors: float32, 42,724 bytes)
     """
+    register_with_flax()
     arguments.options(metric, method, bias)
     given = arguments.array(database, "database")
     rows = arguments.rows(given, metric)

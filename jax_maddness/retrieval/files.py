@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core import archive, validate
+from jax_maddness.core.pytrees import register_with_flax
+from jax_maddness.core.trees.base import validate_finite
 from jax_maddness.core.types import LEAVES, ObliqueTrees
 from jax_maddness.retrieval import scan
 from jax_maddness.retrieval.calibrate import TOPS
@@ -26,6 +28,8 @@ VERSION = 2
 _REQUIRED = ("codes", *(f"quantizer.{name}" for name in Quantizer._fields), "ids")
 _TREES = tuple(field.name for field in dataclasses.fields(ObliqueTrees) if field.name != "num_features")
 _OPTIONAL = ("bias", "vectors", "origin")
+_FLOATS = (*(f"quantizer.{name}" for name in Quantizer._fields), "bias", "origin")
+_LARGEST = np.iinfo(np.int32).max
 
 
 def save_index(path: str | os.PathLike[str], index: VectorIndex) -> None:
@@ -38,7 +42,10 @@ def save_index(path: str | os.PathLike[str], index: VectorIndex) -> None:
       index: an index that `build_index` made. A sharded index is gathered first, and its sharding is not saved.
 
     Raises:
-      TypeError: `index` is not an index, or is traced.
+      TypeError: `path` is not a path, or `index` is not an index, or is traced.
+      ValueError: the arrays of `index` do not agree with each other, or a value is not finite or out of its range; or
+        `path` is something other than a file, such as a folder or a device.
+      OSError: the file cannot be written; an existing file is unchanged.
 
     Example:
       >>> import pathlib, tempfile
@@ -63,13 +70,17 @@ def save_index(path: str | os.PathLike[str], index: VectorIndex) -> None:
     if index.origin is not None or index.exponent:
         version, static["exponent"] = 2, index.exponent
     on_host = {name: np.asarray(jax.device_get(a)) for name, a in arrays.items()}
+    try:
+        _validate(on_host, static)
+    except ValueError as error:
+        raise ValueError(f"`index` cannot be saved: {error}") from None
     archive.write(path, FORMAT, version, static, on_host)
 
 
 def load_index(path: str | os.PathLike[str]) -> VectorIndex:
     """Reads an index that `save_index` wrote.
 
-    The contents are validated: digests, shapes, dtypes and the order of ids. Nothing in the file is executed.
+    The contents are validated: digests, shapes, dtypes and the ranges of values. Nothing in the file is executed.
 
     Args:
       path: the file.
@@ -78,9 +89,11 @@ def load_index(path: str | os.PathLike[str]) -> VectorIndex:
       The index, on the default device; `shard_index` shards it. See `save_index` for an example.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      TypeError: `path` is not a path.
+      OSError: there is no such file, or it cannot be opened.
       ValueError: the file is truncated, damaged, not an index, or of a newer version; the message says which.
     """
+    register_with_flax()
     try:
         return archive.read(path, FORMAT, VERSION, "an index", _assemble)
     except ValueError:
@@ -108,44 +121,49 @@ def _assemble(header: dict[str, Any], read: archive.Reader) -> VectorIndex:
     ):
         raise ValueError(f"it lists the arrays {described!r:.200}; expected {', '.join(_REQUIRED)}.")
     arrays = read()
-    metric, count, recall = header.get("metric"), header.get("count"), header.get("recall")
-    if metric not in METRICS or type(count) is not int or count < 0:
-        raise ValueError(f"its metric is {metric!r} and its count {count!r}; expected {METRICS} and an integer.")
-    exponent = header.get("exponent", 0)
-    if type(exponent) is not int or not -150 < exponent < 128:
-        raise ValueError(f"its exponent is {exponent!r}; expected an integer between -149 and 127.")
-    _validate_shapes({name: (a.dtype.name, a.shape) for name, a in arrays.items()}, metric, count)
-    _validate_values(arrays)
+    _validate(arrays, header)
     data = {name: jnp.asarray(a) for name, a in arrays.items()}
-    trees = None
-    if of_trees <= set(arrays):
-        trees = ObliqueTrees(
-            **{name: data[f"trees.{name}"] for name in _TREES}, num_features=len(arrays["trees.center"])
-        )
-        validate.trees(trees)
     return VectorIndex(
         data["codes"],
         Quantizer(*(data[f"quantizer.{name}"] for name in Quantizer._fields)),
         data["ids"],
         data.get("bias"),
         data.get("vectors"),
-        trees,
-        metric,
-        count,
-        _measured(recall),
+        _trees(data),
+        header["metric"],
+        header["count"],
+        tuple(map(tuple, header["recall"])),
         data.get("origin"),
-        exponent,
+        header.get("exponent", 0),
     )
 
 
-def _validate_values(arrays: dict[str, np.ndarray]) -> None:
-    """Raises unless ids ascend from 0 or more and all numbers are finite."""
+def _trees(arrays: dict[str, Any]) -> ObliqueTrees | None:
+    """Returns the trees of an index, if it has any."""
+    named = {name: arrays[f"trees.{name}"] for name in _TREES if f"trees.{name}" in arrays}
+    return ObliqueTrees.of_arrays(named, arrays["quantizer.center"].size) if named else None
+
+
+def _validate(arrays: dict[str, np.ndarray], static: dict[str, Any]) -> None:
+    """Raises ValueError unless an index with these arrays and static fields is one that `build_index` could make."""
+    metric, count, exponent = static.get("metric"), static.get("count"), static.get("exponent", 0)
+    if metric not in METRICS or type(count) is not int or not 0 <= count <= _LARGEST:
+        raise ValueError(f"its metric is {metric!r} and its count {count!r}; expected {METRICS} and an integer.")
+    if type(exponent) is not int or not -150 < exponent < 128:
+        raise ValueError(f"its exponent is {exponent!r}; expected an integer between -149 and 127.")
+    _validate_recall(static.get("recall"))
+    _validate_shapes({name: (a.dtype.name, a.shape) for name, a in arrays.items()}, metric, count)
+    for name, a in arrays.items():
+        if name in _FLOATS or name == "vectors":
+            validate_finite(name, a.astype(np.float32))
     ids = arrays["ids"]
     if np.any(np.diff(ids) <= 0) or (ids.size and ids[0] < 0):
         raise ValueError("its ids do not ascend, or are negative.")
-    for name, a in arrays.items():
-        if a.dtype.name not in ("uint8", "int8", "int32") and not np.isfinite(a.astype(np.float32)).all():
-            raise ValueError(f"{name} has values that are not finite.")
+    if (trees := _trees(arrays)) is not None:
+        validate.trees(trees)
+        if trees.num_codebooks != len(arrays["quantizer.prototypes"]):
+            raise ValueError(f"its trees have {trees.num_codebooks} codebooks, unlike its prototypes.")
+        ObliqueTrees.validate_values({name: getattr(trees, name) for name in _TREES}, trees.num_features)
 
 
 def _validate_shapes(stored: dict[str, tuple[str, tuple[int, ...]]], metric: str, count: int) -> None:
@@ -167,18 +185,27 @@ def _validate_shapes(stored: dict[str, tuple[str, tuple[int, ...]]], metric: str
     for name, described in expected.items():
         if name in stored and stored[name] != described:
             raise ValueError(f"{name} is {stored[name]}; expected {described}.")
-    if "vectors" in stored and stored["vectors"][1] != (count, features):
-        raise ValueError(f"vectors have the shape {stored['vectors'][1]}; expected {(count, features)}.")
+    if "vectors" in stored and (
+        stored["vectors"][1] != (count, features) or jnp.dtype(stored["vectors"][0]) not in validate.ROW_DTYPES
+    ):
+        raise ValueError(f"vectors is {stored['vectors']}; expected floats of the shape {(count, features)}.")
     if metric == "l2" and ("bias" in stored) == ("origin" in stored):
         raise ValueError("distances need either the lengths, `bias`, as in version 1, or `origin`.")
     if metric != "l2" and "origin" in stored:
         raise ValueError(f"it has an `origin`, which {metric!r} does not use.")
 
 
-def _measured(recall: Any) -> tuple[tuple[float, ...], ...]:
-    if not isinstance(recall, list) or not all(
-        isinstance(row, list) and len(row) == 1 + len(TOPS) and all(type(x) in (int, float) for x in row)
-        for row in recall
+def _validate_recall(recall: Any) -> None:
+    """Raises unless `recall` has rows of a number of candidates and a share for each of `TOPS`."""
+    rows = recall if isinstance(recall, list | tuple) else [None]
+    if not all(
+        isinstance(row, list | tuple)
+        and len(row) == 1 + len(TOPS)
+        and all(type(x) in (int, float) for x in row)
+        and row[0] >= 0
+        and all(0 <= share <= 1 for share in row[1:])
+        for row in rows
     ):
-        raise ValueError(f"its recall is {recall!r:.200}; expected rows of {1 + len(TOPS)} numbers.")
-    return tuple(tuple(row) for row in recall)
+        raise ValueError(
+            f"its recall is {recall!r:.200}; expected rows of a number of candidates and {len(TOPS)} shares."
+        )

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
 
+from jax_maddness.core.pytrees import pytree
 from jax_maddness.core.types import ObliqueTrees
 from jax_maddness.retrieval.quantizer import Quantizer
 
@@ -16,7 +17,7 @@ METRICS = ("ip", "l2", "cosine")
 """Inner product, Euclidean distance and cosine."""
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True, eq=False)
 class VectorIndex:
     """An index that `build_index` made: everything that `search` needs besides queries. A pytree.

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from jax_maddness.core.amm import amm
+from jax_maddness.core.pytrees import pytree, register_with_flax
 from jax_maddness.core.types import MaddnessOp
 from jax_maddness.learn import validate
 from jax_maddness.learn.data.modes import modes
@@ -21,7 +22,7 @@ from jax_maddness.retrieval.explicit import by_rows, replicated
 from jax_maddness.retrieval.top_k import exact_bias, exact_einsum, exact_weights
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True, eq=False)
 class OutlierRows:
     """A rule that finds outlier rows: those far from the rows that `fit_outlier_rows` was given. A pytree.
@@ -82,6 +83,7 @@ def fit_outlier_rows(x_train: Float[ArrayLike, "... features"], share: float = 0
       >>> round(float(rule.share(jnp.float32(rows))), 2)
       0.05
     """
+    register_with_flax()
     share = arguments.share(share, "share")
     if not 0 < share < 1:
         raise ValueError(f"`share` is {share}; expected a number between 0 and 1.")

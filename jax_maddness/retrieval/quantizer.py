@@ -24,7 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import export, lax
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 from jax_maddness.core.types import LEAVES
@@ -59,6 +59,9 @@ class Quantizer(NamedTuple):
     constants: Float[Array, "codebooks 16"]
     encoder: Float[Array, "codebooks 16 features+1"]
     center: Float[Array, " features+1"]
+
+
+export.register_namedtuple_serialization(Quantizer, serialized_name="jax_maddness.Quantizer")
 
 
 def learn(

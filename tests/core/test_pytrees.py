@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import serialization
-from helpers.ops import random_op
+from helpers.ops import random_oblique_trees, random_op
 from jax import export
 
 import jax_maddness
-from jax_maddness import with_small_batch_tables
+from jax_maddness import OutlierRows, VectorIndex, with_small_batch_tables
+from jax_maddness.retrieval.quantizer import Quantizer
 
 
 def assert_equal(one, other):
@@ -42,6 +43,29 @@ def test_flax_stores_ops(any_op):
     variables = {"params": {"layer": any_op, "bias": jnp.ones(3)}}
     blanks = jax.tree.map(jnp.zeros_like, variables)
     assert_equal(serialization.from_bytes(blanks, serialization.to_bytes(variables)), variables)
+
+
+def index_of(trees, **static):
+    """An index of 3 vectors with 5 features, 3 codebooks and trees."""
+    quantizer = Quantizer(jnp.ones((3, 16, 5)), jnp.zeros((3, 16)), jnp.ones((3, 16, 6)), jnp.zeros(6))
+    codes, recall = jnp.zeros((1, 2, 64), jnp.uint8), ((2, 0.5, 0.5, 0.5),)
+    return VectorIndex(codes, quantizer, jnp.arange(3), None, jnp.ones((3, 5)), trees, "ip", 3, recall, **static)
+
+
+def test_whatever_else_is_public_can_be_exported_and_stored(rng):
+    rule = OutlierRows(jnp.arange(2.0), jnp.ones(2), jnp.float32(3))
+    trees = random_oblique_trees(rng, 6, 3)
+    for value in (rule, index_of(None, origin=jnp.ones(5), exponent=-3), index_of(trees), index_of(None).quantizer):
+        exported = export.export(jax.jit(lambda value: value))(value)
+        assert_equal(export.deserialize(exported.serialize()).call(value), value)
+        blank = jax.tree.map(jnp.zeros_like, value)
+        assert_equal(serialization.from_bytes(blank, serialization.to_bytes(value)), value)
+
+
+def test_a_sharded_index_is_not_exported():
+    sharded = index_of(None, mesh=jax.make_mesh((1,), ("v",)), axis="v")
+    with pytest.raises(ValueError, match="VectorIndex whose `mesh` is set"):
+        export.export(jax.jit(lambda index: index.ids))(sharded).serialize()
 
 
 def test_flax_does_not_put_one_kind_of_op_into_another(rng, op):

@@ -1,5 +1,7 @@
 """capture: reservoirs, memory bounds, resuming, a runtime with one thread."""
 
+import functools
+import json
 import os
 import subprocess
 import sys
@@ -8,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
-from jax_maddness import Captured, Rule, capture
+from jax_maddness import Captured, Rule, capture, replace
 from jax_maddness.nn.capture import Reservoir
 
 
@@ -54,6 +56,85 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     np.savez(tmp_path / "x.npz", a=np.zeros(3))
     with pytest.raises(ValueError, match=r"Captured\.save"):
         Captured.load(tmp_path / "x.npz")
+
+
+ABOUT = {"format": "jax_maddness.captured", "version": 1, "seen": {"a": [2]}, "batches": 1}
+ROWS = np.ones((2, 1, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("about", "rows", "match"),
+    [
+        (ABOUT | {"version": 2}, ROWS, "version 2"),
+        (ABOUT | {"batches": -1}, ROWS, "batches"),
+        (ABOUT | {"seen": {"a": [1]}}, ROWS, "2 rows of 1"),
+        (ABOUT | {"seen": {"a": [2.5]}}, ROWS, "2 rows of 2.5"),
+        (ABOUT | {"seen": {"b": [2]}}, ROWS, "is damaged"),
+        (ABOUT | {"seen": [1]}, ROWS, "is damaged"),
+        (ABOUT, ROWS[0], "shape"),
+        (ABOUT, ROWS.astype(np.float64), "float64"),
+        (ABOUT, np.array([["a"]], object), "pickle"),
+    ],
+)
+def test_a_file_with_other_contents_is_refused(tmp_path, about, rows, match):
+    header = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    np.savez(tmp_path / "x.npz", **{"about": header, "a:0": rows})
+    with pytest.raises(ValueError, match=match):
+        Captured.load(tmp_path / "x.npz")
+
+
+def test_a_damaged_file_and_what_is_no_file_are_errors(model, tmp_path):
+    found = capture(model, batches(1), Rule("layers/0"))
+    found.save(tmp_path / "x.npz")
+    data = (tmp_path / "x.npz").read_bytes()
+    for bad in (data[:-30], b"", data.replace(b"'<f4'", b"'<f8'"), b"{}"):
+        (tmp_path / "y.npz").write_bytes(bad)
+        with pytest.raises(ValueError, match="damaged"):
+            Captured.load(tmp_path / "y.npz")
+    for call in (found.save, Captured.load):
+        with pytest.raises(TypeError, match="`path`"):
+            call(None)
+        with pytest.raises(ValueError, match="folder"):
+            call(tmp_path)
+
+
+class Compiled(linen.Module):
+    """Layers under linen's own jit."""
+
+    @linen.compact
+    def __call__(self, x):
+        return linen.jit(linen.Dense)(2, name="last")(linen.jit(linen.Dense)(4, name="first")(x))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def compiled(module, variables, x):
+    return module.apply(variables, x)
+
+
+@pytest.mark.parametrize("call", [None, lambda model, x: compiled(*model, x)])
+def test_functions_that_were_compiled_before_are_traced_anew(call, rng):
+    """A trace that JAX keeps from an earlier call has no hooks, and that of a run with hooks must not stay."""
+    x = jnp.asarray(rng.standard_normal((10, 3)), jnp.float32)
+    module, run = Compiled(), call or (lambda model, x: model[0].apply(model[1], x))
+    model = module, module.init(jax.random.key(0), x)
+    before = run(model, x)
+    assert capture(model, [x, x], Rule(".*"), call=call).seen == {"first": [20], "last": [20]}
+    fast = replace(model, Rule("first", product="low rank", rank=1), [x], call=call)
+    assert not np.allclose(run(fast, x), before)
+    np.testing.assert_array_equal(run(model, x), before)
+
+
+@pytest.mark.parametrize("step", [capture, replace])
+def test_rows_that_are_not_finite_are_refused_by_layer_and_batch(model, step):
+    bad = [*batches(2), jnp.full((10, 3), jnp.nan)]
+    order = (lambda given: (given, Rule("layers/0"))) if step is capture else (lambda given: (Rule("layers/0"), given))
+    with pytest.raises(ValueError, match=r"the layer 'layers/0' 10 rows.*of 30; these batches.*: 2\."):
+        step(model, *order(bad))
+    with pytest.raises(ValueError, match=r"the layer 'layers/0' 10 rows.*of 30; the batches cannot be read again"):
+        step(model, *order(iter(bad)))
+    for limit, value in (("max_rows", 0), ("max_bytes", 1), ("max_rows", "9"), ("max_bytes", 1e9)):
+        with pytest.raises((ValueError, TypeError), match=f"`{limit}` is"):
+            step(model, *order(bad), **{limit: value})
 
 
 def test_every_row_is_kept_equally_often(rng):

@@ -13,6 +13,7 @@ from helpers.ops import random_op
 
 from jax_maddness import Rule, load_model, replace, save_model
 from jax_maddness.nn import calibrate
+from jax_maddness.nn.models import files
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 
@@ -95,6 +96,34 @@ def test_damage_and_models_without_replacements_are_errors(x, tmp_path):
         load_model(tmp_path / "m", Model(rngs=nnx.Rngs(0)))
     with pytest.raises(FileNotFoundError):
         load_model(tmp_path / "nothing", Model(rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("trees_indices", -1, "split index"),
+        ("trees_indices", 8, "split index"),
+        ("tables_scale", np.nan, "tables_scale is not finite"),
+        ("tables_offset", np.inf, "tables_offset is not finite"),
+        ("weights", -np.inf, "weights is not finite"),
+    ],
+)
+def test_values_that_no_op_can_have_are_neither_written_nor_read(rng, tmp_path, name, value, match, monkeypatch):
+    op = random_op(rng, 8, 3, 2, weights=True)
+    monkeypatch.setattr(calibrate, "learn", lambda *_: op)
+    model = nnx.Linear(8, 2, rngs=nnx.Rngs(0))
+    fast = replace(model, Rule(".*", num_codebooks=3), [jnp.ones((4, 8)).at[0].set(0)], keep_weights=True)
+    save_model(tmp_path / "good", fast)
+    array = fast.tables.arrays[name]
+    array[...] = array[...].at[0].set(value)
+    with pytest.raises(ValueError, match=match):
+        save_model(tmp_path / "bad", fast)
+    with monkeypatch.context() as unchecked:
+        unchecked.setattr(files, "_validate_ops", lambda _: None)
+        save_model(tmp_path / "bad", fast)
+    with pytest.raises(ValueError, match=f"cannot be loaded as a model.*{match}"):
+        load_model(tmp_path / "bad", model)
+    assert load_model(tmp_path / "good", model).spec == fast.spec
 
 
 def restored(folder, arrays):

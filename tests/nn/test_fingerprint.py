@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,15 @@ import pytest
 from flax import nnx
 
 from jax_maddness import FitConfig, Plan, Rule, finetune, plan, replace
+from jax_maddness.learn.progress import Progress
 from jax_maddness.nn import fingerprint
+from jax_maddness.nn.calibrate import learn_unit
+from jax_maddness.nn.models.model import adapt, layers_of
 from jax_maddness.nn.planning import measure
+from jax_maddness.nn.planning.report import WEIGHTS
+from jax_maddness.nn.planning.verdict import LayerPlan
 from jax_maddness.nn.tuning import losses
+from jax_maddness.nn.units import units
 
 RULE = Rule("body", num_codebooks=4, config=FitConfig("paper"))
 
@@ -39,6 +46,97 @@ def batches():
 @functools.cache
 def replaced(seed):
     return replace(Model(seed), RULE, batches()[:1])
+
+
+def int8_plan(model):
+    """A plan for `model` that replaces its body by an int8 product, which it holds."""
+    (body, *_) = units([(layers_of(adapt(model), batches()[0])[0], Rule("body", product="int8"))])
+    lines = (
+        LayerPlan("body", ("body",), "Linear", (8, 128), 64, choice=0, by="int8"),
+        LayerPlan("head", ("head",), "Linear", (128, 4), 64),
+    )
+    return Plan(
+        lines,
+        0.01,
+        "metric",
+        "machine",
+        2.0,
+        1.0,
+        how={"body": {"config": dataclasses.asdict(FitConfig("paper"))}},
+        fingerprint={WEIGHTS: fingerprint.of_arrays(adapt(model).weights())},
+        learned={("body", "int8", 0): learn_unit(body, [np.ones((2, 1, 8))], False, Progress(False))},
+        example=jax.ShapeDtypeStruct((64, 8), jnp.float32),
+    )
+
+
+def test_a_plan_serves_models_with_other_weights_only_where_ops_can_be_learned_anew(tmp_path):
+    plan, x = int8_plan(Model(0)), batches()[0]
+
+    def same(fast, other):
+        jax.tree.map(np.testing.assert_array_equal, nnx.state(fast), nnx.state(other))
+
+    direct = replace(Model(1), Rule("body", product="int8"), [x])
+    same(replace(Model(0), plan), replace(Model(0), Rule("body", product="int8"), [x]))
+    with pytest.raises(ValueError, match="a model with other weights, and the ops that it holds would be wrong"):
+        replace(Model(1), plan)
+    plan.to_json(tmp_path / "plan.json")
+    for given in (plan, Plan.from_json(tmp_path / "plan.json")):
+        with pytest.warns(UserWarning, match="other weights: its choices are taken, and ops are learned anew"):
+            same(replace(Model(1), given, [x]), direct)
+    plan.fingerprint = {}  # as of an earlier version, which cannot tell
+    same(replace(Model(0), plan), replace(Model(0), Rule("body", product="int8"), [x]))
+
+
+def test_random_states_are_no_weights():
+    dropout = nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(1)))
+    before = fingerprint.of_arrays(adapt(dropout).weights())
+    dropout(jnp.ones((1, 2)))
+    assert fingerprint.of_arrays(adapt(dropout).weights()) == before
+
+
+def damaged(field, value):
+    def change(fields):
+        fields[field] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        damaged("layers", [{}]),
+        damaged("how", {}),
+        damaged("how", {"body": {"config": {"method": "none"}}}),
+        damaged("max_drop", "1%"),
+        damaged("exact_ms", [1]),
+        damaged("fast_ms", 0),
+        damaged("fingerprint", {"a": 1}),
+        damaged("trials", [{"replaced": [], "speedup": "a", "drop": 0}]),
+        damaged("other", 1),
+        lambda fields: fields["layers"][0].update(shape=["a", 2]),
+        lambda fields: fields["layers"][0].update(by="int4"),
+    ],
+)
+def test_a_damaged_plan_is_refused(tmp_path, change):
+    int8_plan(Model(0)).to_json(tmp_path / "plan.json")
+    fields = json.loads((tmp_path / "plan.json").read_text())
+    change(fields)
+    (tmp_path / "plan.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="is a damaged plan"):
+        Plan.from_json(tmp_path / "plan.json")
+
+
+def test_paths_of_plans_are_files(tmp_path):
+    plan = int8_plan(Model(0))
+    for call in (plan.to_json, plan.html, Plan.from_json):
+        with pytest.raises(ValueError, match="folder"):
+            call(tmp_path)
+        with pytest.raises(TypeError, match="`path`"):
+            call(None)
+    with pytest.raises(FileNotFoundError):
+        Plan.from_json(tmp_path / "none")
+    plan.html(tmp_path / "plan.html")
+    assert os.listdir(tmp_path) == ["plan.html"]
 
 
 def altered(place):

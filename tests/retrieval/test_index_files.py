@@ -13,6 +13,7 @@ from helpers.ops import random_oblique_trees
 
 from jax_maddness import VectorIndex, load_index, save, save_index, search, shard_index
 from jax_maddness.core.archive import digest_header
+from jax_maddness.retrieval import files
 from jax_maddness.retrieval.quantizer import Quantizer
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
@@ -131,28 +132,55 @@ def test_damage_is_found(path):
         load_index(path.with_name("other"))
 
 
-def test_ids_that_do_not_ascend_are_refused(path):
-    index = golden_index()
-    save_index(path, dataclasses.replace(index, ids=index.ids[::-1]))
-    with pytest.raises(ValueError, match="ascend"):
-        load_index(path)
-    save_index(path, dataclasses.replace(index, ids=index.ids - 1))
-    with pytest.raises(ValueError, match="negative"):
-        load_index(path)
+def with_trees(**changes):
+    trees = random_oblique_trees(np.random.default_rng(0), 6, 3)
+    changed = {name: getattr(trees, name).at[0].set(value) for name, value in changes.items()}
+    return {"trees": dataclasses.replace(trees, **changed)}
 
 
-@pytest.mark.parametrize("name", ["bias", "vectors", "origin"])
-def test_values_that_are_not_finite_are_refused(path, name):
-    index = golden_v2_index() if name == "origin" else golden_index()
-    save_index(path, dataclasses.replace(index, **{name: getattr(index, name).at[1].set(jnp.nan)}))
-    with pytest.raises(ValueError, match=f"{name} has values that are not finite"):
-        load_index(path)
+def prototype(value):
+    quantizer = golden_index().quantizer
+    return {"quantizer": quantizer._replace(prototypes=quantizer.prototypes.at[1].set(value))}
 
 
-@pytest.mark.parametrize("changes", [{"bias": None}, {"origin": jnp.ones(5)}, {"origin": jnp.ones(5), "metric": "ip"}])
-def test_lengths_and_origin_must_go_with_the_metric(path, changes):
-    save_index(path, dataclasses.replace(golden_index(), **changes))
-    with pytest.raises(ValueError, match="origin"):
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"ids": jnp.arange(70)[::-1]}, "ascend"),
+        ({"ids": jnp.arange(70) - 1}, "negative"),
+        ({"ids": jnp.arange(70) // 2}, "ascend"),
+        ({"ids": jnp.arange(70.0)}, "ids is"),
+        ({"codes": jnp.zeros((2, 2, 64), jnp.int8)}, "codes is"),
+        ({"codes": jnp.zeros((3, 2, 64), jnp.uint8)}, "codes is"),
+        ({"bias": jnp.full(70, jnp.nan)}, "bias is not finite"),
+        ({"vectors": jnp.full((70, 5), jnp.inf)}, "vectors is not finite"),
+        ({"vectors": jnp.zeros((70, 5), jnp.int8)}, "vectors is"),
+        ({"bias": None, "origin": jnp.full(5, jnp.nan)}, "origin is not finite"),
+        (prototype(jnp.nan), "quantizer.prototypes is not finite"),
+        ({"recall": ((12, 0.5, 0.25, 1.5),)}, "recall"),
+        ({"recall": ((12, 0.5, 0.25, float("nan")),)}, "recall"),
+        ({"count": 69}, "codes is|ids is"),
+        ({"exponent": 128, "metric": "ip"}, "exponent"),
+        ({"bias": None}, "origin"),
+        ({"origin": jnp.ones(5)}, "origin"),
+        ({"origin": jnp.ones(5), "metric": "ip"}, "origin"),
+        (with_trees(features=-1), "split index"),
+        (with_trees(features=6), "split index"),
+        (with_trees(projections=-128), "-128"),
+        (with_trees(scale=jnp.nan), "trees.scale"),
+        (with_trees(center=jnp.inf), "trees.center"),
+        ({"trees": random_oblique_trees(np.random.default_rng(0), 6, 2)}, "2 codebooks"),
+    ],
+)
+def test_what_no_index_can_have_is_neither_written_nor_read(path, changes, match, monkeypatch):
+    index = dataclasses.replace(golden_index(), **changes)
+    with pytest.raises(ValueError, match=f"cannot be saved.*({match})"):
+        save_index(path, index)
+    assert not path.exists()
+    with monkeypatch.context() as unchecked:
+        unchecked.setattr(files, "_validate", lambda *_: None)
+        save_index(path, index)
+    with pytest.raises(ValueError, match=f"cannot be loaded.*({match})"):
         load_index(path)
 
 

@@ -16,10 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core import archive
+from jax_maddness.core.trees.base import validate_finite, validate_indices
+from jax_maddness.core.types import TREE_KINDS
 from jax_maddness.nn.layers.approximate import Spec
 from jax_maddness.nn.layers.exact_kernel import PREFIX
 from jax_maddness.nn.layers.forms import FORMS
 from jax_maddness.nn.models.model import MODELS, adapt
+from jax_maddness.nn.models.view import Model
 
 FORMAT = "jax_maddness.model"
 VERSION = 4
@@ -28,6 +31,7 @@ Version 4 added `Spec.keeps_kernel` and the form `AxisContraction`."""
 _FORMS = {form.__name__: form for form in FORMS}
 _SIGNED, _UNSIGNED = (tuple(f"{kind}{bits}" for bits in (8, 16, 32, 64)) for kind in ("int", "uint"))
 _OLD_FIELD, _OLD_PREFIX = "maximum", "checked_"
+_FINITE = ("tables_", "exact_", "weights")
 _DTYPES = ("bool", *_SIGNED, *_UNSIGNED, "float16", "bfloat16", "float32", "float64")
 
 
@@ -42,7 +46,7 @@ def save_model(path: str | os.PathLike[str], model: Any) -> None:
 
     Raises:
       TypeError: `model` is neither.
-      ValueError: None of its layers is replaced.
+      ValueError: None of its layers is replaced, or a value of their ops is not finite or out of its range.
 
     Example:
       See `load_model`.
@@ -52,6 +56,7 @@ def save_model(path: str | os.PathLike[str], model: Any) -> None:
     if not specs:
         raise ValueError("No layer of `model` is replaced. Pass what `replace` returned; orbax saves other models.")
     arrays = adapted.file_arrays()
+    _validate_ops(adapted)
     values = [np.asarray(jax.device_get(_without_key(array))) for array in arrays.values()]
     static = {
         "kind": adapted.kind,
@@ -92,8 +97,33 @@ def load_model(path: str | os.PathLike[str], model: Any) -> Any:
     header, specs, arrays = archive.read(path, FORMAT, VERSION, "a model", _read, _DTYPES)
     values = [_with_key(jnp.asarray(array), key) for array, key in zip(arrays, header["keys"], strict=True)]
     by_place = dict(zip(map(_tuples, header["places"]), values, strict=True))
-    (kind,) = (kind for kind in MODELS if kind.kind == header["kind"])
-    return kind.from_file(model, specs, by_place, os.fspath(path))
+    kind = next(kind for kind in MODELS if kind.kind == header["kind"])
+    loaded = kind.from_file(model, specs, by_place, os.fspath(path))
+    try:
+        _validate_ops(adapt(loaded))
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)!r} cannot be loaded as a model: {error}") from None
+    return loaded
+
+
+def _validate_ops(model: Model) -> None:
+    """Raises ValueError unless the values in all ops' arrays are in their documented ranges."""
+    arrays, spec_of = model.arrays(), {spec.owner: spec for spec in model.specs().values()}
+    for owner, places in model.op_places().items():
+        kind = TREE_KINDS.get(spec_of[owner].trees)
+        op = {name: np.asarray(jax.device_get(arrays[place])) for name, place in places.items()}
+        try:
+            for name, array in op.items():
+                if jnp.issubdtype(array.dtype, jnp.floating) and name.startswith(_FINITE):
+                    validate_finite(name, array.astype(np.float32))
+            if kind is None:
+                continue
+            trees = {name: op[f"trees_{name}"] for name in kind.array_names()}
+            limit = kind.validate_values(trees, spec_of[owner].num_features)
+            if "exact_indices" in op:
+                validate_indices("an exact term's", op["exact_indices"], limit)
+        except ValueError as error:
+            raise ValueError(f"the op {owner!r}: {error}") from None
 
 
 def _read(header: dict[str, Any], read: archive.Reader) -> tuple[dict[str, Any], dict[str, Spec], list[np.ndarray]]:
@@ -101,6 +131,10 @@ def _read(header: dict[str, Any], read: archive.Reader) -> tuple[dict[str, Any],
     if header["version"] < 3:
         header = _with_new_names(header)
     specs = {layer: _from_json(spec) for layer, spec in header["specs"].items()}
+    if header["kind"] not in [kind.kind for kind in MODELS]:
+        raise ValueError(f"it is of a model of the kind {header['kind']!r:.100}.")
+    if not len(header["places"]) == len(header["keys"]) == len(arrays) == len(set(map(_tuples, header["places"]))):
+        raise ValueError("its arrays, their places and the kinds of their keys are not as many.")
     return header, specs, [arrays[str(i)] for i in range(len(header["places"]))]
 
 

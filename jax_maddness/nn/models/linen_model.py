@@ -14,6 +14,7 @@ from jax_maddness.nn.layers.approximate import Spec
 from jax_maddness.nn.models.layer import Call, Hook, Layer, Tap, equation_of, first_array, hooked
 from jax_maddness.nn.models.linen_modules import KINDS, Replaced, flat, place_of
 from jax_maddness.nn.models.places import floating, joined, op_places, parts_of
+from jax_maddness.nn.models.traces import apart
 
 _STEP = "maddness_step"
 _WEIGHTS = ("kernel", "bias")
@@ -60,7 +61,7 @@ class LinenModel:
             return following(*args, **kwargs)
 
         def run(variables: Any, batch: Any) -> None:
-            with nn.intercept_methods(intercept):
+            with nn.intercept_methods(intercept), apart():
                 self._call((self.model[0], variables), batch)
 
         jax.eval_shape(run, self.model[1], batch)
@@ -94,13 +95,16 @@ class LinenModel:
             return y
 
         def run(variables: Any, batch: Any) -> None:  # returns nothing, so that XLA drops all that no tap needs
-            with nn.intercept_methods(intercept):
+            with nn.intercept_methods(intercept), apart():
                 self._call((self.model[0], variables), batch)
 
         return run
 
     def arrays(self) -> dict[str, Any]:
         return {joined(place): array for place, array in self.file_arrays().items()}
+
+    def weights(self) -> dict[str, Any]:
+        return self.arrays()  # random states are no variables in linen
 
     def with_arrays(self, arrays: Mapping[str, Any]) -> LinenModel:
         # Names may contain "/", too, as those of the statistics of `SpectralNorm` do.
@@ -122,7 +126,7 @@ class LinenModel:
             finally:
                 inside.discard(path)
 
-        with nn.intercept_methods(intercept):
+        with nn.intercept_methods(intercept), apart():
             return self._call(self.with_arrays(arrays).model, batch)
 
     def narrowed(self, specs: Mapping[str, Spec], arrays: Mapping[str, Any]) -> LinenModel:

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from jax_maddness.nn.layers.approximate import Spec, apply
 from jax_maddness.nn.models.layer import first_array
 from jax_maddness.nn.models.places import parts_of
+from jax_maddness.nn.models.traces import apart
 
 KINDS = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv)
 """The layers that can be replaced. Subclasses may compute more than these, and cannot."""
@@ -39,7 +40,7 @@ class Replaced(nn.Module):
 
     def __call__(self, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
         """Computes the result of `inner`, nearly; `method` names another method of it."""
-        with nn.intercept_methods(_interceptor(dict(self.specs))):
+        with nn.intercept_methods(_interceptor(dict(self.specs))), apart(self.specs):
             return getattr(self.inner, method)(*args, **kwargs)
 
 

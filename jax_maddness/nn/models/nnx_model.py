@@ -22,6 +22,7 @@ from jax_maddness.nn.models.nnx_modules import (
     with_widths,
 )
 from jax_maddness.nn.models.places import floating, joined, op_places, parts_of
+from jax_maddness.nn.models.traces import apart
 
 KINDS = (nnx.Linear, nnx.LinearGeneral, nnx.Einsum, nnx.Conv)
 """The layers that can be replaced. Subclasses may compute more than these, and cannot."""
@@ -83,12 +84,17 @@ class NnxModel:
         graph, state = nnx.split(with_calls(self.model, {path: around_of(path) for path in steps}, steps))
 
         def run(state: Any, batch: Any) -> None:  # returns nothing, so that XLA drops all that no tap needs
-            self._call(nnx.merge(graph, state), batch)
+            with apart():
+                self._call(nnx.merge(graph, state), batch)
 
         return run, state
 
     def arrays(self) -> dict[str, Any]:
         return {joined(place): array for place, array in self.file_arrays().items()}
+
+    def weights(self) -> dict[str, Any]:
+        leaves = nnx.to_flat_state(nnx.state(self.model))
+        return {joined(place): _value(v) for place, v in leaves if not isinstance(v, nnx.RngState)}
 
     def with_arrays(self, arrays: Mapping[str, Any]) -> NnxModel:
         graph, state = nnx.split(self.model)
@@ -104,7 +110,8 @@ class NnxModel:
         def around_of(hook: Hook) -> Around:
             return lambda module, call, args, kwargs: hooked(hook, call, args, kwargs)
 
-        return self._call(with_calls(model, {path: around_of(hook) for path, hook in hooks.items()}), batch)
+        with apart():
+            return self._call(with_calls(model, {path: around_of(hook) for path, hook in hooks.items()}), batch)
 
     def replaced(self, specs: Mapping[str, Spec], arrays: Mapping[str, Mapping[str, Any]]) -> NnxModel:
         tables = {owner: Tables(named) for owner, named in arrays.items()}

@@ -48,6 +48,9 @@ class Model(Protocol):
     def arrays(self) -> dict[str, Any]:
         """Returns all arrays of the model by place."""
 
+    def weights(self) -> dict[str, Any]:
+        """Returns `arrays` without random states, which change whenever numbers are drawn."""
+
     def with_arrays(self, arrays: Mapping[str, Any]) -> Model:
         """Returns the model with other arrays, for all of its places."""
 

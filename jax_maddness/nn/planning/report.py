@@ -9,10 +9,10 @@ import math
 import os
 import pathlib
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jax_maddness.core.atomic import path_name, replace_file, validate_regular
 from jax_maddness.learn.fit import FitConfig
 from jax_maddness.nn.layers.kinds import CODES, INT8, LOW_RANK
 from jax_maddness.nn.planning.verdict import LayerPlan, Option, predicted
@@ -22,6 +22,8 @@ from jax_maddness.nn.rules import Rule
 _FORMAT, _VERSION = "jax_maddness.plan", 4
 """Version 3 added `LayerPlan.unmeasured`, version 4 `Plan.fingerprint`; older files are read, too."""
 _READABLE = (2, 3, 4)
+WEIGHTS = "weights of `model`"
+"""The name in `Plan.fingerprint` of the model's arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,40 +122,53 @@ class Plan:
         return lines
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Writes the plan without its replacements, whole or not at all."""
-        path = pathlib.Path(path)
-        # Threads that write the same file must not write the same partial one.
-        partial = path.with_name(f".{path.name[:100]}.{os.getpid()}.{threading.get_ident()}.partial")
+        """Writes the plan without its replacements, as a whole or not at all.
+
+        Raises:
+          TypeError: `path` is not a path.
+          ValueError: `path` is something other than a file, such as a folder.
+          OSError: The file cannot be written; an existing file is unchanged.
+        """
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.compare}
         fields |= {name: [dataclasses.asdict(item) for item in fields[name]] for name in ("layers", "trials")}
-        try:
-            partial.write_text(json.dumps({"format": _FORMAT, "version": _VERSION} | fields, indent=1))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        text = json.dumps({"format": _FORMAT, "version": _VERSION} | fields, indent=1)
+        replace_file(path, lambda file: file.write(text.encode()))
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Plan:
         """Reads a plan that `to_json` wrote.
 
         Raises:
+          TypeError: `path` is not a path.
+          OSError: There is no such file, or it cannot be opened.
           ValueError: The file is of another kind, damaged, or newer.
         """
+        name = path_name(path)
+        validate_regular(os.stat(name), name)
         try:
-            fields = json.loads(pathlib.Path(path).read_text())
+            fields = json.loads(pathlib.Path(name).read_text(encoding="utf-8"))
         except (ValueError, RecursionError):  # not JSON, or not text
             fields = None
         header = (fields.pop("format", None), fields.pop("version", None)) if isinstance(fields, dict) else None
         if header not in [(_FORMAT, version) for version in _READABLE]:
-            raise ValueError(f"{os.fspath(path)!r} was not written by this version's `Plan.to_json`.")
+            raise ValueError(f"{name!r} was not written by this version's `Plan.to_json`.")
         try:
             layers, trials = fields.pop("layers"), fields.pop("trials")
-            return cls(tuple(map(_layer, layers)), trials=tuple(map(_trial, trials)), **fields)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{os.fspath(path)!r} is a damaged plan: {error!r}. Make it anew with `plan`.") from error
+            plan = cls(tuple(map(_layer, layers)), trials=tuple(map(_trial, trials)), **fields)
+            plan.rules()
+            _validate(plan)
+            return plan
+        except Exception as error:
+            raise ValueError(f"{name!r} is a damaged plan: {error!r}. Make it anew with `plan`.") from error
 
     def html(self, path: str | os.PathLike[str]) -> None:
-        """Writes one self-contained page with the table and pictures."""
+        """Writes one self-contained page with the table and pictures, as a whole or not at all.
+
+        Raises:
+          TypeError: `path` is not a path.
+          ValueError: `path` is something other than a file, such as a folder.
+          OSError: The file cannot be written; an existing file is unchanged.
+        """
         names = ("layer", "D -> M (rows)", "share", "exact ms", "int8", "low rank", "codes", "verdict")
         rows = ["".join(f"<th>{html.escape(name)}</th>" for name in names)]
         rows += ["".join(f"<td>{html.escape(c)}</td>" for c in cells(line, self.exact_ms)) for line in self.layers]
@@ -169,7 +184,22 @@ class Plan:
             _scatter(self.trials, self.max_drop),
             f"<p>Measured on {html.escape(self.machine)}.</p></html>",
         ]
-        pathlib.Path(path).write_text("\n".join(page))
+        replace_file(path, lambda file: file.write("\n".join(page).encode()))
+
+
+def _validate(plan: Plan) -> None:
+    """Raises if a value of a plan that was read from a file is of another kind than it should be."""
+    numbers = [(name, getattr(plan, name)) for name in ("max_drop", "exact_ms", "fast_ms", "before", "after")]
+    numbers += [("trials", n) for trial in plan.trials for n in (trial.speedup, trial.drop)]
+    numbers += [("layers", n) for layer in plan.layers for n in (*layer.shape, layer.rows, layer.choice)]
+    wrong = {name for name, n in numbers if not isinstance(n, int | float | None)}
+    texts = (plan.metric, plan.machine, *plan.fingerprint.values())
+    if wrong or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{', '.join(sorted(wrong)) or 'metric, machine or fingerprint'} of another type")
+    if plan.replaced and not min(plan.exact_ms, plan.fast_ms) > 0:
+        raise ValueError("no times of the whole model")
+    for layer in plan.layers:
+        cells(layer, plan.exact_ms)  # raises where a field has no such format
 
 
 def _layer(fields: dict[str, Any]) -> LayerPlan:
