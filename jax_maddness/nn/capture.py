@@ -9,9 +9,7 @@ of all calls' rows, each row with the same probability.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import pathlib
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -20,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jax_maddness.core import archive
+from jax_maddness.core.restore import restored
 from jax_maddness.learn.progress import Progress
 from jax_maddness.nn.batches import Batches, peek
 from jax_maddness.nn.layers.approximate import promoted
@@ -33,7 +33,7 @@ MAX_ROWS = 2**14
 """The most rows of a layer that are kept, of each step where the layer is in a scan."""
 MAX_BYTES = 2**28
 """The most bytes that the rows of a layer may take."""
-_FORMAT, _VERSION = "jax_maddness.captured", 1
+_FORMAT, _VERSION = "jax_maddness.captured", 2
 
 
 @dataclasses.dataclass
@@ -85,28 +85,38 @@ class Captured:
     batches: int = 0
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes an `.npz` file, whole or not at all."""
-        path = pathlib.Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        about = {"format": _FORMAT, "version": _VERSION, "seen": self.seen, "batches": self.batches}
-        arrays = {f"{name}:{i}": rows for name, steps in self.rows.items() for i, rows in enumerate(steps)}
-        with open(partial, "wb") as file:
-            np.savez(file, allow_pickle=False, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
-        os.replace(partial, path)
+        """Writes a file, whole or not at all; `core/archive.py` describes the format.
+
+        Raises:
+          TypeError: `path` is not a path.
+          OSError: the file cannot be written; an existing file is unchanged.
+        """
+        arrays = (rows for name in self.seen for rows in self.rows[name])
+        about = {"seen": self.seen, "batches": self.batches}
+        archive.write(path, _FORMAT, _VERSION, about, {str(i): rows for i, rows in enumerate(arrays)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Captured:
         """Reads a file that `save` wrote.
 
         Raises:
-          ValueError: The file is of another kind, or newer.
+          TypeError: `path` is not a path.
+          OSError: there is no such file, or it cannot be opened.
+          ValueError: the file is damaged, of another kind, or of another version; the message says which.
         """
-        with np.load(path, allow_pickle=False) as file:
-            about = json.loads(file["about"].tobytes()) if "about" in file else {}
-            if about.get("format") != _FORMAT or about.get("version") != _VERSION:
-                raise ValueError(f"{os.fspath(path)!r} was not written by this version's `Captured.save`.")
-            rows = {name: [file[f"{name}:{i}"] for i in range(len(seen))] for name, seen in about["seen"].items()}
-        return cls(rows, about["seen"], about["batches"])
+        return archive.read(path, _FORMAT, _VERSION, "rows that `Captured.save` wrote", cls._assemble, ("float32",))
+
+    @classmethod
+    def _assemble(cls, header: dict[str, Any], read: archive.Reader) -> Captured:
+        arrays = read()
+        batches = restored(int, header.get("batches"), "batches")
+        seen = restored(dict[str, tuple[int, ...]], header.get("seen"), "seen")
+        count = sum(map(len, seen.values()))
+        if sorted(arrays) != sorted(map(str, range(count))) or any(a.ndim != 3 for a in arrays.values()):
+            raise ValueError(f"it has the arrays {list(arrays)!r:.200}; expected {count} with three dimensions.")
+        in_order = iter(arrays[str(i)] for i in range(count))
+        rows = {name: [next(in_order) for _ in steps] for name, steps in seen.items()}
+        return cls(rows, {name: list(steps) for name, steps in seen.items()}, batches)
 
 
 def capture(

@@ -9,10 +9,11 @@ import math
 import os
 import pathlib
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jax_maddness.core.atomic import replace_file
+from jax_maddness.core.restore import restored
 from jax_maddness.learn.fit import FitConfig
 from jax_maddness.nn.layers.kinds import CODES, INT8, LOW_RANK
 from jax_maddness.nn.planning.verdict import LayerPlan, Option, predicted
@@ -121,16 +122,10 @@ class Plan:
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan without its replacements, whole or not at all."""
-        path = pathlib.Path(path)
-        # Threads that write the same file must not write the same partial one.
-        partial = path.with_name(f".{path.name[:100]}.{os.getpid()}.{threading.get_ident()}.partial")
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.compare}
         fields |= {name: [dataclasses.asdict(item) for item in fields[name]] for name in ("layers", "trials")}
-        try:
-            partial.write_text(json.dumps({"format": _FORMAT, "version": _VERSION} | fields, indent=1))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        text = json.dumps({"format": _FORMAT, "version": _VERSION} | fields, indent=1)
+        replace_file(path, lambda file: file.write(text.encode()))
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Plan:
@@ -147,17 +142,25 @@ class Plan:
         if header not in [(_FORMAT, version) for version in _READABLE]:
             raise ValueError(f"{os.fspath(path)!r} was not written by this version's `Plan.to_json`.")
         try:
-            layers, trials = fields.pop("layers"), fields.pop("trials")
-            return cls(tuple(map(_layer, layers)), trials=tuple(map(_trial, trials)), **fields)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            for line in fields["layers"]:
+                # Files of version 2 have no such field; their words are the only record of it.
+                line.setdefault("unmeasured", "the time was up" in line["words"])
+            plan = restored(cls, fields, "plan")
+            plan.rules(), plan._page()  # whatever else is wrong with it must not wait until it is used
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)!r} is a damaged plan: {error!r}. Make it anew with `plan`.") from error
+        return plan
 
     def html(self, path: str | os.PathLike[str]) -> None:
-        """Writes one self-contained page with the table and pictures."""
+        """Writes one self-contained page with the table and pictures, whole or not at all."""
+        replace_file(path, lambda file: file.write(self._page().encode()))
+
+    def _page(self) -> str:
+        """Returns the page as HTML."""
         names = ("layer", "D -> M (rows)", "share", "exact ms", "int8", "low rank", "codes", "verdict")
         rows = ["".join(f"<th>{html.escape(name)}</th>" for name in names)]
         rows += ["".join(f"<td>{html.escape(c)}</td>" for c in cells(line, self.exact_ms)) for line in self.layers]
-        page = [
+        parts = [
             '<!doctype html><html lang="en"><meta charset="utf-8"><title>Plan</title>',
             "<style>body{font:14px sans-serif;margin:2em}td,th{padding:2px 10px;text-align:left}",
             "svg text{font:12px sans-serif}</style><h1>Plan</h1>",
@@ -169,19 +172,7 @@ class Plan:
             _scatter(self.trials, self.max_drop),
             f"<p>Measured on {html.escape(self.machine)}.</p></html>",
         ]
-        pathlib.Path(path).write_text("\n".join(page))
-
-
-def _layer(fields: dict[str, Any]) -> LayerPlan:
-    fields["options"] = tuple(Option(**option) for option in fields["options"])
-    # Files of version 2 have no such field; their words are the only record of it.
-    fields.setdefault("unmeasured", "the time was up" in fields["words"])
-    return LayerPlan(**fields | {name: tuple(fields[name]) for name in ("paths", "shape", "products")})
-
-
-def _trial(fields: dict[str, Any]) -> Trial:
-    replaced = tuple((name, kind, size) for name, kind, size in fields["replaced"])
-    return Trial(replaced, fields["speedup"], fields["drop"])
+        return "\n".join(parts)
 
 
 def rule_fields(kind: str, size: int) -> dict[str, Any]:
