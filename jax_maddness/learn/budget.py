@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import pathlib
 import time
@@ -111,7 +112,9 @@ class BudgetReport:
             axes.set(xscale="log", yscale="log", xlabel=name, ylabel="NMSE on held-out rows")
             axes.grid(alpha=0.25)
         suffix = pathlib.PurePath(path).suffix[1:] or "png"
-        replace_file(path, lambda file: figure.savefig(file, format=suffix, dpi=110))
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=suffix, dpi=110)
+        replace_file(path, lambda file: file.write(drawn.getvalue()))
 
 
 def fit_budget(
