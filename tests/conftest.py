@@ -20,6 +20,8 @@ from helpers.shapes import check_public_functions
 from jax_maddness import testing
 from jax_maddness.core import ffi
 
+collect_ignore = ["fuzz/guided.py"]  # it needs atheris, and has no tests
+
 check_public_functions()
 
 # Two workers, a browser and an editor fit a laptop of 8 GB. The aim is 1.5 GB (measured: 1.42); peaks vary with the
