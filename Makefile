@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: test-oldest test-newest help demo example-cnn example-magika example-minilm example-search test test-fast test-python test-cpp \
-  test-emulated test-aarch64 bench bench-kernels bench-search quality bazel-test lint format doctor clean
+  test-emulated test-aarch64 test-threads fuzz bench bench-kernels bench-search quality bazel-test lint format doctor clean
 
 help:  ## Lists the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,25 @@ test-fast: $(VENV)/.test  ## Python tests without those marked slow: two minutes
 
 test-cpp: $(BUILD)/cpp/.built  ## C++ tests of the kernels, with AddressSanitizer and UBSan.
 	ctest --test-dir $(BUILD)/cpp --output-on-failure --parallel $(JOBS)
+
+# Each of them for SECONDS; the first are C++ with AddressSanitizer and UBSan, the readers of files have coverage to
+# guide them. `make fuzz SECONDS=60 SEED=1000` begins elsewhere: a run repeats the seeds of the one before.
+SECONDS ?= 10
+SEED    ?= 0
+READERS := op index model plan captured
+FUZZ    := PYTHONPATH=tests $(BIN)/python -m
+fuzz: $(VENV)/.fuzz $(BUILD)/fuzz/.built $(BUILD)/tsan/.built  ## Fuzzers of kernels, handlers, files, models; memory.
+	$(BUILD)/fuzz/xla_ffi/tests/fuzz_kernels --seconds $(SECONDS) --seed $(SEED)
+	$(BUILD)/fuzz/xla_ffi/tests/fuzz_handlers --seconds $(SECONDS) --seed $(SEED)
+	$(BUILD)/tsan/xla_ffi/tests/fuzz_handlers --seconds $(SECONDS) --seed $(SEED) --threads 4
+	$(FUZZ) fuzz.kernels --seconds $(SECONDS) --seed $(SEED)
+	$(FUZZ) fuzz.files --seconds $(SECONDS) --seed $(SEED)
+	for reader in $(READERS); do $(FUZZ) fuzz.guided $$reader --seconds $(SECONDS) --seed $(SEED) || exit 1; done
+	$(FUZZ) fuzz.models --seconds $(SECONDS) --seed $(SEED)
+	$(FUZZ) fuzz.memory
+
+test-threads: $(BUILD)/tsan/.built  ## The C++ tests that start threads, with ThreadSanitizer.
+	ctest --test-dir $(BUILD)/tsan --output-on-failure --tests-regex 'dispatch|handlers'
 
 # SIMDe stands in for the instructions that this CPU may not have. One header package; without it, this says so.
 SIMDE := $(firstword $(wildcard /usr/include/simde/x86/avx512.h /usr/local/include/simde/x86/avx512.h))
@@ -149,9 +168,10 @@ clean:  ## Removes everything that the other targets made.
 # The package, editable, with one set of extras; each stamp is renewed when the C++ or the dependencies change. Each
 # installation builds the C++ anew, so sets that are part of another are not installed after it.
 INCLUDED_IN_dev := test examples
+INCLUDED_IN_fuzz := test examples
 INCLUDED_IN_test := examples
 INCLUDED_IN_text := examples
-SETS := $(patsubst %,$(VENV)/.%,bench examples text magika test dev)
+SETS := $(patsubst %,$(VENV)/.%,bench examples text magika test fuzz dev)
 $(SETS): $(VENV)/.%: $(CXX_SOURCES) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[$*]'
 	touch $@ $(INCLUDED_IN_$*:%=$(VENV)/.%)
@@ -178,4 +198,19 @@ $(BUILD)/cpp/.built: $(CXX_TESTS)
 	cmake -S . -B $(BUILD)/cpp -DJAX_MADDNESS_PYTHON=OFF -DJAX_MADDNESS_TESTS=ON -DJAX_MADDNESS_SANITIZE=ON \
 	  -DJAX_MADDNESS_WERROR=ON
 	cmake --build $(BUILD)/cpp --parallel $(JOBS)
+	touch $@
+
+# With the handlers, which need the headers of the jaxlib that is installed.
+XLA_INCLUDE = $(shell $(BIN)/python -c "import importlib.util, pathlib; \
+  print(pathlib.Path(importlib.util.find_spec('jaxlib').origin).parent / 'include')")
+$(BUILD)/fuzz/.built: $(CXX_TESTS) | $(VENV)/.examples
+	cmake -S . -B $(BUILD)/fuzz -DJAX_MADDNESS_PYTHON=OFF -DJAX_MADDNESS_TESTS=ON -DJAX_MADDNESS_SANITIZE=ON \
+	  -DJAX_MADDNESS_XLA_INCLUDE=$(XLA_INCLUDE)
+	cmake --build $(BUILD)/fuzz --parallel $(JOBS) --target fuzz_kernels fuzz_handlers
+	touch $@
+
+$(BUILD)/tsan/.built: $(CXX_TESTS) | $(VENV)/.examples
+	cmake -S . -B $(BUILD)/tsan -DJAX_MADDNESS_PYTHON=OFF -DJAX_MADDNESS_TESTS=ON -DJAX_MADDNESS_SANITIZE_THREADS=ON \
+	  -DJAX_MADDNESS_XLA_INCLUDE=$(XLA_INCLUDE)
+	cmake --build $(BUILD)/tsan --parallel $(JOBS) --target test_dispatch test_handlers fuzz_handlers
 	touch $@

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
+import pathlib
 import time
 from collections.abc import Callable
 
@@ -14,6 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jax_maddness.core.amm import amm
+from jax_maddness.core.atomic import replace_file
 from jax_maddness.core.types import (
     LEAVES,
     ExactTerm,
@@ -108,7 +111,10 @@ class BudgetReport:
                 axes.annotate(f"C = {t.codebooks}", (cost, t.nmse), fontsize=8, weight=bold)
             axes.set(xscale="log", yscale="log", xlabel=name, ylabel="NMSE on held-out rows")
             axes.grid(alpha=0.25)
-        figure.savefig(path, dpi=110)
+        suffix = pathlib.PurePath(path).suffix[1:] or "png"
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=suffix, dpi=110)
+        replace_file(path, lambda file: file.write(drawn.getvalue()))
 
 
 def fit_budget(

@@ -9,19 +9,17 @@ of all calls' rows, each row with the same probability.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from jax_maddness.core import archive
-from jax_maddness.core.atomic import path_name, replace_file, validate_regular
+from jax_maddness.core.restore import restored
 from jax_maddness.learn.progress import Progress
 from jax_maddness.nn.batches import Batches, peek, validate_limits, validate_rows
 from jax_maddness.nn.layers.approximate import promoted
@@ -35,7 +33,7 @@ MAX_ROWS = 2**14
 """The most rows of a layer that are kept, of each step where the layer is in a scan."""
 MAX_BYTES = 2**28
 """The most bytes that the rows of a layer may take."""
-_FORMAT, _VERSION, _ABOUT = "jax_maddness.captured", 1, "about"
+_FORMAT, _VERSION = "jax_maddness.captured", 2
 
 
 @dataclasses.dataclass
@@ -87,18 +85,15 @@ class Captured:
     batches: int = 0
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes an `.npz` file, as a whole or not at all.
+        """Writes a file, whole or not at all; `core/archive.py` describes the format.
 
         Raises:
           TypeError: `path` is not a path.
-          ValueError: `path` is something other than a file, such as a folder.
-          OSError: The file cannot be written; an existing file is unchanged.
+          OSError: the file cannot be written; an existing file is unchanged.
         """
-        about = {"format": _FORMAT, "version": _VERSION, "seen": self.seen, "batches": self.batches}
-        arrays: dict[str, Any] = {_ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8)}
-        for name, steps in self.rows.items():
-            arrays |= {_member(name, step): rows for step, rows in enumerate(steps)}
-        replace_file(path, lambda file: np.savez(file, **arrays))
+        arrays = (rows for name in self.seen for rows in self.rows[name])
+        about = {"seen": self.seen, "batches": self.batches}
+        archive.write(path, _FORMAT, _VERSION, about, {str(i): rows for i, rows in enumerate(arrays)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Captured:
@@ -106,47 +101,30 @@ class Captured:
 
         Raises:
           TypeError: `path` is not a path.
-          OSError: There is no such file, or it cannot be opened.
-          ValueError: The file is of another kind, newer or damaged.
+          OSError: there is no such file, or it cannot be opened.
+          ValueError: the file is damaged, of another kind, or of another version; the message says which.
         """
-        name = path_name(path)
-        validate_regular(os.stat(name), name)
-        with open(name, "rb") as file:
-            try:
-                return cls._read(file)
-            except Exception as error:  # whatever a damaged file causes in zipfile and json
-                reason = "" if isinstance(error, KeyError) else f": {error or type(error).__name__}"
-                raise ValueError(
-                    f"{name!r} was not written by this version's `Captured.save`, or is damaged{reason}."
-                ) from error
+        return archive.read(path, _FORMAT, _VERSION, "rows that `Captured.save` wrote", cls._assemble, ("float32",))
 
     @classmethod
-    def _read(cls, file: BinaryIO) -> Captured:
-        with zipfile.ZipFile(file) as members:
-            archive.validate_sizes(members, os.fstat(file.fileno()).st_size)
-
-            def read(name: str, dtype: Any) -> np.ndarray:
-                return archive.parsed(members.read(f"{name}.npy"), name, np.dtype(dtype))
-
-            about = json.loads(read(_ABOUT, np.uint8).tobytes())
-            if about["format"] != _FORMAT or about["version"] != _VERSION:
-                raise ValueError(f"it is of {about['format']!r:.100}, version {about['version']!r:.100}")
-            seen, batches = about["seen"], about["batches"]
-            rows = {path: [read(_member(path, i), np.float32) for i in range(len(seen[path]))] for path in seen}
-        if type(batches) is not int or batches < 0:
-            raise ValueError(f"it is of {batches!r:.100} batches")
-        for path, samples in rows.items():
-            for sample, count in zip(samples, seen[path], strict=True):
-                if sample.ndim != 3 or sample.shape[1:] != samples[0].shape[1:]:
-                    raise ValueError(f"{path!r} has rows of the shape {list(sample.shape)}")
-                if type(count) is not int or count < len(sample):
-                    raise ValueError(f"{path!r} has {len(sample)} rows of {count!r:.100}")
-        return cls(rows, seen, batches)
-
-
-def _member(path: str, step: int) -> str:
-    """Returns the name that the rows of a layer have in a file."""
-    return f"{path}:{step}"
+    def _assemble(cls, header: dict[str, Any], read: archive.Reader) -> Captured:
+        arrays = read()
+        batches = restored(int, header.get("batches"), "batches")
+        seen = restored(dict[str, tuple[int, ...]], header.get("seen"), "seen")
+        count = sum(map(len, seen.values()))
+        if sorted(arrays) != sorted(map(str, range(count))) or any(a.ndim != 3 for a in arrays.values()):
+            raise ValueError(f"it has the arrays {list(arrays)!r:.200}; expected {count} with three dimensions.")
+        in_order = iter(arrays[str(i)] for i in range(count))
+        rows = {name: [next(in_order) for _ in steps] for name, steps in seen.items()}
+        for name, samples in rows.items():
+            if len({a.shape[1:] for a in samples}) > 1:
+                raise ValueError(f"the rows of {name!r} have different shapes.")
+            for sample, count in zip(samples, seen[name], strict=True):
+                if count < len(sample):
+                    raise ValueError(f"{name!r} has {len(sample)} rows of {count}.")
+        if batches < 0:
+            raise ValueError(f"it is of {batches} batches.")
+        return cls(rows, {name: list(steps) for name, steps in seen.items()}, batches)
 
 
 def capture(

@@ -7,6 +7,7 @@ import stat
 import zipfile
 
 import pytest
+from helpers.failing import ERRORS, check_failures
 from helpers.ops import random_op
 
 from jax_maddness import load, save
@@ -35,58 +36,12 @@ def test_threads_that_save_one_path_leave_a_whole_file_at_every_moment(rng, path
     assert only_file(path)
 
 
-class FailingFile:
-    """A file whose method `name` fails at its call number `at`; counts the calls."""
-
-    def __init__(self, file, name, at, error):
-        self.file, self.name, self.at, self.error, self.calls = file, name, at, error, 0
-
-    def __getattr__(self, name):
-        if name != self.name:
-            return getattr(self.file, name)
-        return self._called
-
-    def _called(self, *args):
-        self.calls += 1
-        if self.calls == self.at:
-            if args:
-                self.file.write(args[0][: len(args[0]) // 2])  # a full disk takes a part
-            raise self.error
-        return getattr(self.file, self.name)(*args)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *args):
-        self.file.close()
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device", "hidden"), MemoryError()])
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
 @pytest.mark.parametrize("name", ["write", "flush"])
 def test_a_failure_at_any_write_leaves_the_old_file(rng, path, monkeypatch, error, name):
     save(path, random_op(rng, 8, 3, 5))
-    before, op = path.read_bytes(), random_op(rng, 8, 2, 5)
-    failures = 0
-    while True:
-        files = []
-
-        def opened(*args, at=failures + 1, files=files):
-            files.append(FailingFile(open(*args), name, at, error))  # noqa: SIM115 -- the caller closes it
-            return files[0]
-
-        monkeypatch.setattr(atomic, "open", opened, raising=False)
-        try:
-            save(path, op)
-        except (OSError, MemoryError) as raised:
-            assert type(raised) is type(error)  # noqa: PT017 -- the last of all runs succeeds
-            text = f"[Errno {errno.ENOSPC}] No space left on device: {str(path)!r}"
-            assert str(raised) in (text, "")  # noqa: PT017
-        else:
-            break
-        assert path.read_bytes() == before
-        assert only_file(path)
-        failures += 1
-    assert failures == files[0].calls >= 1
+    op = random_op(rng, 8, 2, 5)
+    assert check_failures(path, lambda path: save(path, op), monkeypatch, error, name) >= 1
     assert load(path).num_codebooks == 2
 
 

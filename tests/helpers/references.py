@@ -90,3 +90,56 @@ def prototypes(x, codes, own, ridge):
     penalty = ridge * np.diag([1.0] * (16 * count) + [0.0])
     solution = np.linalg.solve(design.T @ design + penalty, design.T @ (x - center - one_hot @ means))
     return means + solution[:-1], center + solution[-1]
+
+
+def scan(codes, tables, count, k):
+    """(sums, positions) [Q, k] of the greatest sums of 7-bit entries: codes [V, C], tables [Q, C, 16]; -1 for missing.
+
+    Only the first `count` vectors take part; of equal sums the first vector's comes first.
+    """
+    sums, positions = np.full((2, len(tables), k), -1, np.int32)
+    for q in range(len(tables)):
+        totals = [
+            sum(int(tables[q, c, row[c]]) & 127 for c in range(tables.shape[1])) for row in codes[: max(count, 0)]
+        ]
+        for i, v in enumerate(np.argsort(-np.array(totals, int), kind="stable")[:k]):
+            sums[q, i], positions[q, i] = totals[v], v
+    return sums, positions
+
+
+def greatest(sums, skipped, k):
+    """(sums, rows) [k, M] of the greatest sums [N, M] over rows not skipped; the lowest int32 and -1 for none."""
+    best = np.full((k, sums.shape[1]), np.iinfo(np.int32).min, np.int32)
+    rows = np.full((k, sums.shape[1]), -1, np.int32)
+    taken_from = np.flatnonzero(~skipped)
+    for m in range(sums.shape[1]):
+        order = taken_from[np.argsort(-sums[taken_from, m].astype(np.int64), kind="stable")][:k]
+        best[: len(order), m], rows[: len(order), m] = sums[order, m], order
+    return best, rows
+
+
+def look_up(codes, values):
+    """y[n, m] = sum over c of values[m, c, codes[n, c]], in float64. codes [N, C], values [M, C, 16]."""
+    y = np.zeros((len(codes), len(values)))
+    for n, c in np.ndindex(*codes.shape):
+        y[n] += values[:, c, codes[n, c]]
+    return y
+
+
+def look_up_gradient(codes, dy):
+    """The gradient of `look_up` by its values [M, C, 16], in float64, for dy [N, M]."""
+    gradient = np.zeros((dy.shape[1], codes.shape[1], 16))
+    for n, c in np.ndindex(*codes.shape):
+        gradient[:, c, codes[n, c]] += dy[n]
+    return gradient
+
+
+def rescore(queries, vectors, positions):
+    """scores[q, i] = queries[q] . vectors[positions[q, i] ...], in float64; -inf where there is no such vector."""
+    run = queries.shape[1] // vectors.shape[1]
+    scores = np.full(positions.shape, -np.inf)
+    for q, i in np.ndindex(*positions.shape):
+        first = positions[q, i]
+        if 0 <= first <= len(vectors) - run:
+            scores[q, i] = queries[q].astype(np.float64) @ vectors[first : first + run].ravel().astype(np.float64)
+    return scores

@@ -1,19 +1,9 @@
 // The handlers, called as XLA calls them: first to ask which version of the FFI API they were compiled for, then with
-// arrays of wrong ranks. Dimensions and contents lie in memory of exactly their size, so that AddressSanitizer notices
-// what a handler reads beside them. What handlers compute is tested from Python, where XLA itself is the caller.
-#include <algorithm>
-#include <functional>
-#include <memory>
-#include <numeric>
+// arrays of wrong ranks. What handlers compute is tested from Python, where XLA itself is the caller.
 #include <string>
 #include <vector>
 
-#include "xla_ffi/handlers/handlers.h"
-#include "xla_ffi/tests/testing.h"
-
-struct XLA_FFI_Error {
-  std::string message;
-};
+#include "xla_ffi/tests/handler_calls.h"
 
 namespace jax_maddness::testing {
 namespace {
@@ -21,91 +11,8 @@ namespace {
 constexpr auto kU8 = XLA_FFI_DataType_U8, kS8 = XLA_FFI_DataType_S8, kS32 = XLA_FFI_DataType_S32,
                kF32 = XLA_FFI_DataType_F32;
 
-struct Array {
-  XLA_FFI_DataType type;
-  std::vector<int64_t> dims;
-};
-
-struct Call {
-  XLA_FFI_Handler* handler;
-  const char* name;
-  std::vector<Array> args, results;
-};
-
-// The runtime of a process without a thread pool.
-XLA_FFI_Error* create_error(XLA_FFI_Error_Create_Args* args) { return new XLA_FFI_Error{args->message}; }
-void get_message(XLA_FFI_Error_GetMessage_Args* args) { args->message = args->error->message.c_str(); }
-void destroy_error(XLA_FFI_Error_Destroy_Args* args) { delete args->error; }
-XLA_FFI_Error* schedule(XLA_FFI_ThreadPool_Schedule_Args*) { return new XLA_FFI_Error{"no pool"}; }
-XLA_FFI_Error* num_threads(XLA_FFI_ThreadPool_NumThreads_Args*) { return new XLA_FFI_Error{"no pool"}; }
-
-XLA_FFI_Api runtime() {
-  XLA_FFI_Api api = {};
-  api.struct_size = sizeof(api);
-  api.api_version.struct_size = XLA_FFI_Api_Version_STRUCT_SIZE;
-  api.api_version.major_version = XLA_FFI_API_MAJOR;
-  api.api_version.minor_version = XLA_FFI_API_MINOR;
-  api.XLA_FFI_Error_Create = create_error;
-  api.XLA_FFI_Error_GetMessage = get_message;
-  api.XLA_FFI_Error_Destroy = destroy_error;
-  api.XLA_FFI_ThreadPool_Schedule = schedule;
-  api.XLA_FFI_ThreadPool_NumThreads = num_threads;
-  return api;
-}
-
-// The arrays of a call, in the form in which XLA passes them.
-class Buffers {
- public:
-  explicit Buffers(const std::vector<Array>& arrays) : buffers_(arrays.size()) {
-    for (size_t i = 0; i < arrays.size(); ++i) {
-      const Array& array = arrays[i];
-      const int64_t count =
-          std::accumulate(array.dims.begin(), array.dims.end(), int64_t{1}, std::multiplies<int64_t>());
-      const size_t bytes = static_cast<size_t>(count) * (array.type == kU8 || array.type == kS8 ? 1 : 4);
-      contents_.emplace_back(new char[bytes]());
-      dims_.emplace_back(new int64_t[array.dims.size()]);
-      std::copy(array.dims.begin(), array.dims.end(), dims_.back().get());
-      buffers_[i].struct_size = XLA_FFI_Buffer_STRUCT_SIZE;
-      buffers_[i].dtype = array.type;
-      buffers_[i].data = contents_.back().get();
-      buffers_[i].rank = static_cast<int64_t>(array.dims.size());
-      buffers_[i].dims = dims_.back().get();
-      pointers_.push_back(&buffers_[i]);
-    }
-  }
-
-  void** pointers() { return pointers_.data(); }
-  int64_t size() const { return static_cast<int64_t>(pointers_.size()); }
-
- private:
-  std::vector<XLA_FFI_Buffer> buffers_;
-  std::vector<std::unique_ptr<char[]>> contents_;
-  std::vector<std::unique_ptr<int64_t[]>> dims_;
-  std::vector<void*> pointers_;
-};
-
 // Returns the handler's error message; empty if it succeeds.
-std::string message(const Call& call) {
-  static const XLA_FFI_Api api = runtime();
-  Buffers args(call.args), results(call.results);
-  std::vector<XLA_FFI_ArgType> arg_types(call.args.size(), XLA_FFI_ArgType_BUFFER);
-  std::vector<XLA_FFI_RetType> result_types(call.results.size(), XLA_FFI_RetType_BUFFER);
-  XLA_FFI_CallFrame frame = {};
-  frame.struct_size = XLA_FFI_CallFrame_STRUCT_SIZE;
-  frame.api = &api;
-  frame.stage = XLA_FFI_ExecutionStage_EXECUTE;
-  frame.args.struct_size = XLA_FFI_Args_STRUCT_SIZE;
-  frame.args.size = args.size();
-  frame.args.types = arg_types.data();
-  frame.args.args = args.pointers();
-  frame.rets.struct_size = XLA_FFI_Rets_STRUCT_SIZE;
-  frame.rets.size = results.size();
-  frame.rets.types = result_types.data();
-  frame.rets.rets = results.pointers();
-  frame.attrs.struct_size = XLA_FFI_Attrs_STRUCT_SIZE;
-  const std::unique_ptr<XLA_FFI_Error> error(call.handler(&frame));
-  return error ? error->message : "";
-}
+std::string message(const Call& call) { return run(call).error; }
 
 // Calls the handler with every array in turn of every other rank up to 6: it must refuse each by name.
 void test_ranks(const Call& call) {

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_maddness.core import archive
+from jax_maddness.core.restore import restored
 from jax_maddness.core.trees.base import validate_finite, validate_indices
 from jax_maddness.core.types import TREE_KINDS
 from jax_maddness.nn.layers.approximate import Spec
@@ -94,10 +95,7 @@ def load_model(path: str | os.PathLike[str], model: Any) -> Any:
       >>> bool((loaded(jnp.ones((4, 8))) == fast(jnp.ones((4, 8)))).all())
       True
     """
-    header, specs, arrays = archive.read(path, FORMAT, VERSION, "a model", _read, _DTYPES)
-    values = [_with_key(jnp.asarray(array), key) for array, key in zip(arrays, header["keys"], strict=True)]
-    by_place = dict(zip(map(_tuples, header["places"]), values, strict=True))
-    kind = next(kind for kind in MODELS if kind.kind == header["kind"])
+    kind, specs, by_place = archive.read(path, FORMAT, VERSION, "a model", _read, _DTYPES)
     loaded = kind.from_file(model, specs, by_place, os.fspath(path))
     try:
         _validate_ops(adapt(loaded))
@@ -126,16 +124,23 @@ def _validate_ops(model: Model) -> None:
             raise ValueError(f"the op {owner!r}: {error}") from None
 
 
-def _read(header: dict[str, Any], read: archive.Reader) -> tuple[dict[str, Any], dict[str, Spec], list[np.ndarray]]:
+def _read(
+    header: dict[str, Any], read: archive.Reader
+) -> tuple[type[Model], dict[str, Spec], dict[tuple[int | str, ...], jax.Array]]:
     arrays = read()
     if header["version"] < 3:
         header = _with_new_names(header)
-    specs = {layer: _from_json(spec) for layer, spec in header["specs"].items()}
-    if header["kind"] not in [kind.kind for kind in MODELS]:
-        raise ValueError(f"it is of a model of the kind {header['kind']!r:.100}.")
-    if not len(header["places"]) == len(header["keys"]) == len(arrays) == len(set(map(_tuples, header["places"]))):
-        raise ValueError("its arrays, their places and the kinds of their keys are not as many.")
-    return header, specs, [arrays[str(i)] for i in range(len(header["places"]))]
+    kinds = {kind.kind: kind for kind in MODELS}
+    if (kind := kinds.get(restored(str, header.get("kind"), "kind"))) is None:
+        raise ValueError(f"its kind of model is {header['kind']!r}; expected one of {', '.join(kinds)}.")
+    specs = {layer: _from_json(spec, layer) for layer, spec in header["specs"].items()}
+    places = restored(tuple[tuple[int | str, ...], ...], header.get("places"), "places")
+    keys = restored(tuple[str | None, ...], header.get("keys"), "keys")
+    if not len(arrays) == len(keys) == len(places) == len(set(places)):
+        raise ValueError(f"it has {len(arrays)} arrays, {len(keys)} keys and {len(set(places))} different places.")
+    in_order = [jnp.asarray(arrays[str(i)]) for i in range(len(arrays))]
+    values = [_with_key(array, key) for array, key in zip(in_order, keys, strict=True)]
+    return kind, specs, dict(zip(places, values, strict=True))
 
 
 def _with_new_names(header: dict[str, Any]) -> dict[str, Any]:
@@ -156,16 +161,11 @@ def _to_json(spec: Spec) -> dict[str, Any]:
     return {**dataclasses.asdict(spec), "form": [type(spec.form).__name__, dataclasses.asdict(spec.form)]}
 
 
-def _from_json(described: dict[str, Any]) -> Spec:
-    name, fields = described["form"]
-    return Spec(**{**_tuples(described), "form": _FORMS[name](**_tuples(fields))})
-
-
-def _tuples(value: Any) -> Any:
-    """Converts lists back to tuples, at any depth: JSON has lists alone, and specs must be hashable."""
-    if isinstance(value, dict):
-        return {key: _tuples(v) for key, v in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _from_json(described: Any, layer: str) -> Spec:
+    name, fields = restored(tuple[str, dict[str, Any]], described.get("form"), "form")
+    if name not in _FORMS:
+        raise ValueError(f"its form of the layer {layer!r} is {name!r}; expected one of {', '.join(_FORMS)}.")
+    return restored(Spec, {**described, "form": restored(_FORMS[name], fields, "form")}, layer)
 
 
 def _key_kind(array: Any) -> str | None:

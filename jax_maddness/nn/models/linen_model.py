@@ -131,7 +131,7 @@ class LinenModel:
 
     def narrowed(self, specs: Mapping[str, Spec], arrays: Mapping[str, Any]) -> LinenModel:
         module, variables = self.with_arrays(arrays).model
-        return LinenModel((Replaced(module.inner, (*specs.items(),)), variables), self._call)
+        return LinenModel((Replaced.of(module.inner, specs), variables), self._call)
 
     def replaced(self, specs: Mapping[str, Spec], arrays: Mapping[str, Mapping[str, Any]]) -> LinenModel:
         module, variables = self.model
@@ -141,7 +141,7 @@ class LinenModel:
         kept = {place: value for place, value in flat(variables).items() if place not in dropped}
         for path, spec in specs.items():
             kept |= {(*place_of(path, spec), name): array for name, array in arrays[spec.owner].items()}
-        return LinenModel((Replaced(inner, (*{**before, **specs}.items(),)), unflatten_dict(kept)), self._call)
+        return LinenModel((Replaced.of(inner, {**before, **specs}), unflatten_dict(kept)), self._call)
 
     def specs(self) -> dict[str, Spec]:
         module = self.model[0]
@@ -168,4 +168,4 @@ class LinenModel:
     ) -> tuple[nn.Module, Any]:
         if not isinstance(model, nn.Module):
             raise ValueError(f"{file!r} is a linen model; `model` must be its module, without variables.")
-        return Replaced(model, tuple(specs.items())), unflatten_dict(dict(arrays))
+        return Replaced.of(model, specs), unflatten_dict(dict(arrays))

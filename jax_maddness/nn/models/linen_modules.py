@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,29 +24,54 @@ ops are in "params", and others are read outside of the transform where they are
 _OP = "op"
 
 
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """A module that linen does not see: as an attribute, it would get a name and paths below that of its holder."""
+
+    module: nn.Module
+
+
 class Replaced(nn.Module):
     """A module some of whose layers are look-ups. Its parameters have the paths that they had.
 
     Attributes:
-      inner: the original module.
+      held: the original module.
       specs: path and spec of each layer that is replaced; a tuple, since linen's attributes must be hashable.
     """
 
-    inner: nn.Module
+    held: Held
     specs: tuple[tuple[str, Spec], ...]
 
+    @classmethod
+    def of(cls, module: nn.Module, specs: Mapping[str, Spec]) -> Replaced:
+        """Returns `module` with some of its layers replaced, by path."""
+        return cls(Held(module), tuple(specs.items()))
+
+    @property
+    def inner(self) -> nn.Module:
+        """The original module."""
+        return self.held.module
+
     def setup(self) -> None:
-        """Makes the scope that of the module inside, so that no path gets longer."""
-        nn.share_scope(self, self.inner)
+        """Binds the original module to this one's scope, so that its paths are those that it has alone."""
+        # Not by assignment, which would make it a submodule with a name, and modules in its attributes with longer
+        # paths than those it makes itself.
+        object.__setattr__(self, "_bound", self.inner.clone(parent=self.scope, _deep_clone=True))
 
     def __call__(self, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
         """Computes the result of `inner`, nearly; `method` names another method of it."""
-        with nn.intercept_methods(_interceptor(dict(self.specs))), apart(self.specs):
-            return getattr(self.inner, method)(*args, **kwargs)
+        assert self.scope is not None
+        with nn.intercept_methods(_interceptor(dict(self.specs), len(self.scope.path))), apart(self.specs):
+            return getattr(self._bound, method)(*args, **kwargs)
 
 
-def _interceptor(specs: Mapping[str, Spec]) -> Callable[..., Any]:
-    """Returns an interceptor that computes replaced layers in place of linen's calls."""
+def _interceptor(specs: Mapping[str, Spec], depth: int) -> Callable[..., Any]:
+    """Returns an interceptor that computes replaced layers in place of linen's calls.
+
+    Args:
+      specs: of the replaced layers, by path from the replaced model.
+      depth: length of the replaced model's own path, where it is a part of another module.
+    """
     pruned = any(spec.pruned for spec in specs.values())
     around: list[tuple[tuple[str, ...], Any]] = []  # paths and collections of the modules that are being called
 
@@ -53,14 +79,14 @@ def _interceptor(specs: Mapping[str, Spec]) -> Callable[..., Any]:
         following: Callable[..., Any], args: tuple, kwargs: Any, context: nn.module.InterceptorContext
     ) -> Any:
         module = context.module
-        path = "/".join(module.path)
+        path = "/".join(module.path[depth:])
         if path in specs and _is_layer(context):
             return apply(first_array(args, kwargs), specs[path], _arrays(module, path, specs[path], around))
         following = _narrower(module, following) if pruned else following
         ops = module.scope.variables().get(COLLECTION) if module.scope else None
         if not ops:
             return following(*args, **kwargs)
-        around.append((module.path, ops))
+        around.append((module.path[depth:], ops))
         try:
             return following(*args, **kwargs)
         finally:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax_maddness.core.atomic import path_name, replace_file, validate_regular
+from jax_maddness.core.restore import restored
 from jax_maddness.learn.fit import FitConfig
 from jax_maddness.nn.layers.kinds import CODES, INT8, LOW_RANK
 from jax_maddness.nn.planning.verdict import LayerPlan, Option, predicted
@@ -153,13 +154,14 @@ class Plan:
         if header not in [(_FORMAT, version) for version in _READABLE]:
             raise ValueError(f"{name!r} was not written by this version's `Plan.to_json`.")
         try:
-            layers, trials = fields.pop("layers"), fields.pop("trials")
-            plan = cls(tuple(map(_layer, layers)), trials=tuple(map(_trial, trials)), **fields)
-            plan.rules()
-            _validate(plan)
-            return plan
-        except Exception as error:
+            for line in fields["layers"]:
+                # Files of version 2 have no such field; their words are the only record of it.
+                line.setdefault("unmeasured", "the time was up" in line["words"])
+            plan = restored(cls, fields, "plan")
+            plan.rules(), plan._page()  # whatever else is wrong with it must not wait until it is used
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{name!r} is a damaged plan: {error!r}. Make it anew with `plan`.") from error
+        return plan
 
     def html(self, path: str | os.PathLike[str]) -> None:
         """Writes one self-contained page with the table and pictures, as a whole or not at all.
@@ -169,10 +171,14 @@ class Plan:
           ValueError: `path` is something other than a file, such as a folder.
           OSError: The file cannot be written; an existing file is unchanged.
         """
+        replace_file(path, lambda file: file.write(self._page().encode()))
+
+    def _page(self) -> str:
+        """Returns the page as HTML."""
         names = ("layer", "D -> M (rows)", "share", "exact ms", "int8", "low rank", "codes", "verdict")
         rows = ["".join(f"<th>{html.escape(name)}</th>" for name in names)]
         rows += ["".join(f"<td>{html.escape(c)}</td>" for c in cells(line, self.exact_ms)) for line in self.layers]
-        page = [
+        parts = [
             '<!doctype html><html lang="en"><meta charset="utf-8"><title>Plan</title>',
             "<style>body{font:14px sans-serif;margin:2em}td,th{padding:2px 10px;text-align:left}",
             "svg text{font:12px sans-serif}</style><h1>Plan</h1>",
@@ -184,34 +190,7 @@ class Plan:
             _scatter(self.trials, self.max_drop),
             f"<p>Measured on {html.escape(self.machine)}.</p></html>",
         ]
-        replace_file(path, lambda file: file.write("\n".join(page).encode()))
-
-
-def _validate(plan: Plan) -> None:
-    """Raises if a value of a plan that was read from a file is of another kind than it should be."""
-    numbers = [(name, getattr(plan, name)) for name in ("max_drop", "exact_ms", "fast_ms", "before", "after")]
-    numbers += [("trials", n) for trial in plan.trials for n in (trial.speedup, trial.drop)]
-    numbers += [("layers", n) for layer in plan.layers for n in (*layer.shape, layer.rows, layer.choice)]
-    wrong = {name for name, n in numbers if not isinstance(n, int | float | None)}
-    texts = (plan.metric, plan.machine, *plan.fingerprint.values())
-    if wrong or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"{', '.join(sorted(wrong)) or 'metric, machine or fingerprint'} of another type")
-    if plan.replaced and not min(plan.exact_ms, plan.fast_ms) > 0:
-        raise ValueError("no times of the whole model")
-    for layer in plan.layers:
-        cells(layer, plan.exact_ms)  # raises where a field has no such format
-
-
-def _layer(fields: dict[str, Any]) -> LayerPlan:
-    fields["options"] = tuple(Option(**option) for option in fields["options"])
-    # Files of version 2 have no such field; their words are the only record of it.
-    fields.setdefault("unmeasured", "the time was up" in fields["words"])
-    return LayerPlan(**fields | {name: tuple(fields[name]) for name in ("paths", "shape", "products")})
-
-
-def _trial(fields: dict[str, Any]) -> Trial:
-    replaced = tuple((name, kind, size) for name, kind, size in fields["replaced"])
-    return Trial(replaced, fields["speedup"], fields["drop"])
+        return "\n".join(parts)
 
 
 def rule_fields(kind: str, size: int) -> dict[str, Any]:

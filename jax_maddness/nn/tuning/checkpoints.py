@@ -41,12 +41,24 @@ class Checkpoints:
         self._manager = orbax.CheckpointManager(self._folder, options=options)
 
     def save(self, number: int, state: Any) -> None:
-        """Writes `state`, whole or not at all."""
+        """Writes `state`, whole or not at all.
+
+        Raises:
+          OSError: It cannot be written, for example because the disk is full; the state before it is kept.
+        """
         if self._manager is not None:
             leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
             leaves["fingerprint"] = np.frombuffer(json.dumps(dict(self._fingerprint)).encode(), np.uint8)
-            self._manager.save(number, args=self._args.StandardSave(leaves))
-            self._manager.wait_until_finished()
+            try:
+                self._manager.save(number, args=self._args.StandardSave(leaves))
+                self._manager.wait_until_finished()
+            except MemoryError:
+                raise
+            except Exception as error:  # orbax raises ValueError for a full disk, in words about its database
+                raise OSError(
+                    f"The state of the training could not be written to `checkpoint` {os.fspath(self._folder)!r}, "
+                    f"where the one before it is unchanged: {error}"
+                ) from error
 
     def restored(self, state: Any) -> Any:
         """Returns the last state that was written, in the structure of `state`; or `state`, if there is none.

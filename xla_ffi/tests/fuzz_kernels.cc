@@ -1,0 +1,44 @@
+// Every tier against the definitions (definition.h) in random sizes, types and contents, for as long as it is told to.
+#include <algorithm>
+
+#include "xla_ffi/tests/definition.h"
+#include "xla_ffi/tests/fuzz.h"
+
+namespace jax_maddness::testing {
+namespace {
+
+// Mostly small, now and then none, one, or beside a multiple of 16.
+int64_t random_size(Random& random, int64_t least, int64_t most) {
+  switch (random.below(6)) {
+    case 0:
+      return least;
+    case 1:
+      return std::clamp(16 * random.below(most / 16 + 1) + random.below(3) - 1, least, most);
+    default:
+      return least + random.below(most - least + 1);
+  }
+}
+
+void run_case(uint64_t seed) {
+  Random random(seed);
+  const bool large = random.below(20) == 0;
+  const int64_t rows = random_size(random, 0, large ? 1200 : 150), features = random_size(random, 1, large ? 400 : 70);
+  const int64_t codebooks = random_size(random, 1, large ? 30 : 150), outputs = random_size(random, 0, large ? 90 : 50);
+  Problem problem = random_problem(random, rows, features, codebooks, outputs, kTypes[random.below(3)]);
+  if (random.below(2) == 0) {
+    problem.oblique =
+        random_oblique(random, problem.x, rows, features, codebooks, random_size(random, 1, large ? 300 : 40));
+  }
+  for (const Tier* tier : supported_tiers()) check_tier(*tier, problem, random);
+}
+
+}  // namespace
+}  // namespace jax_maddness::testing
+
+int main(int argc, char** argv) {
+  using namespace jax_maddness::testing;
+  const Campaign campaign(argc, argv);
+  const int64_t cases = run_campaign(campaign, run_case);
+  std::printf("kernels: %ld cases from seed %lu on, on the tiers %s\n", long(cases), campaign.seed,
+              jax_maddness::supported_tier_names().c_str());
+}
