@@ -33,6 +33,8 @@ _FORMS = {form.__name__: form for form in FORMS}
 _SIGNED, _UNSIGNED = (tuple(f"{kind}{bits}" for bits in (8, 16, 32, 64)) for kind in ("int", "uint"))
 _OLD_FIELD, _OLD_PREFIX = "maximum", "checked_"
 _FINITE = ("tables_", "exact_", "weights")
+_Place = tuple[int | str | tuple[int | str, ...], ...]
+"""Names and positions; those of variables that `WeightNorm` and its like hold are tuples."""
 _DTYPES = ("bool", *_SIGNED, *_UNSIGNED, "float16", "bfloat16", "float32", "float64")
 
 
@@ -126,7 +128,7 @@ def _validate_ops(model: Model) -> None:
 
 def _read(
     header: dict[str, Any], read: archive.Reader
-) -> tuple[type[Model], dict[str, Spec], dict[tuple[int | str, ...], jax.Array]]:
+) -> tuple[type[Model], dict[str, Spec], dict[tuple[Any, ...], jax.Array]]:
     arrays = read()
     if header["version"] < 3:
         header = _with_new_names(header)
@@ -134,7 +136,7 @@ def _read(
     if (kind := kinds.get(restored(str, header.get("kind"), "kind"))) is None:
         raise ValueError(f"its kind of model is {header['kind']!r}; expected one of {', '.join(kinds)}.")
     specs = {layer: _from_json(spec, layer) for layer, spec in header["specs"].items()}
-    places = restored(tuple[tuple[int | str, ...], ...], header.get("places"), "places")
+    places = restored(tuple[_Place, ...], header.get("places"), "places")
     keys = restored(tuple[str | None, ...], header.get("keys"), "keys")
     if not len(arrays) == len(keys) == len(places) == len(set(places)):
         raise ValueError(f"it has {len(arrays)} arrays, {len(keys)} keys and {len(set(places))} different places.")
