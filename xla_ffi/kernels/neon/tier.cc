@@ -22,6 +22,11 @@
 
 #include <cstring>
 
+#if defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include "xla_ffi/kernels/kernels.h"
 #include "xla_ffi/kernels/shared/denormals.h"
 #include "xla_ffi/kernels/shared/integers.h"
@@ -226,7 +231,7 @@ void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Outpu
 
 // clang-format off: in this order
 #include "xla_ffi/kernels/shared/small_batch.inc"
-#include "xla_ffi/kernels/scalar/factors.inc"
+#include "xla_ffi/kernels/neon/factors.inc"
 #include "xla_ffi/kernels/neon/table_sums.inc"
 #include "xla_ffi/kernels/shared/factors.inc"
 #include "xla_ffi/kernels/neon/scan.inc"

@@ -26,6 +26,15 @@ struct PanelSums {
   bool added;  // the product is added to them; if not, they are set
 };
 
+// Rows of f32 outputs, to which a tier may rescale the sums of a panel straight from registers.
+struct DirectOutputs {
+  char* data;      // null: sums are stored
+  int64_t stride;  // bytes
+  const float* scale;
+  const float* offset;
+  bool streams;
+};
+
 }  // namespace
 }  // namespace jax_maddness
 
