@@ -75,7 +75,7 @@ else
 	cmake -S . -B $(BUILD)/emulated -DJAX_MADDNESS_PYTHON=OFF -DJAX_MADDNESS_TESTS=ON -DJAX_MADDNESS_SIMDE_TESTS=ON
 	cmake --build $(BUILD)/emulated --parallel $(JOBS) --target test_kernels_simde test_oblique_simde \
 	  test_halves_simde test_scan_simde test_rescore_simde test_greatest_simde \
-	  test_floats_simde
+	  test_floats_simde test_factors_simde
 	ctest --test-dir $(BUILD)/emulated --output-on-failure --parallel $(JOBS) --tests-regex simde
 endif
 

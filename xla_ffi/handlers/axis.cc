@@ -33,6 +33,14 @@ class Axis final : public TreeArrays {
                    void* scratch) const noexcept override {
     tier.amm_by_code(x, of(op), tables, y, scratch);
   }
+  void amm_factors(const Tier& tier, int64_t op, const Rows& x, const Tables& tables, const Factors& factors,
+                   const Output& y, void* scratch) const noexcept override {
+    tier.amm_factors(x, of(op), tables, factors, y, scratch);
+  }
+  void amm_factors_by_code(const Tier& tier, int64_t op, const Rows& x, const Tables& tables, const Factors& factors,
+                           const Output& y, void* scratch) const noexcept override {
+    tier.amm_factors_by_code(x, of(op), tables, factors, y, scratch);
+  }
 
  private:
   Trees of(int64_t op) const noexcept {
@@ -55,6 +63,14 @@ ffi::Error amm(ffi::ThreadPool pool, AnyBuffer x, AnyBuffer indices, AnyBuffer t
   return amm_with(Axis(indices, thresholds), pool, x, {values, scale, offset, kByCode}, *y);
 }
 
+template <bool kByCode>
+ffi::Error amm_factors(ffi::ThreadPool pool, AnyBuffer x, AnyBuffer indices, AnyBuffer thresholds, AnyBuffer values,
+                       AnyBuffer center, AnyBuffer feature_scale, AnyBuffer down, AnyBuffer steps, AnyBuffer up,
+                       AnyBuffer shift, AnyBuffer scale, AnyBuffer offset, ffi::Result<AnyBuffer> y) {
+  return amm_factors_with(Axis(indices, thresholds), pool, x,
+                          {values, center, feature_scale, down, steps, up, shift, scale, offset, kByCode}, *y);
+}
+
 auto bind_trees() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()
@@ -74,11 +90,15 @@ auto bind_tables() {
 XLA_FFI_DEFINE_HANDLER(bound_encode, encode, bind_trees().Ret<AnyBuffer>());  // codes
 XLA_FFI_DEFINE_HANDLER(bound_amm, amm<false>, bind_tables());
 XLA_FFI_DEFINE_HANDLER(bound_amm_by_code, amm<true>, bind_tables());
+XLA_FFI_DEFINE_HANDLER(bound_amm_factors, amm_factors<false>, bind_factors(bind_trees()));
+XLA_FFI_DEFINE_HANDLER(bound_amm_factors_by_code, amm_factors<true>, bind_factors(bind_trees()));
 
 }  // namespace
 
 XLA_FFI_Error* encode_handler(XLA_FFI_CallFrame* frame) { return bound_encode(frame); }
 XLA_FFI_Error* amm_handler(XLA_FFI_CallFrame* frame) { return bound_amm(frame); }
 XLA_FFI_Error* amm_by_code_handler(XLA_FFI_CallFrame* frame) { return bound_amm_by_code(frame); }
+XLA_FFI_Error* amm_factors_handler(XLA_FFI_CallFrame* frame) { return bound_amm_factors(frame); }
+XLA_FFI_Error* amm_factors_by_code_handler(XLA_FFI_CallFrame* frame) { return bound_amm_factors_by_code(frame); }
 
 }  // namespace jax_maddness

@@ -12,6 +12,16 @@
 //                       features i32 [B, C, W], projections i8 [B, C, 4, W], thresholds i32 [B, C, 15],
 //                       center f32 [B, D], feature scale f32 [B, D]
 //
+//   project             x, center f32 [B, D], feature scale f32 [B, D], down i8               u i8 [B, ..., r]
+//                       [B, ceil(D / 4), r, 4], steps f32 [B, r]
+//   factors             the same, and up i8 [B, r / 4, M, 4], scale, offset                   y
+//   factors_of          u, up, scale, offset                                                  y
+//   int8, int8_by_row   x, center, feature scale, up i8 [B, ceil(D / 4), M, 4], scale, offset y
+//   amm_factors         x, indices, thresholds, values, center, feature scale, down, steps,   y
+//                       up, shift u8 [B, M], scale, offset
+//   amm_factors_by_code, amm_oblique_factors, amm_oblique_factors_by_code: likewise
+//   amm_of_codes_factors codes, u, values, up, shift, scale, offset                           y
+//
 //   look_up             codes u8 [B, ..., C], values f32 [B, M, C, 16]                        y f32 [B, ..., M]
 //   look_up_gradient    codes, dy f32 [B, ..., M]                                             values' gradient
 //
@@ -22,8 +32,9 @@
 //   rescore             queries [Q, r F], vectors [V, F], positions i32 [Q, k]                scores f32 [Q, k]
 // clang-format on
 //
-// x, queries and vectors are f32, bf16 or f16; y has the type of x. B counts ops, each with rows of its own: usually 1.
-// The dimensions between are rows. Any number of them may be zero, except D and C; so may blocks, Q, V and k.
+// x, queries and vectors are f32, bf16 or f16; y has the type of x, or any of these where there is no x. B counts ops,
+// each with rows of its own: usually 1. The dimensions between are rows. Any number of them may be zero, except D and
+// C; so may blocks, Q, V and k.
 //
 // greatest: where fewer than k rows count, the sum is the lowest int32 and the position -1. scan: only the first
 // `count` vectors count, clipped to those that exist. rescore: a query is as long as r vectors in a row, and is
@@ -43,6 +54,16 @@ XLA_FFI_Error* amm_by_code_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* encode_oblique_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* amm_oblique_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* amm_oblique_by_code_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* project_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* factors_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* factors_of_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* int8_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* int8_by_row_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* amm_factors_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* amm_factors_by_code_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* amm_oblique_factors_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* amm_oblique_factors_by_code_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* amm_of_codes_factors_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* scan_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* rescore_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* greatest_handler(XLA_FFI_CallFrame* frame);

@@ -26,6 +26,16 @@ nb::dict registrations() {
   handlers["jax_maddness_encode_oblique"] = capsule(jax_maddness::encode_oblique_handler);
   handlers["jax_maddness_amm_oblique"] = capsule(jax_maddness::amm_oblique_handler);
   handlers["jax_maddness_amm_oblique_by_code"] = capsule(jax_maddness::amm_oblique_by_code_handler);
+  handlers["jax_maddness_project"] = capsule(jax_maddness::project_handler);
+  handlers["jax_maddness_factors"] = capsule(jax_maddness::factors_handler);
+  handlers["jax_maddness_factors_of"] = capsule(jax_maddness::factors_of_handler);
+  handlers["jax_maddness_int8"] = capsule(jax_maddness::int8_handler);
+  handlers["jax_maddness_int8_by_row"] = capsule(jax_maddness::int8_by_row_handler);
+  handlers["jax_maddness_amm_factors"] = capsule(jax_maddness::amm_factors_handler);
+  handlers["jax_maddness_amm_factors_by_code"] = capsule(jax_maddness::amm_factors_by_code_handler);
+  handlers["jax_maddness_amm_oblique_factors"] = capsule(jax_maddness::amm_oblique_factors_handler);
+  handlers["jax_maddness_amm_oblique_factors_by_code"] = capsule(jax_maddness::amm_oblique_factors_by_code_handler);
+  handlers["jax_maddness_amm_of_codes_factors"] = capsule(jax_maddness::amm_of_codes_factors_handler);
   handlers["jax_maddness_scan"] = capsule(jax_maddness::scan_handler);
   handlers["jax_maddness_greatest"] = capsule(jax_maddness::greatest_handler);
   handlers["jax_maddness_rescore"] = capsule(jax_maddness::rescore_handler);

@@ -47,6 +47,14 @@ class Oblique final : public TreeArrays {
                    void* scratch) const noexcept override {
     tier.amm_oblique_by_code(x, of(op), tables, y, scratch);
   }
+  void amm_factors(const Tier& tier, int64_t op, const Rows& x, const Tables& tables, const Factors& factors,
+                   const Output& y, void* scratch) const noexcept override {
+    tier.amm_oblique_factors(x, of(op), tables, factors, y, scratch);
+  }
+  void amm_factors_by_code(const Tier& tier, int64_t op, const Rows& x, const Tables& tables, const Factors& factors,
+                           const Output& y, void* scratch) const noexcept override {
+    tier.amm_oblique_factors_by_code(x, of(op), tables, factors, y, scratch);
+  }
 
  private:
   ObliqueTrees of(int64_t op) const noexcept {
@@ -76,6 +84,15 @@ ffi::Error amm(ffi::ThreadPool pool, AnyBuffer x, AnyBuffer features, AnyBuffer 
                   {values, scale, offset, kByCode}, *y);
 }
 
+template <bool kByCode>
+ffi::Error amm_factors(ffi::ThreadPool pool, AnyBuffer x, AnyBuffer features, AnyBuffer projections,
+                       AnyBuffer thresholds, AnyBuffer tree_center, AnyBuffer tree_scale, AnyBuffer values,
+                       AnyBuffer center, AnyBuffer feature_scale, AnyBuffer down, AnyBuffer steps, AnyBuffer up,
+                       AnyBuffer shift, AnyBuffer scale, AnyBuffer offset, ffi::Result<AnyBuffer> y) {
+  return amm_factors_with(Oblique(features, projections, thresholds, tree_center, tree_scale), pool, x,
+                          {values, center, feature_scale, down, steps, up, shift, scale, offset, kByCode}, *y);
+}
+
 auto bind_trees() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()
@@ -98,11 +115,17 @@ auto bind_tables() {
 XLA_FFI_DEFINE_HANDLER(bound_encode, encode, bind_trees().Ret<AnyBuffer>());  // codes
 XLA_FFI_DEFINE_HANDLER(bound_amm, amm<false>, bind_tables());
 XLA_FFI_DEFINE_HANDLER(bound_amm_by_code, amm<true>, bind_tables());
+XLA_FFI_DEFINE_HANDLER(bound_amm_factors, amm_factors<false>, bind_factors(bind_trees()));
+XLA_FFI_DEFINE_HANDLER(bound_amm_factors_by_code, amm_factors<true>, bind_factors(bind_trees()));
 
 }  // namespace
 
 XLA_FFI_Error* encode_oblique_handler(XLA_FFI_CallFrame* frame) { return bound_encode(frame); }
 XLA_FFI_Error* amm_oblique_handler(XLA_FFI_CallFrame* frame) { return bound_amm(frame); }
 XLA_FFI_Error* amm_oblique_by_code_handler(XLA_FFI_CallFrame* frame) { return bound_amm_by_code(frame); }
+XLA_FFI_Error* amm_oblique_factors_handler(XLA_FFI_CallFrame* frame) { return bound_amm_factors(frame); }
+XLA_FFI_Error* amm_oblique_factors_by_code_handler(XLA_FFI_CallFrame* frame) {
+  return bound_amm_factors_by_code(frame);
+}
 
 }  // namespace jax_maddness

@@ -2,6 +2,8 @@
 #ifndef JAX_MADDNESS_HANDLERS_TREES_H_
 #define JAX_MADDNESS_HANDLERS_TREES_H_
 
+#include <utility>
+
 #include "xla_ffi/handlers/common.h"
 #include "xla_ffi/handlers/validate.h"
 #include "xla_ffi/kernels/kernels.h"
@@ -20,6 +22,10 @@ class TreeArrays {
                    void* scratch) const noexcept = 0;
   virtual void amm_by_code(const Tier& tier, int64_t op, const Rows& x, const Tables& tables, const Output& y,
                            void* scratch) const noexcept = 0;
+  virtual void amm_factors(const Tier& tier, int64_t op, const Rows& x, const Tables& tables, const Factors& factors,
+                           const Output& y, void* scratch) const noexcept = 0;
+  virtual void amm_factors_by_code(const Tier& tier, int64_t op, const Rows& x, const Tables& tables,
+                                   const Factors& factors, const Output& y, void* scratch) const noexcept = 0;
 
  protected:
   ~TreeArrays() = default;
@@ -34,8 +40,30 @@ inline int64_t check_codebooks(const Named& x, const Named& per_codebook) {
   return per_codebook.dim(1);
 }
 
+// Appends what follows the trees in a call with integer factors to a binding.
+template <typename Binding>
+auto bind_factors(Binding binding) {
+  return std::move(binding)
+      .template Arg<ffi::AnyBuffer>()   // values, or by_code
+      .template Arg<ffi::AnyBuffer>()   // center
+      .template Arg<ffi::AnyBuffer>()   // feature scale
+      .template Arg<ffi::AnyBuffer>()   // down
+      .template Arg<ffi::AnyBuffer>()   // steps
+      .template Arg<ffi::AnyBuffer>()   // up
+      .template Arg<ffi::AnyBuffer>()   // shift
+      .template Arg<ffi::AnyBuffer>()   // scale
+      .template Arg<ffi::AnyBuffer>()   // offset
+      .template Ret<ffi::AnyBuffer>();  // y
+}
+
 struct TableArrays {
   ffi::AnyBuffer values, scale, offset;
+  bool by_code;  // the order of `values`
+};
+
+// The arrays of integer factors beside tables.
+struct FactorArrays {
+  ffi::AnyBuffer values, center, feature_scale, down, steps, up, shift, scale, offset;
   bool by_code;  // the order of `values`
 };
 
@@ -43,6 +71,8 @@ struct TableArrays {
 ffi::Error encode_with(const TreeArrays& trees, ffi::ThreadPool& pool, ffi::AnyBuffer x, ffi::AnyBuffer codes);
 ffi::Error amm_with(const TreeArrays& trees, ffi::ThreadPool& pool, ffi::AnyBuffer x, const TableArrays& tables,
                     ffi::AnyBuffer y);
+ffi::Error amm_factors_with(const TreeArrays& trees, ffi::ThreadPool& pool, ffi::AnyBuffer x,
+                            const FactorArrays& factors, ffi::AnyBuffer y);
 
 }  // namespace jax_maddness
 

@@ -75,4 +75,13 @@ void check_indices(const Named& indices, int64_t features) {
                         std::to_string(wrong - values) + ": not in [0, " + std::to_string(features) + ").");
 }
 
+void check_at_most(const Named& array, uint8_t most) {
+  const auto* values = static_cast<const uint8_t*>(array.buffer.untyped_data());
+  uint8_t largest = 0;
+  for (size_t i = 0; i < array.buffer.element_count(); ++i) largest = std::max(largest, values[i]);
+  if (largest <= most) return;
+  throw InvalidArgument(describe(array) + " holds " + std::to_string(largest) + ": more than " + std::to_string(most) +
+                        ".");
+}
+
 }  // namespace jax_maddness

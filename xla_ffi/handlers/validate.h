@@ -46,6 +46,9 @@ int64_t count_rows(const Named& array);
 
 void check_indices(const Named& indices, int64_t features);
 
+// Checks that no entry of a uint8 array is greater than `most`.
+void check_at_most(const Named& array, uint8_t most);
+
 }  // namespace jax_maddness
 
 #endif  // JAX_MADDNESS_HANDLERS_VALIDATE_H_

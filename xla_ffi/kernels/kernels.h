@@ -37,6 +37,24 @@ struct Tier {
   void (*amm_oblique_by_code)(const Rows& x, const ObliqueTrees& trees, const Tables& tables, const Output& y,
                               void* scratch) noexcept;
 
+  // Integer factors. `scratch` is at least factor_scratch_bytes of the same sizes long, codebooks being 0 where there
+  // are no tables, and rank that of Up where there is no Down. Tables have neither scale nor offset.
+  size_t (*factor_scratch_bytes)(int64_t features, int64_t rank, int64_t codebooks);
+  void (*project)(const Rows& x, const Down& down, int8_t* u, void* scratch) noexcept;
+  void (*factors)(const Rows& x, const Factors& factors, const Output& y, void* scratch) noexcept;
+  void (*amm_factors)(const Rows& x, const Trees& trees, const Tables& tables, const Factors& factors, const Output& y,
+                      void* scratch) noexcept;
+  void (*amm_factors_by_code)(const Rows& x, const Trees& trees, const Tables& tables, const Factors& factors,
+                              const Output& y, void* scratch) noexcept;
+  void (*amm_oblique_factors)(const Rows& x, const ObliqueTrees& trees, const Tables& tables, const Factors& factors,
+                              const Output& y, void* scratch) noexcept;
+  void (*amm_oblique_factors_by_code)(const Rows& x, const ObliqueTrees& trees, const Tables& tables,
+                                      const Factors& factors, const Output& y, void* scratch) noexcept;
+  // The same for u, and codes, that are given.
+  void (*factors_of)(const int8_t* u, int64_t rows, const Up& up, const Output& y, void* scratch) noexcept;
+  void (*amm_of_codes_factors)(const uint8_t* codes, const int8_t* u, int64_t rows, const Tables& tables, const Up& up,
+                               const Output& y, void* scratch) noexcept;
+
   // Codes at rest. `scratch` is at least scan_scratch_bytes of the same sizes long; queries and k may be zero.
   size_t (*scan_scratch_bytes)(int64_t vectors, int64_t queries, int64_t codebooks, int64_t k);
   void (*scan)(const Database& database, const QueryTables& tables, const Best& best, void* scratch) noexcept;

@@ -22,6 +22,16 @@
 //   center        [features]                 f32           finite
 //   feature scale [features]                 f32           0, or 2^-100 .. 2^100
 //
+// Integer factors, beside the codes or without them. Inner indices stand in groups of four, so that a group of an output
+// is 32 bits; a last group with fewer of them is filled up, with anything
+//   center        [features]                 f32           of rounded features, as for oblique trees
+//   feature scale [features]                 f32
+//   down          [features / 4][rank][4]    i8            -128 is allowed here, and in up and u
+//   steps         [rank]                     f32
+//   u             [rows][rank]               i8            -127 .. 127 where a kernel computes it
+//   up            [rank / 4][outputs][4]     i8
+//   shift         [outputs]                  u8            0..15, of the sums of tables
+//
 // Training, where the entries of tables are floats; every sum is taken in the order of its index, from 0 on
 //   values        [outputs][codebooks][16]   f32
 //   y             [rows][outputs]            f32           y[n][m] = sum over c of values[m][c][codes[n][c]]
@@ -62,6 +72,15 @@
 // Oblique trees are the other kind: at level l a row goes right when the sum over w of projections[l][w] *
 // q[features[w]] is greater than the threshold; ties go left. q[d] = rint((x[d] - center[d]) * scale[d]) in f32, half
 // to even, then clamped to -127 .. 127; NaN becomes -127. With 1 <= width <= 100,000 no sum overflows.
+//
+// Factors: with the features q as above, s[n][j] = sum over d of down[j][d] * q[n][d], and u[n][j] = rint(f32(s[n][j])
+// * steps[j]), half to even, then clamped to -127 .. 127; NaN becomes -127. The sums that y rescales are (sums[n][m] <<
+// shift[m]) + sum over j of up[m][j] * u[n][j], where sums[n][m] are those of the tables, if there are any. All sums
+// are modulo 2^32. The int8 product leaves `down` out: u are the features q themselves, and rank is their number.
+//
+// By row, the int8 product first flushes denormals and takes z[d] = (x[d] - center[d]) * scale[d] in f32, and a = the
+// greatest |z[d]|, or NaN if one is NaN. Then q[d] = rint(z[d] * (127 / a)), or rint(z[d] * 0) where a is NaN or less
+// than 2^-100, half to even, then clamped; NaN becomes -127. The scale of the row's outputs is scale[m] * a.
 //
 // The handlers (xla_ffi/handlers) have validated every size and index before a kernel runs. Pointers may be unaligned
 // beyond their element type; nothing past the last element may be read or written.
@@ -123,6 +142,32 @@ struct Output {
   FloatType type;
   int64_t stride;        // distance between rows, in elements: >= outputs, so that a task may own some of the columns
   bool streams = false;  // advice: write whole lines past the cache
+};
+
+// From features to u.
+struct Down {
+  const float* center;
+  const float* scale;
+  const int8_t* values;  // null for the int8 product: u are the rounded features
+  const float* steps;    // null there
+  int64_t rank;          // 0 there
+  bool by_row = false;   // of the int8 product only
+};
+
+// From u to outputs. A task may own some of the outputs.
+struct Up {
+  const int8_t* values;
+  const uint8_t* shift;  // null where there are no tables
+  const float* scale;
+  const float* offset;
+  int64_t rank;  // of the int8 product, the number of features
+  int64_t outputs;
+  int64_t stride;  // distance between groups, in outputs: >= outputs
+};
+
+struct Factors {
+  Down down;
+  Up up;
 };
 
 // Codes of rows, as the kernels of float tables take them. A task may own some of the rows and some of the codebooks.

@@ -16,23 +16,6 @@ namespace {
 
 constexpr FloatType kFloatTypes[] = {FloatType::kF32, FloatType::kBF16, FloatType::kF16};
 
-// The median number of cycles that `run` took in a quarter of a second, each run's time over that of a cycle just
-// before and after it: the clock changes with what runs, and the least of either would come from different clocks.
-template <typename Run>
-double median_cycles(const Run& run) {
-  std::vector<double> cycles;
-  double before = time_of_cycle();
-  for (const auto start = Clock::now(); seconds_since(start) < 0.25;) {
-    const auto begin = Clock::now();
-    run();
-    const double time = seconds_since(begin), after = time_of_cycle();
-    cycles.push_back(2 * time / (before + after));
-    before = after;
-  }
-  std::nth_element(cycles.begin(), cycles.begin() + cycles.size() / 2, cycles.end());
-  return cycles[cycles.size() / 2];
-}
-
 struct Arrays {
   int64_t rows, features, codebooks, outputs;
   std::vector<float> x, thresholds, scale, offset, y;

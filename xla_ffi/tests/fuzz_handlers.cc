@@ -30,6 +30,7 @@ Sizes random_sizes(Random& random) {
                                                               {'m', {0, large ? 700 : 140}},
                                                               {'d', {1, 70}},
                                                               {'w', {1, 40}},
+                                                              {'p', {1, large ? 40 : 9}},
                                                               {'b', {0, 30}},
                                                               {'q', {0, 9}},
                                                               {'k', {1, 16}},
@@ -40,6 +41,8 @@ Sizes random_sizes(Random& random) {
   if (random.below(20) == 0) sizes.of['c'] = 100 + random.below(157);
   if (random.below(20) == 0) sizes.of['q'] = random.below(150);
   sizes.of['h'] = (sizes.of['c'] + 1) / 2;
+  sizes.of['g'] = (sizes.of['d'] + 3) / 4;
+  sizes.of['r'] = 4 * sizes.of['p'];
   sizes.of['l'] = sizes.of['d'] * (1 + random.below(3));
   for (int64_t i = random.below(3); i > 0; --i) sizes.rows.push_back(random_size(random, 0, large ? 60 : 9));
   if (sizes.rows.size() < 2 && random.below(2) == 0) sizes.rows.push_back(random_size(random, 0, large ? 1500 : 70));
@@ -132,6 +135,9 @@ void fill_with_small_integers(Array* array, Random& random) {
 void fill(char letter, Array* array, int64_t features, Random& random) {
   array->contents.resize(array->bytes());
   for (char& byte : array->contents) byte = static_cast<char>(random.below(256));
+  if (letter == 't' && random.below(25) != 0) {
+    for (char& byte : array->contents) byte = static_cast<char>(random.below(16));
+  }
   if (letter == 'f') fill_with_small_integers(array, random);
   if (letter == 's' && array->type == XLA_FFI_DataType_F32) {
     const float special[] = {0.0f, -0.0f, 0.5f, 0x1p100f, 0x1p-100f, 1e-40f, std::numeric_limits<float>::infinity()};

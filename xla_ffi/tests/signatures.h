@@ -14,8 +14,9 @@ namespace jax_maddness::testing {
 constexpr int64_t kMostWidth = 100'000;  // of oblique trees
 
 // An array is described by a letter for its type and one word for each dimension: a number, a letter that stands for
-// one size in the whole call, h for half of c, or * for any number of dimensions of rows. The types are u8, s8, s32
-// (i), f32 (s), one floating type for all of the call's arrays (x), any floating type (f), and indices below d (n).
+// one size in the whole call, h for half of c, g and p for the groups of four of d and of r, or * for any number of
+// dimensions of rows. The types are u8, s8 (b), s32 (i), f32 (s), one floating type for all of the call's arrays (x),
+// any floating type (f), indices below d (n), and shifts of at most 15 bits (t).
 struct Signature {
   XLA_FFI_Handler* handler;
   const char* name;
@@ -26,6 +27,7 @@ inline const std::vector<Signature>& signatures() {
   static const std::string codes = "u o * c", values = "u o m c 16", by_code = "u o c 16 m", scale = "s o m";
   static const std::string x = "x o * d", y = "x o * m", indices = "n o c 4", thresholds = "s o c 15";
   static const std::string features = "n o c w", projections = "b o c 4 w", integers = "i o c 15", center = "s o d";
+  static const std::string down = "b o g r 4", steps = "s o r", u = "b o * r", up = "b o p m 4", shift = "t o m";
   static const std::vector<Signature> all = {
       {encode_handler, "encode", {x, indices, thresholds}, {codes}},
       {aggregate_handler, "aggregate", {codes, values}, {"i o * m"}},
@@ -41,6 +43,30 @@ inline const std::vector<Signature>& signatures() {
        "amm_oblique_by_code",
        {x, features, projections, integers, center, center, by_code, scale, scale},
        {y}},
+      {project_handler, "project", {x, center, center, down, steps}, {u}},
+      {factors_handler, "factors", {x, center, center, down, steps, up, scale, scale}, {y}},
+      {factors_of_handler, "factors_of", {u, up, scale, scale}, {"f o * m"}},
+      {int8_handler, "int8", {x, center, center, "b o g m 4", scale, scale}, {y}},
+      {int8_by_row_handler, "int8_by_row", {x, center, center, "b o g m 4", scale, scale}, {y}},
+      {amm_factors_handler,
+       "amm_factors",
+       {x, indices, thresholds, values, center, center, down, steps, up, shift, scale, scale},
+       {y}},
+      {amm_factors_by_code_handler,
+       "amm_factors_by_code",
+       {x, indices, thresholds, by_code, center, center, down, steps, up, shift, scale, scale},
+       {y}},
+      {amm_oblique_factors_handler,
+       "amm_oblique_factors",
+       {x, features, projections, integers, center, center, values, center, center, down, steps, up, shift, scale,
+        scale},
+       {y}},
+      {amm_oblique_factors_by_code_handler,
+       "amm_oblique_factors_by_code",
+       {x, features, projections, integers, center, center, by_code, center, center, down, steps, up, shift, scale,
+        scale},
+       {y}},
+      {amm_of_codes_factors_handler, "amm_of_codes_factors", {codes, u, values, up, shift, scale, scale}, {"f o * m"}},
       {scan_handler, "scan", {"u b h 64", "u q c 16", "i"}, {"i q k", "i q k"}},
       {rescore_handler, "rescore", {"f q l", "f v d", "i q k"}, {"s q k"}},
       {greatest_handler, "greatest", {"u e n c", "u m c 16", "u e n"}, {"i e k m", "i e k m"}},
@@ -65,6 +91,7 @@ inline bool is_float(XLA_FFI_DataType type) {
 
 inline XLA_FFI_DataType type_of(char letter, XLA_FFI_DataType x, Random& random) {
   switch (letter) {
+    case 't':
     case 'u':
       return XLA_FFI_DataType_U8;
     case 'b':
@@ -99,6 +126,7 @@ class Fit {
     if (!matches_type(parts[0][0], array.type, &x_) || rank < fixed || (star == parts.end() && rank != fixed))
       return false;
     if (parts[0][0] == 'n') indices_.push_back(&array);
+    if (parts[0][0] == 't') shifts_.push_back(&array);
     auto dim = array.dims.begin();
     for (auto word = parts.begin() + 1; word != parts.end(); ++word) {
       if (*word != "*") {
@@ -125,6 +153,16 @@ class Fit {
     if (is_greatest && !within('k', 1, 16)) return false;
     if (is_rescore) return of_['d'] == 0 ? of_['l'] == 0 : of_['l'] > 0 && of_['l'] % of_['d'] == 0;
     if (!within('d', 1, INT64_MAX)) return false;
+    if (of_.count('r') != 0 && (!within('r', 4, kMostWidth) || of_['r'] % 4 != 0)) return false;
+    if (of_.count('p') != 0 && of_['p'] != of_['r'] / 4) return false;
+    if (of_.count('g') != 0 && (!within('d', 1, kMostWidth) || of_['g'] != of_['d'] / 4 + (of_['d'] % 4 != 0))) {
+      return false;
+    }
+    for (const Array* array : shifts_) {
+      for (const char bits : array->contents) {
+        if (static_cast<unsigned char>(bits) > 15) return false;
+      }
+    }
     for (const Array* array : indices_) {
       for (size_t i = 0; i < array->contents.size(); i += sizeof(int32_t)) {
         int32_t index;
@@ -145,7 +183,7 @@ class Fit {
   std::map<char, int64_t> of_;
   std::vector<int64_t> rows_;
   bool has_rows_ = false;
-  std::vector<const Array*> indices_;
+  std::vector<const Array*> indices_, shifts_;
 };
 
 inline bool fits(const Signature& signature, const Call& call) {

@@ -66,6 +66,9 @@ inline simde__m512i convert_u16_to_i32(const simde__m256i& v) {
 inline simde__m256i convert_i32_to_i16(const simde__m512i& v) {
   return convert<int32_t, int16_t, simde__m256i>(v, [](int32_t i) { return static_cast<int16_t>(i); });
 }
+inline simde__m128i convert_i32_to_i8(const simde__m512i& v) {
+  return convert<int32_t, int8_t, simde__m128i>(v, [](int32_t i) { return static_cast<int8_t>(i); });
+}
 inline simde__m512 convert_i32_to_f32(const simde__m512i& v) {
   return convert<int32_t, float, simde__m512>(v, [](int32_t i) { return static_cast<float>(i); });
 }
@@ -166,6 +169,7 @@ inline uint32_t greater_words(const simde__m512i& a, const simde__m512i& b) {
 #define _mm512_stream_si512(p, v) simde_mm512_store_si512(p, v)
 #define _mm512_cvtepu16_epi32(v) SIMDE_GAP(convert_u16_to_i32)(v)
 #define _mm512_cvtepi32_epi16(v) SIMDE_GAP(convert_i32_to_i16)(v)
+#define _mm512_cvtepi32_epi8(v) SIMDE_GAP(convert_i32_to_i8)(v)
 #define _mm512_cvtepi32_ps(v) SIMDE_GAP(convert_i32_to_f32)(v)
 #define _mm512_cvtps_epi32(v) SIMDE_GAP(convert_f32_to_i32)(v)
 #undef _mm512_madd_epi16

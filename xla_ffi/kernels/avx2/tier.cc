@@ -16,8 +16,9 @@
 #include <cstring>
 
 #include "xla_ffi/kernels/kernels.h"
-#include "xla_ffi/kernels/shared/count_denormals.h"
+#include "xla_ffi/kernels/shared/denormals.h"
 #include "xla_ffi/kernels/shared/integers.h"
+#include "xla_ffi/kernels/shared/panels.h"
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -198,6 +199,9 @@ void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Outpu
 
 // clang-format off: in this order
 #include "xla_ffi/kernels/shared/small_batch.inc"
+#include "xla_ffi/kernels/avx2/factors.inc"
+#include "xla_ffi/kernels/avx2/table_sums.inc"
+#include "xla_ffi/kernels/shared/factors.inc"
 #include "xla_ffi/kernels/avx2/scan.inc"
 #include "xla_ffi/kernels/shared/scan.inc"
 #include "xla_ffi/kernels/avx2/rescore.inc"

@@ -32,8 +32,9 @@
 #include <cstring>
 
 #include "xla_ffi/kernels/kernels.h"
-#include "xla_ffi/kernels/shared/count_denormals.h"
+#include "xla_ffi/kernels/shared/denormals.h"
 #include "xla_ffi/kernels/shared/integers.h"
+#include "xla_ffi/kernels/shared/panels.h"
 
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 finds it in its own intrinsics (its bug 105593)
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -136,6 +137,9 @@ void aggregate_packed(const Scratch& scratch, int64_t rows, const Tables& tables
 // clang-format off: in this order
 #include "xla_ffi/kernels/avx512/ops.inc"
 #include "xla_ffi/kernels/shared/small_batch.inc"
+#include "xla_ffi/kernels/avx512bw/factors.inc"
+#include "xla_ffi/kernels/avx512/table_sums.inc"
+#include "xla_ffi/kernels/shared/factors.inc"
 #include "xla_ffi/kernels/avx512/scan.inc"
 #include "xla_ffi/kernels/shared/scan.inc"
 #include "xla_ffi/kernels/avx512/rescore.inc"

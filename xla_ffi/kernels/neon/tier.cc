@@ -22,9 +22,15 @@
 
 #include <cstring>
 
+#if defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include "xla_ffi/kernels/kernels.h"
-#include "xla_ffi/kernels/shared/count_denormals.h"
+#include "xla_ffi/kernels/shared/denormals.h"
 #include "xla_ffi/kernels/shared/integers.h"
+#include "xla_ffi/kernels/shared/panels.h"
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -225,6 +231,9 @@ void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Outpu
 
 // clang-format off: in this order
 #include "xla_ffi/kernels/shared/small_batch.inc"
+#include "xla_ffi/kernels/neon/factors.inc"
+#include "xla_ffi/kernels/neon/table_sums.inc"
+#include "xla_ffi/kernels/shared/factors.inc"
 #include "xla_ffi/kernels/neon/scan.inc"
 #include "xla_ffi/kernels/shared/scan.inc"
 #include "xla_ffi/kernels/neon/rescore.inc"

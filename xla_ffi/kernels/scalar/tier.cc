@@ -3,8 +3,9 @@
 #include <cstring>
 
 #include "xla_ffi/kernels/kernels.h"
-#include "xla_ffi/kernels/shared/count_denormals.h"
+#include "xla_ffi/kernels/shared/denormals.h"
 #include "xla_ffi/kernels/shared/integers.h"
+#include "xla_ffi/kernels/shared/panels.h"
 
 namespace jax_maddness {
 namespace {
@@ -115,6 +116,9 @@ void add_up(const uint8_t* codes, int64_t pairs, const uint8_t* tables, BlockSum
 
 // clang-format off: in this order
 #include "xla_ffi/kernels/shared/small_batch.inc"
+#include "xla_ffi/kernels/scalar/factors.inc"
+#include "xla_ffi/kernels/scalar/table_sums.inc"
+#include "xla_ffi/kernels/shared/factors.inc"
 #include "xla_ffi/kernels/shared/scan.inc"
 // clang-format on
 

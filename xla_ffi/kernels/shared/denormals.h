@@ -1,6 +1,6 @@
 // For tier files only: everything here has internal linkage, so that no tier's instructions reach another file.
-#ifndef JAX_MADDNESS_KERNELS_SHARED_COUNT_DENORMALS_H_
-#define JAX_MADDNESS_KERNELS_SHARED_COUNT_DENORMALS_H_
+#ifndef JAX_MADDNESS_KERNELS_SHARED_DENORMALS_H_
+#define JAX_MADDNESS_KERNELS_SHARED_DENORMALS_H_
 
 #include <cstdint>
 
@@ -11,15 +11,16 @@
 namespace jax_maddness {
 namespace {
 
-// While one lives, denormals count: XLA runs its threads with DAZ and FTZ set, under which 1e-40 > 0 is false. The
-// floating-point settings of the caller come back at the end. The barriers keep loads of data after the one switch and
-// stores of results before the other, and with them all arithmetic between.
-class CountDenormals {
+// While one lives, denormals count, or are flushed to zero: XLA runs its threads with DAZ and FTZ set, under which
+// 1e-40 > 0 is false. The floating-point settings of the caller come back at the end. The barriers keep loads of data
+// after the one switch and stores of results before the other, and with them all arithmetic between.
+template <bool kCount>
+class Denormals {
  public:
-  CountDenormals() : saved_(get()) { set(saved_ & ~kFlush); }
-  ~CountDenormals() { set(saved_); }
-  CountDenormals(const CountDenormals&) = delete;
-  CountDenormals& operator=(const CountDenormals&) = delete;
+  Denormals() : saved_(get()) { set(kCount ? saved_ & ~kFlush : saved_ | kFlush); }
+  ~Denormals() { set(saved_); }
+  Denormals(const Denormals&) = delete;
+  Denormals& operator=(const Denormals&) = delete;
 
  private:
 #if defined(__x86_64__)
@@ -33,7 +34,7 @@ class CountDenormals {
   }
 #elif defined(__aarch64__)
   using Word = uint64_t;
-  static constexpr Word kFlush = Word{1} << 24 | Word{1} << 19;  // FZ and FZ16 of FPCR
+  static constexpr Word kFlush = Word{1} << 24 | Word{1} << 19;  // FZ and FZ16 of FPCR; no conversion from f16 flushes
   static Word get() {
     Word word;
     asm volatile("mrs %0, fpcr" : "=r"(word));
@@ -49,7 +50,10 @@ class CountDenormals {
   const Word saved_;
 };
 
+using CountDenormals = Denormals<true>;
+using FlushDenormals = Denormals<false>;
+
 }  // namespace
 }  // namespace jax_maddness
 
-#endif  // JAX_MADDNESS_KERNELS_SHARED_COUNT_DENORMALS_H_
+#endif  // JAX_MADDNESS_KERNELS_SHARED_DENORMALS_H_

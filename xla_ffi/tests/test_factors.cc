@@ -1,0 +1,332 @@
+// Every tier's integer factors, alone and beside codes, against the definition (factors.h), bit for bit, at sizes on
+// and beside block edges, in all three types.
+#include "xla_ffi/tests/factors.h"
+
+namespace jax_maddness::testing {
+namespace {
+
+// A tier, a problem and factors; every array is guarded.
+struct FactorRun {
+  const Run run;
+  const Problem& p;
+  const IntegerFactors& f;
+  Input<float> center, feature_scale, steps, scale, offset;
+  Input<int8_t> down, up;
+  Input<uint8_t> shift;
+  AlignedBytes scratch;
+
+  FactorRun(const Tier& tier, const Problem& p, const IntegerFactors& f)
+      : run(tier, p),
+        p(p),
+        f(f),
+        center(f.center),
+        feature_scale(f.feature_scale),
+        steps(f.steps),
+        scale(f.scale),
+        offset(f.offset),
+        down(f.down),
+        up(f.up),
+        shift(f.shift),
+        scratch(tier.factor_scratch_bytes(f.features, f.inner(), p.codebooks)) {}
+
+  Down downward() const {
+    if (f.rank == 0) return {center.data(), feature_scale.data(), nullptr, nullptr, 0, f.by_row};
+    return {center.data(), feature_scale.data(), down.data(), steps.data(), f.rank};
+  }
+  // Of outputs [begin, begin + count).
+  Up upward(int64_t begin, int64_t count, bool shifts) const {
+    return {up.data() + begin * 4,
+            shifts ? shift.data() + begin : nullptr,
+            scale.data() + begin,
+            offset.data() + begin,
+            f.inner(),
+            count,
+            f.outputs};
+  }
+
+  std::vector<int8_t> u() const {
+    Result<int8_t> out(p.rows, f.rank, f.rank);
+    run.tier.project(run.rows(), downward(), out.data(), scratch.data());
+    return out.values();
+  }
+
+  // The outputs, computed as by two tasks: call(begin, count, y).
+  template <typename T, typename Call>
+  std::vector<T> outputs(int64_t stride, const Call& call) const {
+    Result<T> out(p.rows, f.outputs, stride);
+    const int64_t third = f.outputs / 3 / 4 * 4;
+    for (const auto& [begin, count] : {std::pair{int64_t{0}, third}, {third, f.outputs - third}}) {
+      call(begin, count, Output{out.data() + begin, p.type, stride, stride % 2 == 0});
+    }
+    return out.values();
+  }
+
+  template <typename T>
+  std::vector<T> factors(int64_t stride) const {
+    return outputs<T>(stride, [&](int64_t begin, int64_t count, const Output& y) {
+      run.tier.factors(run.rows(), {downward(), upward(begin, count, false)}, y, scratch.data());
+    });
+  }
+
+  template <typename T>
+  std::vector<T> factors_of(const Input<int8_t>& of_rows, int64_t stride) const {
+    return outputs<T>(stride, [&](int64_t begin, int64_t count, const Output& y) {
+      run.tier.factors_of(of_rows.data(), p.rows, upward(begin, count, false), y, scratch.data());
+    });
+  }
+
+  Tables tables(int64_t begin, int64_t count) const {
+    return {run.values.data() + begin * p.codebooks * 16, nullptr, nullptr, count, p.codebooks};
+  }
+
+  template <typename T>
+  std::vector<T> mixed(int64_t stride) const {
+    return outputs<T>(stride, [&](int64_t begin, int64_t count, const Output& y) {
+      const Factors both = {downward(), upward(begin, count, true)};
+      p.is_oblique()
+          ? run.tier.amm_oblique_factors(run.rows(), run.oblique_trees(), tables(begin, count), both, y, scratch.data())
+          : run.tier.amm_factors(run.rows(), run.trees(), tables(begin, count), both, y, scratch.data());
+    });
+  }
+
+  template <typename T>
+  std::vector<T> mixed_by_code(int64_t stride) const {
+    return outputs<T>(stride, [&](int64_t begin, int64_t count, const Output& y) {
+      const Tables of = {run.by_code.data() + begin, nullptr, nullptr, count, p.codebooks, p.outputs};
+      const Factors both = {downward(), upward(begin, count, true)};
+      p.is_oblique()
+          ? run.tier.amm_oblique_factors_by_code(run.rows(), run.oblique_trees(), of, both, y, scratch.data())
+          : run.tier.amm_factors_by_code(run.rows(), run.trees(), of, both, y, scratch.data());
+    });
+  }
+
+  template <typename T>
+  std::vector<T> mixed_of_codes(const Input<int8_t>& of_rows, int64_t stride) const {
+    Random random(6);
+    const Input<uint8_t> codes = Run::noisy(p.codes(), random);
+    return outputs<T>(stride, [&](int64_t begin, int64_t count, const Output& y) {
+      run.tier.amm_of_codes_factors(codes.data(), of_rows.data(), p.rows, tables(begin, count),
+                                    upward(begin, count, true), y, scratch.data());
+    });
+  }
+};
+
+// Compares outputs with those of the definition. NaN has many forms.
+template <typename T>
+void check_outputs(const FactorRun& r, const char* kernel, const std::vector<T>& y,
+                   const std::vector<std::vector<int64_t>>& u, const std::vector<int32_t>& of_tables) {
+  const IntegerFactors& f = r.f;
+  for (size_t i = 0; i < y.size(); ++i) {
+    const auto n = static_cast<int64_t>(i) / f.outputs, m = static_cast<int64_t>(i) % f.outputs;
+    const float of_row = f.by_row ? [&] {
+      flush_denormals(true);
+      const float most = f.greatest_step(&r.p.x[static_cast<size_t>(n * f.features)]);
+      flush_denormals(false);
+      return most;
+    }()
+                                  : 1.0f;
+    const int32_t sum = f.sum(u[static_cast<size_t>(n)], m, of_tables.empty() ? 0 : of_tables[i]);
+    const float scale = f.scale[static_cast<size_t>(m)] * of_row;
+    const float exact = std::fma(scale, static_cast<float>(sum), f.offset[static_cast<size_t>(m)]);
+    const uint32_t wanted = round_to(exact, r.p.type);
+    uint32_t got = 0;
+    std::memcpy(&got, &y[i], sizeof(T));
+    const bool right = is_nan(exact) ? is_nan(widen(got, r.p.type)) : got == wanted;
+    CHECK(
+        right || is_excused(exact, r.p.type),
+        "tier %s, %s, %s, %ld rows, D = %ld, rank %ld, M = %ld, C = %ld, by row %d: row %ld, output %ld is %x, not %x",
+        r.run.tier.name, kernel, name(r.p.type), long(r.p.rows), long(f.features), long(f.rank), long(f.outputs),
+        long(r.p.codebooks), f.by_row, long(n), long(m), got, wanted);
+  }
+}
+
+std::vector<std::vector<int64_t>> factors_of_rows(const Problem& p, const IntegerFactors& f) {
+  flush_denormals(true);
+  std::vector<std::vector<int64_t>> u;
+  for (int64_t n = 0; n < p.rows; ++n) u.push_back(f.u(&p.x[static_cast<size_t>(n * f.features)]));
+  flush_denormals(false);
+  return u;
+}
+
+template <typename T>
+void check_kernels(const FactorRun& r, const std::vector<std::vector<int64_t>>& u, int64_t stride, bool flushed) {
+  const std::vector<int32_t> none, of_tables = r.p.sums();
+  const auto with = [&](const auto& call) {
+    flush_denormals(flushed);
+    const auto y = call();
+    flush_denormals(false);
+    return y;
+  };
+  check_outputs(r, "factors", with([&] { return r.factors<T>(stride); }), u, none);
+  if (r.f.rank == 0) return;
+  std::vector<int8_t> flat;
+  for (const auto& row : u) flat.insert(flat.end(), row.begin(), row.end());
+  CHECK(with([&] { return r.u(); }) == flat, "tier %s, %s, %ld rows, D = %ld, rank %ld: project", r.run.tier.name,
+        name(r.p.type), long(r.p.rows), long(r.f.features), long(r.f.rank));
+  const Input<int8_t> of_rows(flat);
+  check_outputs(r, "factors_of", with([&] { return r.factors_of<T>(of_rows, stride); }), u, none);
+  check_outputs(r, "amm_factors", with([&] { return r.mixed<T>(stride); }), u, of_tables);
+  check_outputs(r, "by code", with([&] { return r.mixed_by_code<T>(stride); }), u, of_tables);
+  check_outputs(r, "of codes", with([&] { return r.mixed_of_codes<T>(of_rows, stride); }), u, of_tables);
+}
+
+void check(const Tier& tier, const Problem& p, const IntegerFactors& f, Random& random) {
+  const FactorRun run(tier, p, f);
+  const std::vector<std::vector<int64_t>> u = factors_of_rows(p, f);
+  const int64_t stride = p.outputs + random.below(3);
+  const bool flushed = random.below(2) == 0;
+  p.type == FloatType::kF32 ? check_kernels<uint32_t>(run, u, stride, flushed)
+                            : check_kernels<uint16_t>(run, u, stride, flushed);
+}
+
+struct Sizes {
+  int64_t rows, features, rank, outputs, codebooks;
+};
+
+void check_random(const Tier& tier, Random& random, const Sizes& s, FloatType type, bool by_row = false) {
+  Problem p = random_problem(random, s.rows, s.features, s.codebooks, s.outputs, type);
+  if (random.below(2) == 0) {
+    p.oblique = random_oblique(random, p.x, s.rows, s.features, s.codebooks, 1 + random.below(12));
+  }
+  check(tier, p, random_factors(random, s.features, s.rank, s.outputs, by_row), random);
+}
+
+void test_sizes() {
+  Random random(1);
+  const int64_t rows[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33, 63, 64, 65, 129};
+  const int64_t features[] = {1, 2, 3, 4, 5, 15, 16, 17, 31, 33, 64, 127, 250};
+  const int64_t ranks[] = {4, 8, 12, 16, 20, 48, 64, 100, 300};
+  const int64_t outputs[] = {0, 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 47, 48, 49, 64, 96, 97, 130};
+  const auto pick = [&](const auto& list) { return list[random.below(sizeof list / sizeof *list)]; };
+  const auto type = [&] { return kTypes[random.below(3)]; };
+  for (const Tier* tier : tested_tiers()) {
+    const auto check = [&](int64_t n, int64_t d, int64_t rank, int64_t m) {
+      check_random(*tier, random, {n, d, rank, m, 1 + random.below(9)}, type());
+    };
+    for (const int64_t n : rows) check(n, pick(features), pick(ranks), pick(outputs));
+    for (const int64_t d : features) check(pick(rows), d, pick(ranks), pick(outputs));
+    for (const int64_t rank : ranks) check(pick(rows), pick(features), rank, pick(outputs));
+    for (const int64_t m : outputs) {
+      check(pick(rows), pick(features), pick(ranks), m);
+      check(1 + random.below(4), pick(features), pick(ranks), m);
+    }
+    for (const bool by_row : {false, true}) {
+      for (const int64_t d : features) {
+        check_random(*tier, random, {pick(rows), d, 0, pick(outputs), 1}, type(), by_row);
+      }
+      for (const int64_t m : outputs) {
+        check_random(*tier, random, {pick(rows), pick(features), 0, m, 1}, type(), by_row);
+      }
+    }
+  }
+}
+
+// Blocks of rows, parts of panels and of outputs: all of them more than one.
+void test_large() {
+  Random random(2);
+  for (const Tier* tier : tested_tiers()) {
+    for (const FloatType type : kTypes) check_random(*tier, random, {300, 40, 16, 200, 3}, type);
+    check_random(*tier, random, {9, 2100, 8, 50, 2}, FloatType::kF32);
+    check_random(*tier, random, {9, 9, 2100, 50, 2}, FloatType::kF32);
+    check_random(*tier, random, {70, 2500, 0, 50, 1}, FloatType::kF32);
+    check_random(*tier, random, {3, 300, 0, 6200, 1}, FloatType::kBF16, true);
+    check_random(*tier, random, {2, 20, 80, 13000, 2}, FloatType::kF16);
+    check_random(*tier, random, {130, 20, 8, 1000, 2}, FloatType::kF32);
+  }
+}
+
+// Rows by which rounding, by row, is put to the test: all equal, tiny, infinite, NaN, and none of it.
+void test_rows() {
+  const float values[] = {0.0f,      -0.0f, 1e-40f, -1e-40f, 0x1p-126f, 0x1p-100f,  0x1.fffffep-101f,
+                          -0x1p-99f, 1.0f,  3e38f,  -3e38f,  kInfinity, -kInfinity, std::nanf("")};
+  constexpr int64_t kValues = sizeof values / sizeof *values;
+  Random random(3);
+  for (const Tier* tier : tested_tiers()) {
+    for (const float scale : {1.0f, 0x1p-100f, 0x1p100f}) {
+      Problem p = random_problem(random, kValues * kValues, 19, 1, 17, FloatType::kF32);
+      for (int64_t i = 0; i < p.rows * p.features; ++i) {
+        const int64_t n = i / p.features;
+        p.x[static_cast<size_t>(i)] = i % p.features == n % p.features ? values[n / kValues] : values[n % kValues];
+      }
+      IntegerFactors f = random_factors(random, p.features, 0, p.outputs, true);
+      f.center.assign(f.center.size(), 0);
+      f.feature_scale.assign(f.feature_scale.size(), scale);
+      check(*tier, p, f, random);
+    }
+  }
+}
+
+// Sums of u on every tie between two integers, and beside it.
+void test_ties() {
+  Random random(4);
+  for (const Tier* tier : tested_tiers()) {
+    Problem p = random_problem(random, 255, 4, 1, 9, FloatType::kF32);
+    IntegerFactors f = random_factors(random, 4, 32, p.outputs, false);
+    for (int64_t n = 0; n < p.rows; ++n) {
+      for (int64_t d = 0; d < 4; ++d) p.x[static_cast<size_t>(n * 4 + d)] = d == 0 ? static_cast<float>(n - 127) : 0;
+    }
+    f.center.assign(4, 0);
+    f.feature_scale.assign(4, 1);
+    for (size_t i = 0; i < f.down.size(); ++i) f.down[i] = static_cast<int8_t>(i % 4 == 0 ? i / 8 + 1 : 0);
+    for (int64_t j = 0; j < 32; ++j) {
+      const float step[] = {0.5f, 0.25f, 1.0f, std::nextafterf(0.5f, 1)};
+      f.steps[static_cast<size_t>(j)] = step[j % 4];
+    }
+    check(*tier, p, f, random);
+  }
+}
+
+// Sums beyond 2^24, where f32 rounds, up to the largest there are, and beyond 2^31, where they wrap around.
+void test_largest_sums() {
+  Random random(5);
+  for (const Tier* tier : tested_tiers()) {
+    Problem p = random_problem(random, 3, 5000, 20, 9, FloatType::kF32);
+    for (float& x : p.x) x = 1e9f;
+    IntegerFactors f = random_factors(random, 5000, 2000, p.outputs, false);
+    f.center.assign(5000, 0);
+    f.feature_scale.assign(5000, 1);
+    f.down.assign(f.down.size(), 127);
+    f.up.assign(f.up.size(), -127);
+    for (float& step : f.steps) step = 1.6e-6f * std::fabs(random.normal());
+    p.values.assign(p.values.size(), 255);
+    f.shift.assign(f.shift.size(), 15);
+    check(*tier, p, f, random);
+  }
+}
+
+// -128 in u, which no kernel computes, or in `up`.
+void test_least() {
+  Random random(6);
+  for (const Tier* tier : tested_tiers()) {
+    for (const bool in_u : {false, true}) {
+      const Problem p = random_problem(random, 37, 3, 2, 50, FloatType::kF32);
+      IntegerFactors f = random_factors(random, 3, 24, p.outputs, false);
+      for (size_t i = 0; i < f.up.size() && !in_u; i += 3) f.up[i] = -128;
+      std::vector<std::vector<int64_t>> u(static_cast<size_t>(p.rows));
+      std::vector<int8_t> flat;
+      for (auto& row : u) {
+        for (int64_t j = 0; j < 24; ++j) {
+          row.push_back(in_u && random.below(4) == 0 ? -128 : random.below(255) - 127);
+          flat.push_back(static_cast<int8_t>(row.back()));
+        }
+      }
+      const FactorRun run(*tier, p, f);
+      check_outputs(run, "factors_of", run.factors_of<uint32_t>(Input<int8_t>(flat), p.outputs), u, {});
+    }
+  }
+}
+
+}  // namespace
+}  // namespace jax_maddness::testing
+
+int main(int argc, char** argv) {
+  using namespace jax_maddness::testing;
+  return run_on_tiers("factors", argc, argv, [] {
+    test_sizes();
+    test_large();
+    test_rows();
+    test_ties();
+    test_largest_sums();
+    test_least();
+  });
+}
