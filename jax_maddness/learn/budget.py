@@ -14,9 +14,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jax_maddness.core.amm import amm
+from jax_maddness.core.int8 import GROUP
+from jax_maddness.core.terms.factors import Factors
 from jax_maddness.core.types import (
     LEAVES,
-    ExactTerm,
     LookupTables,
     MaddnessOp,
     ObliqueTrees,
@@ -270,18 +271,13 @@ def _blank(features: int, codebooks: int, outputs: int, config: FitConfig) -> Ma
     kind = ObliqueTrees if config.method in ("oblique", "auto") else SplitTrees
     trees = kind.placeholder(features, codebooks, max(-(-features // codebooks), config.width or 0))
     tables = LookupTables(jnp.zeros((outputs, codebooks, LEAVES), jnp.uint8), jnp.zeros(outputs), jnp.zeros(outputs))
-    return MaddnessOp(trees, tables, exact=_blank_term(features, outputs, config))
+    return MaddnessOp(trees, tables, term=_blank_term(features, outputs, config))
 
 
-def _blank_term(features: int, outputs: int, config: FitConfig) -> ExactTerm | None:
-    """Returns an exact term of zeros, of the size that `config` asks for, or None for no such term."""
-    if not (config.rank or config.outliers):
-        return None
-    return ExactTerm(
-        jnp.zeros((config.outliers + config.rank, outputs)),
-        jnp.arange(config.outliers, dtype=jnp.int32) if config.outliers else None,
-        jnp.zeros((features, config.rank)) if config.rank else None,
-    )
+def _blank_term(features: int, outputs: int, config: FitConfig) -> Factors | None:
+    """Returns factors of zeros, of the size that `config` asks for, or None for none."""
+    groups = -(-(config.rank + config.outliers) // GROUP)
+    return Factors.placeholder(features, GROUP * groups, outputs) if groups else None
 
 
 def _seconds(op: MaddnessOp, x: np.ndarray) -> float:
