@@ -48,7 +48,7 @@ def product(
     """Multiplies rows with a matrix in groups of four, for a batch of ops; sums wrap around at 32 bits."""
     missing = matrix.shape[1] * GROUP - q.shape[-1]
     q = jnp.pad(q, [(0, 0)] * (q.ndim - 1) + [(0, missing)])
-    q = q.reshape(*q.shape[:-1], -1, GROUP)
+    q = q.reshape(*q.shape[:-1], matrix.shape[1], GROUP)
     return jnp.einsum("b...gi,bgoi->b...o", q, matrix, preferred_element_type=jnp.int32)
 
 
