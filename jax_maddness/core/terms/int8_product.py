@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from jax_maddness.core.stack import Stacked
 from jax_maddness.core.terms.base import Term
 from jax_maddness.core.terms.factors import rescaled, validate_features, validate_int8
 from jax_maddness.core.trees.base import Trees, validate_array
+
+T = TypeVar("T", bound="Int8Product")
 
 
 @pytree
@@ -84,6 +86,12 @@ class Int8Product(Term):
     ) -> Float[Array, "... outputs"]:
         q = int8.rounded(int8.steps(x, *self._features()))
         return int8.product(q[None], self.up[None])[0].astype(jnp.float32)
+
+    @classmethod
+    def placeholder(cls: type[T], features: int, outputs: int) -> T:
+        """Returns a product of a given size, all of zeros, to measure time and memory before learning."""
+        zeros = jnp.zeros(features)
+        return cls(zeros, zeros, jnp.zeros((-(-features // GROUP), outputs, GROUP), jnp.int8))
 
     def _features(self) -> tuple[Array, Array]:
         return self.center.astype(jnp.float32), self.scale.astype(jnp.float32)

@@ -31,8 +31,6 @@ from jax_maddness.learn.tables.quantize import STEPS
 
 ROWS = 2**14
 """Largest number of rows that the directions are learned from: a random sample."""
-FAR = 16.0
-"""Standard deviations that the greatest step reaches at most: a single row far from all others is clipped."""
 LEAST, GREATEST = int8.LIMIT * 2.0**-99, int8.LIMIT * 2.0**99
 """The range of the greatest magnitude of a feature about its mean: its scale is then in the range of `Factors`."""
 _SPARE, _ITERATIONS = 16, 6  # directions beyond the rank, and steps, of the subspace iteration
@@ -98,13 +96,11 @@ def sample(rows: Rows) -> Float[np.ndarray, "sample features"]:
 def rounding(x: Float[np.ndarray, "rows features"]) -> tuple[Float[np.ndarray, " features"], ...]:
     """Returns `center` and `scale` for given rows: the mean, and steps such that the greatest magnitude reaches 127.
 
-    A constant feature gets scale 0, and the greatest magnitude counts up to `FAR` standard deviations only.
+    A constant feature gets scale 0.
     """
     mean = x.mean(0, dtype=np.float64)
     center = mean.astype(np.float32)
-    distance = np.abs(x - center, dtype=np.float64)
-    unit = np.maximum(distance.max(0), np.finfo(np.float64).tiny)
-    limit = np.minimum(1.0, FAR * np.sqrt(np.square(distance / unit).mean(0))) * unit
+    limit = np.abs(x - center, dtype=np.float64).max(0)
     tiny = 2 * np.finfo(np.float32).eps * np.abs(mean)  # what rounding alone may leave of a constant
     varies = limit > np.maximum(tiny, np.finfo(np.float32).tiny)
     if varies.any() and not LEAST < limit[varies].max() < GREATEST:
