@@ -7,6 +7,7 @@ Tables have exact gradients (`look_up`). The derivative with respect to `x` is t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,15 +63,16 @@ def to_bytes(arrays: Mapping[str, Array]) -> dict[str, Array]:
       The arrays of the 8-bit tables by name, and the shift of factors, if there are any.
     """
     values, lead = arrays["tables_values"], arrays["tables_values"].shape[:-3]
-    flat = jnp.moveaxis(values, -3, -1).reshape(-1, *values.shape[-2:], values.shape[-3])
+    count = math.prod(lead)
+    flat = jnp.moveaxis(values, -3, -1).reshape(count, *values.shape[-2:], values.shape[-3])
     used = jnp.ones(flat.shape[1:3], bool)  # entries of codes without rows were clipped when the op was learned
-    finest = arrays["tables_scale"].astype(jnp.float32).reshape(-1, values.shape[-3]) if SHIFT in arrays else None
+    finest = arrays["tables_scale"].astype(jnp.float32).reshape(count, values.shape[-3]) if SHIFT in arrays else None
     tables = jax.vmap(quantize_tables, (0, None, None if finest is None else 0))(flat, used, finest)
     rounded, scale, low = (a.reshape(*lead, *a.shape[1:]) for a in tables)
     bytes_ = {"tables_values": rounded, "tables_offset": arrays["tables_offset"] + low}
     if finest is None:
         return {**bytes_, "tables_scale": scale if values.shape[-2] else arrays["tables_scale"]}
-    bits = jnp.log2(jnp.where(finest > 0, scale.reshape(finest.shape) / finest, 1.0)).reshape(*lead, -1)
+    bits = jnp.log2(jnp.where(finest > 0, scale.reshape(finest.shape) / finest, 1.0)).reshape(*lead, values.shape[-3])
     return {**bytes_, SHIFT: jnp.rint(bits).astype(jnp.uint8)}
 
 
