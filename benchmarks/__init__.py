@@ -25,5 +25,5 @@ quality_report.py    ratios, the frontier and tables in Markdown
 quality_pictures.py  pictures of NMSE against C and against time
 quality.py           the command: every method, problem and size; writes JSON, Markdown and pictures
 
-terms.py measures the effect of exact terms, leaves.py that of deeper trees. search*.py measure `search`.
+factors.py measures int8 factors beside codes and alone, leaves.py that of deeper trees. search*.py measure `search`.
 """

@@ -26,8 +26,10 @@ from jax_maddness.core.ffi import active_tier, supported_tiers
 from jax_maddness.core.memory import retain_freed_memory
 from jax_maddness.core.pytrees import register_with_flax as _register_with_flax
 from jax_maddness.core.serialize import load, save
+from jax_maddness.core.terms.exact_term import ExactTerm
+from jax_maddness.core.terms.factors import Factors
+from jax_maddness.core.terms.int8_product import Int8Product, Int8ProductByRow
 from jax_maddness.core.types import (
-    ExactTerm,
     LookupTables,
     MaddnessOp,
     ObliqueTrees,
@@ -65,8 +67,11 @@ __version__ = "0.1.0"
 __all__ = [
     "BudgetReport",
     "ExactTerm",
+    "Factors",
     "FitConfig",
     "FitReport",
+    "Int8Product",
+    "Int8ProductByRow",
     "LookupTables",
     "MaddnessOp",
     "ObliqueTrees",

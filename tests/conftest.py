@@ -77,7 +77,7 @@ def any_op(request, rng):
     """The same with trees of every kind, with an exact term and without."""
     kind, *exact = request.param.split(", ")
     op = random_op(rng, 8, 3, 5, weights=True, make_trees=TREES[kind])
-    return dataclasses.replace(op, exact=random_term(rng, 8, 5, 2, 3)) if exact else op
+    return dataclasses.replace(op, term=random_term(rng, 8, 5, 2, 3)) if exact else op
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
-"""Approximate products: encode, aggregate, rescale, add the exact term if there is one; and their derivatives."""
+"""Approximate products: encode, aggregate, rescale, together with a term if there is one; and their derivatives."""
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,23 +11,24 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, UInt8
 
-from jax_maddness.core import aggregate, encode, exact, validate
+from jax_maddness.core import aggregate, encode, validate
 from jax_maddness.core.stack import Stacked
-from jax_maddness.core.types import KINDS, SMALL_BATCH, LookupTables, MaddnessOp, Trees
+from jax_maddness.core.types import KINDS, LookupTables, MaddnessOp, Trees
 
 
 def amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... outputs"]:
-    """Approximates `x @ w + b` by look-ups: `scale * aggregate(encode(x)) + offset`, plus an exact term if any.
+    """Approximates `x @ w + b` by look-ups: `scale * aggregate(encode(x)) + offset`, together with a term if any.
 
     The method is that of Blalock & Guttag (2021), with exact sums in place of their averages. Codes and sums are the
-    same on every backend and tier; the last step is computed in float32 and rounded to the dtype of `x`. An exact term
-    is an XLA product that is added to it in float32, and the result is rounded again. The function composes with jit,
-    vmap (over `x`, `op` or both), grad, scan, checkpoint, sharding and export.
+    same on every backend and tier, and so are the int8 products of a term, which join the sums (`Factors`); the last
+    step is computed in float32 and rounded to the dtype of `x`. The function composes with jit, vmap (over `x`, `op` or
+    both), grad, scan, checkpoint, sharding and export.
 
     Derivatives: codes are piecewise constant in `x`, so the true derivative is zero. The derivative with respect to
     `x` and `op.weights` is that of the exact product `x @ op.weights` instead (straight-through), which needs
-    `fit(..., keep_weights=True)`. The derivative with respect to `op.tables.scale`, `op.tables.offset`, `op.exact.up`
-    and `op.exact.down` is the true one; with respect to the thresholds it is zero. Forward and reverse mode both work.
+    `fit(..., keep_weights=True)`. The derivative with respect to `op.tables.scale`, `op.tables.offset` and the float
+    matrices of an `ExactTerm` is the true one; with respect to the thresholds, and to what is rounded to int8, it is
+    zero. Forward and reverse mode both work.
 
     Args:
       x: rows of float32, bfloat16 or float16, with any leading dimensions, including none and empty ones. NumPy's
@@ -52,26 +52,23 @@ def amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... ou
       [[1.0], [8.5]]
     """
     validate.op(op)
-    x = validate.rows(x, op.trees)
+    x = validate.rows(x, op.trees, op.term)
     return _amm(x, op)
 
 
 @jax.custom_jvp
 def _amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... outputs"]:
-    tables = op.tables
-    by_code = tables.by_code if _is_small_batch(x) else None
+    looked_up = functools.partial(_looked_up, x, op)
+    return looked_up() if op.term is None else op.term.amm(x, op.trees, op.tables, looked_up)
+
+
+def _looked_up(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... outputs"]:
+    """Computes the outputs of the look-ups alone."""
+    tables, by_code = op.tables, op.tables.by_code_for(x)
     stacked = _stacked[type(op.trees)]
     call, entries = (stacked.by_output, tables.values) if by_code is None else (stacked.by_code, by_code)
-    y = call(
-        x,
-        *op.trees.arrays(),
-        entries,
-        tables.scale.astype(jnp.float32),
-        tables.offset.astype(jnp.float32),
-    )
-    if op.exact is None:
-        return y
-    return (y.astype(jnp.float32) + exact.expanded(exact.reduced(x, op.exact), op.exact.up)).astype(y.dtype)
+    scale, offset = (a.astype(jnp.float32) for a in (tables.scale, tables.offset))
+    return call(x, *op.trees.arrays(), entries, scale, offset)
 
 
 def amm_of_codes(
@@ -110,11 +107,6 @@ def _amm_of_codes_jvp(dtype: jnp.dtype, primals: tuple, tangents: tuple) -> tupl
     return y, (sums * _along_rows(dtables.scale, y) + _along_rows(dtables.offset, y)).astype(dtype)
 
 
-def _is_small_batch(x: Array) -> bool:
-    lead = x.shape[:-1]  # symbolic in an export for any number of rows, which counts as a large batch
-    return all(isinstance(n, int) for n in lead) and math.prod(lead) <= SMALL_BATCH
-
-
 def _jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (x, op), (dx, dop) = primals, tangents
     y = _amm(x, op)
@@ -129,19 +121,24 @@ def _jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     if not _is_zero(dop.weights):
         dy += jnp.matmul(x, dop.weights, preferred_element_type=jnp.float32)
     if not _is_zero(dop.tables.scale):
-        sums = aggregate.aggregate(encode.encode(x, op.trees), op.tables)
-        dy += sums.astype(jnp.float32) * _along_rows(dop.tables.scale, y)
+        dy += _sums(x, op) * _along_rows(dop.tables.scale, y)
     if not _is_zero(dop.tables.offset):
         dy += _along_rows(dop.tables.offset, y)
-    if op.exact is not None and not _is_zero(dop.exact.up):
-        dy += exact.expanded(exact.reduced(x, op.exact), dop.exact.up)
-    if op.exact is not None and not _is_zero(dop.exact.down):
-        directions = op.exact.up[-dop.exact.down.shape[-1] :]
-        dy += exact.expanded(exact.product(x, dop.exact.down), directions)
+    if op.term is not None:
+        dy += op.term.tangent(x, dop.term)
     return y, dy.astype(y.dtype)
 
 
 _amm.defjvp(_jvp, symbolic_zeros=True)
+
+
+def _sums(x: Array, op: MaddnessOp) -> Float[Array, "... outputs"]:
+    """Returns the sums that `tables.scale` multiplies."""
+
+    def looked_up() -> Array:
+        return aggregate.aggregate(encode.encode(x, op.trees), op.tables)
+
+    return looked_up().astype(jnp.float32) if op.term is None else op.term.sums(x, op.tables, looked_up)
 
 
 def _is_zero(tangent: object) -> bool:

@@ -39,6 +39,7 @@ def encode(x: Float[Array, "... features"], trees: Trees) -> UInt8[Array, "... c
       >>> encode(jnp.array([[-1.0], [1.0]]), trees).tolist()
       [[0], [15]]
     """
+    validate.trees(trees)
     x = validate.rows(x, trees)
     return _stacked[type(trees)](*lax.stop_gradient((x, *trees.arrays())))
 

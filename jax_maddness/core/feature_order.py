@@ -38,7 +38,7 @@ def fold_feature_order(
 
     Raises:
       TypeError: `op` is not a `MaddnessOp`.
-      ValueError: `op` holds a stack of ops, or the shapes of `w_before` and `b_before` do not match it.
+      ValueError: `op` holds a stack of ops or has a term, or the shapes of `w_before` and `b_before` do not match it.
 
     Example:
       >>> from jax_maddness import LookupTables, SplitTrees
@@ -50,6 +50,11 @@ def fold_feature_order(
     """
     if not isinstance(op, MaddnessOp):
         raise TypeError(f"`op` is {type(op).__name__}; expected a MaddnessOp.")
+    if op.term is not None:
+        raise ValueError(
+            f"`op` has {type(op.term).__name__} beside its look-ups, which reads all features in their order. Learn an "
+            "op without `rank` and `outliers`."
+        )
     w, b = jnp.asarray(w_before), jnp.asarray(b_before)
     features = op.num_features or b.shape[-1]
     if op.tables.values.ndim != 3:

@@ -3,8 +3,9 @@
 `archive.py` describes the format. The arrays of the file are called `trees.indices` and so on, after the fields of
 the op.
 
-Version 1 has `SplitTrees` only. Version 2 added `ObliqueTrees`, which have other arrays, and version 3 the exact term
-of an op. An op is written in the oldest version that can represent it, so that older releases can read it.
+Version 1 has `SplitTrees` only. Version 2 added `ObliqueTrees`, which have other arrays, version 3 the exact term of an
+op, and version 4 terms in int8. An op is written in the oldest version that can represent it, so that older releases
+can read it.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import numpy as np
 
 from jax_maddness.core import archive, validate
 from jax_maddness.core.pytrees import register_with_flax
-from jax_maddness.core.trees.base import validate_finite, validate_indices
-from jax_maddness.core.types import KINDS, ExactTerm, LookupTables, MaddnessOp, Trees
+from jax_maddness.core.terms.kinds import TERMS
+from jax_maddness.core.trees.base import validate_finite
+from jax_maddness.core.types import KINDS, LookupTables, MaddnessOp, Term, Trees
 
 FORMAT = "jax_maddness.op"
-VERSION = 3
+VERSION = 4
 _TABLES = ("tables.values", "tables.scale", "tables.offset")
-_OPTIONAL = {"weights": 1, "exact.up": 3, "exact.indices": 3, "exact.down": 3}  # the version that added each
-_FINITE = ("tables.scale", "tables.offset", "weights", "exact.up", "exact.down")
+_FINITE = ("tables.scale", "tables.offset", "weights")
 
 
 def save(path: str | os.PathLike[str], op: MaddnessOp) -> None:
@@ -59,13 +60,12 @@ def save(path: str | os.PathLike[str], op: MaddnessOp) -> None:
     if getattr(getattr(getattr(op, "tables", None), "values", None), "ndim", 0) > 3:
         raise ValueError("`op` is stacked; a file holds one. Save its elements: `jax.tree.map(lambda a: a[i], op)`.")
     validate.op(op)
-    fields = (*_tree_fields(type(op.trees)), *_TABLES, *_OPTIONAL)
-    arrays = {name: np.asarray(jax.device_get(a)) for name in fields if (a := _get(op, name)) is not None}
-    version = max([op.trees.file_version, *(_OPTIONAL.get(name, 1) for name in arrays)])
+    arrays = {name: np.asarray(jax.device_get(a)) for name, a in _arrays(op).items()}
+    version = max(op.trees.file_version, op.term.file_version if op.term is not None else 1)
     for name, array in arrays.items():
         if array.dtype.name not in archive.DTYPES:
             raise TypeError(f"`op.{name}` is {array.dtype}; a file holds {', '.join(archive.DTYPES)}. Cast it first.")
-    _validate_values(arrays, type(op.trees), op.num_features)
+    _validate_values(arrays, type(op.trees), type(op.term) if op.term is not None else None, op.num_features)
     archive.write(path, FORMAT, version, {"num_features": op.num_features}, arrays)
 
 
@@ -91,63 +91,72 @@ def load(path: str | os.PathLike[str]) -> MaddnessOp:
 
 
 def _read(header: dict[str, Any], read: archive.Reader) -> MaddnessOp:
-    kind = _kind(header.get("arrays"), header["version"])
+    kinds = _kinds(header.get("arrays"), header["version"])
     arrays = read()
     num_features = header.get("num_features")
     if num_features is not None and (type(num_features) is not int or num_features < 1):
         raise ValueError(f"num_features is {num_features!r}; expected a positive integer or null.")
-    return _assemble(arrays, kind, num_features)
+    return _assemble(arrays, *kinds, num_features)
 
 
-def _tree_fields(kind: type[Trees]) -> list[str]:
-    """Returns the names that the arrays of a kind of trees have in a file."""
-    return [f"trees.{name}" for name in kind.array_names()]
+def _arrays(op: MaddnessOp) -> dict[str, Any]:
+    """Returns the arrays of `op` by the names that they have in a file."""
+    arrays = {f"trees.{name}": getattr(op.trees, name) for name in op.trees.array_names()}
+    arrays |= {name: getattr(op.tables, name.removeprefix("tables.")) for name in _TABLES}
+    if op.weights is not None:
+        arrays["weights"] = op.weights
+    if op.term is not None:
+        arrays |= {f"{op.term.name}.{name}": array for name, array in op.term.arrays().items()}
+    return arrays
 
 
-def _kind(described: object, version: int) -> type[Trees]:
-    """Returns the kind of trees whose arrays the header describes."""
-    optional = [name for name, since in _OPTIONAL.items() if version >= since]
+def _kinds(described: object, version: int) -> tuple[type[Trees], type[Term] | None]:
+    """Returns the kinds of trees and of the term whose arrays the header describes."""
     known = [kind for kind in KINDS if version >= kind.file_version]
+    terms = [None, *(term for term in TERMS if version >= term.file_version)]
     for kind in known:
-        fields = {*_tree_fields(kind), *_TABLES}
-        if isinstance(described, dict) and fields <= set(described) <= fields | {*optional}:
-            return kind
-    expected = " or ".join(", ".join((*_tree_fields(kind), *_TABLES)) for kind in known)
-    expected += ", perhaps with " + ", ".join(optional)
+        for term in terms:
+            needed = {f"trees.{name}" for name in kind.array_names()} | {*_TABLES}
+            optional = {"weights"}
+            for name in term.array_names() if term is not None else ():
+                (optional if name in term.optional else needed).add(f"{term.name}.{name}")  # type: ignore[union-attr]
+            if isinstance(described, dict) and needed <= set(described) <= needed | optional:
+                return kind, term
+    expected = " or ".join(", ".join((*(f"trees.{name}" for name in kind.array_names()), *_TABLES)) for kind in known)
+    expected += ", perhaps with weights" + "".join(
+        f", or with {', '.join(f'{term.name}.{name}' for name in term.array_names())}" for term in terms if term
+    )
     raise ValueError(f"it lists the arrays {described!r:.200}; expected {expected}.")
 
 
-def _assemble(arrays: dict[str, np.ndarray], kind: type[Trees], num_features: int | None) -> MaddnessOp:
+def _assemble(
+    arrays: dict[str, np.ndarray], kind: type[Trees], term: type[Term] | None, num_features: int | None
+) -> MaddnessOp:
     """Returns the op, if its arrays agree with each other."""
-    _validate_values(arrays, kind, num_features)
+    _validate_values(arrays, kind, term, num_features)
     data = {name: jnp.asarray(array) for name, array in arrays.items()}
-    exact = None
-    if any(name.startswith("exact.") for name in data):
-        exact = ExactTerm(data["exact.up"], data.get("exact.indices"), data.get("exact.down"))
     op = MaddnessOp(
-        kind.of_arrays({name: data[f"trees.{name}"] for name in kind.array_names()}, num_features),
+        kind.of_arrays(_part("trees", data), num_features),
         LookupTables(*(data[name] for name in _TABLES)),
         data.get("weights"),
-        exact,
+        None if term is None else term(**_part(term.name, data)),
     )
-    validate.trees(op.trees)
     validate.op(op)
     return op
 
 
-def _validate_values(arrays: dict[str, np.ndarray], kind: type[Trees], num_features: int | None) -> None:
+def _part(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arrays of one part of an op by the names of their fields."""
+    return {name.split(".")[1]: array for name, array in arrays.items() if name.startswith(f"{prefix}.")}
+
+
+def _validate_values(
+    arrays: dict[str, np.ndarray], kind: type[Trees], term: type[Term] | None, num_features: int | None
+) -> None:
     """Raises ValueError unless the values of a file's arrays are in their documented ranges."""
-    of_trees = {name: arrays[f"trees.{name}"] for name in kind.array_names()}
-    limit = kind.validate_values(of_trees, num_features)
+    limit = kind.validate_values(_part("trees", arrays), num_features)
     for name in _FINITE:
         if name in arrays:
             validate_finite(name, arrays[name])
-    if "exact.indices" in arrays:
-        validate_indices("an exact term's", arrays["exact.indices"], limit)
-
-
-def _get(op: MaddnessOp, name: str) -> Any:
-    value: Any = op
-    for part in name.split("."):
-        value = None if value is None else getattr(value, part)
-    return value
+    if term is not None:
+        term.validate_values(_part(term.name, arrays), limit, arrays["tables.values"].shape[-2])

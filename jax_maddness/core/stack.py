@@ -48,7 +48,7 @@ def _ffi_call(definition: Callable[..., Any], target: str, *args: Array) -> Any:
 class Stacked:
     """A definition in pure JAX, together with the FFI target that computes the same on CPU.
 
-    The first argument of the definition has rows, `[ops, ..., last]`; the others have the shapes that `rule` names.
+    The first arguments of the definition have rows, `[ops, ..., last]`; the others have the shapes that `rule` names.
 
     Args:
       definition: the function in pure JAX, for a batch of ops.
@@ -57,13 +57,17 @@ class Stacked:
         dimensions. The dimensions of the result may be sharded.
       sums_rows: whether the result sums over rows. Then the other arguments have rows, too, and a batch of rows is
         treated as a batch of ops.
+      num_rows: how many of the first arguments have rows.
     """
 
-    def __init__(self, definition: Callable[..., Array], target: str, rule: str, sums_rows: bool = False):
+    def __init__(
+        self, definition: Callable[..., Array], target: str, rule: str, sums_rows: bool = False, num_rows: int = 1
+    ):
         self._definition = definition
         self._target = target
         self._rule = rule
         self._sums_rows = sums_rows
+        self._num_rows = num_rows
         self._vmapped = custom_vmap(self._dispatch)
         self._vmapped.def_vmap(self._batch)
         # Outside of any `jit`, a call is compiled as one function; inside of one, it becomes a part of the caller.
@@ -73,16 +77,16 @@ class Stacked:
         """Computes the result for one op: the arguments and the result have no leading dimension `ops`."""
         return self._one_op(*args)
 
-    def _batch(self, axis_size: int, in_batched: list[bool], rows: Array, *others: Array) -> tuple[Array, bool]:
-        rows_batched, *others_batched = in_batched
-        if not any(others_batched) and not self._sums_rows:
-            return jnp.moveaxis(self._vmapped(jnp.moveaxis(rows, 0, 1), *others), 1, 0), True
-        args = [
-            a if batched else jnp.broadcast_to(a, (axis_size, *a.shape))
-            for a, batched in zip((rows, *others), (rows_batched, *others_batched), strict=True)
-        ]
-        num_ops = rows.shape[int(rows_batched)]
-        result = self._vmapped(*(a.reshape(axis_size * num_ops, *a.shape[2:]) for a in args))
+    def _batch(self, axis_size: int, in_batched: list[bool], *args: Array) -> tuple[Array, bool]:
+        def batched(some: slice) -> list[Array]:
+            pairs = zip(args[some], in_batched[some], strict=True)
+            return [a if is_batched else jnp.broadcast_to(a, (axis_size, *a.shape)) for a, is_batched in pairs]
+
+        if not any(in_batched[self._num_rows :]) and not self._sums_rows:
+            rows = [jnp.moveaxis(a, 0, 1) for a in batched(slice(self._num_rows))]
+            return jnp.moveaxis(self._vmapped(*rows, *args[self._num_rows :]), 1, 0), True
+        num_ops = args[0].shape[int(in_batched[0])]
+        result = self._vmapped(*(a.reshape(axis_size * num_ops, *a.shape[2:]) for a in batched(slice(None))))
         return result.reshape(axis_size, num_ops, *result.shape[1:]), True
 
     def _dispatch(self, *args: Array) -> Array:

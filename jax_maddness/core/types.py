@@ -1,10 +1,11 @@
-"""The data types: split trees of two kinds, lookup tables, and the op that holds both. Read this file first.
+"""The data types: split trees of two kinds, lookup tables, terms, and the op that holds them. Read this file first.
 
 `y = amm(x, op)` takes three steps, each with a file of its own:
 
     x [..., D] --encode--> codes [..., C] u8 --aggregate--> sums [..., M] i32 --rescale--> y [..., M]
 
-For an op that has an exact term, a fourth step adds it.
+An op may have a term (`terms/base.py`) beside its look-ups or in their place, such as int8 factors, whose products join
+the same sums.
 
 D = features, C = codebooks, M = outputs. All types are frozen dataclasses that are registered as pytrees: arrays are
 leaves (a changed array does not retrace), and the other fields are static metadata (a changed one does). Instances are
@@ -14,12 +15,14 @@ compared and hashed by identity; compare their arrays with `jax.tree.map` instea
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from jax_maddness.core.pytrees import pytree
+from jax_maddness.core.terms.base import Term
 from jax_maddness.core.trees.base import LEAVES, LEVELS, NODES, Trees
 from jax_maddness.core.trees.kinds import KINDS, TREE_KINDS
 from jax_maddness.core.trees.oblique_trees import MAX_WIDTH, ObliqueTrees
@@ -33,11 +36,11 @@ __all__ = [
     "NODES",
     "SMALL_BATCH",
     "TREE_KINDS",
-    "ExactTerm",
     "LookupTables",
     "MaddnessOp",
     "ObliqueTrees",
     "SplitTrees",
+    "Term",
     "Trees",
     "with_small_batch_tables",
 ]
@@ -79,37 +82,11 @@ class LookupTables:
         """Number of codebooks, C."""
         return self.values.shape[-2]
 
-
-@pytree
-@dataclasses.dataclass(frozen=True, eq=False)
-class ExactTerm:
-    """A product of low rank that is not approximated: `y += [x[indices], x @ down] @ up`.
-
-    It takes `rank * M` multiply-adds per row, and `D` more for each column of `down`. The rank counts both chosen
-    features and directions.
-
-    Attributes:
-      up: weights of the chosen features, then of the projections, for every output.
-      indices: chosen features that enter the product as they are, in `[0, num_features)`; an index that is out of range
-        is clipped. None: no features are chosen.
-      down: directions that rows are projected on. None: there are no projections.
-
-    Example:
-      >>> print(ExactTerm(up=jnp.ones((3, 5)), indices=jnp.array([7]), down=jnp.ones((8, 2))))
-       + 1 exact features + rank 2
-    """
-
-    up: Float[Array, "rank outputs"]
-    indices: Int32[Array, " chosen"] | None = None
-    down: Float[Array, "features directions"] | None = None
-
-    def __str__(self) -> str:
-        parts = []
-        if self.indices is not None:
-            parts.append(f" + {self.indices.shape[-1]} exact features")
-        if self.down is not None:
-            parts.append(f" + rank {self.down.shape[-1]}")
-        return "".join(parts)
+    def by_code_for(self, x: Float[Array, "... features"]) -> UInt8[Array, "codebooks 16 outputs"] | None:
+        """Returns `by_code` for rows that are few enough for it, or None."""
+        lead = x.shape[:-1]  # symbolic in an export for any number of rows, which counts as a large batch
+        few = all(isinstance(n, int) for n in lead) and math.prod(lead) <= SMALL_BATCH
+        return self.by_code if few else None
 
 
 @pytree
@@ -122,7 +99,8 @@ class MaddnessOp:
       tables: lookup tables, which turn C codes into M outputs.
       weights: the exact `w`, for gradients with respect to `x` and for rescoring (`fit(..., keep_weights=True)`), or
         None.
-      exact: an exact term that is added to the look-ups, or None.
+      term: a product beside the look-ups, or in their place if there are no codebooks: `Factors`, `Int8Product`,
+        `Int8ProductByRow` or `ExactTerm`; or None.
 
     Example:
       >>> trees = SplitTrees(jnp.zeros((2, 4), int), jnp.zeros((2, 15)), 8)
@@ -133,7 +111,7 @@ class MaddnessOp:
     trees: Trees
     tables: LookupTables
     weights: Float[Array, "features outputs"] | None = None
-    exact: ExactTerm | None = None
+    term: Term | None = None
 
     @property
     def num_features(self) -> int | None:
@@ -160,7 +138,7 @@ class MaddnessOp:
             return f"MaddnessOp(trees={self.trees!r}, tables={self.tables!r}, weights={self.weights!r})"
         stacked = "".join(f"{n} x " for n in self.tables.values.shape[:-3])
         kept = ", weights kept" if self.weights is not None else ""
-        plus = "" if self.exact is None else str(self.exact)
+        plus = "" if self.term is None else str(self.term)
         return (
             f"MaddnessOp({stacked}{self.num_features or '?'} -> {self.num_outputs}, "
             f"{self.num_codebooks} codebooks{plus}, {self.nbytes:,} bytes{kept})"

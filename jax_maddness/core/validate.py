@@ -7,21 +7,24 @@ import numpy as np
 from jaxtyping import Array
 
 from jax_maddness.core.trees.base import LEAVES, Trees, validate_array
-from jax_maddness.core.types import ExactTerm, LookupTables, MaddnessOp
+from jax_maddness.core.types import LookupTables, MaddnessOp, Term
 
 ROW_DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
 """The dtypes that rows may have."""
 
 
-def rows(x: Array, split_trees: Trees) -> Array:
-    """Returns `x` as an array, if its last dimension has the features that `split_trees` need; raises otherwise."""
+def rows(x: Array, split_trees: Trees, term: Term | None = None) -> Array:
+    """Returns `x` as an array, if its last dimension has the features that trees and term need; raises otherwise."""
     x = _as_array(x, "x")
+    _kind(split_trees, Trees, "trees")
     if x.dtype not in ROW_DTYPES:
         raise TypeError(f"`x` is {x.dtype}; expected float32, bfloat16 or float16. Cast it: `x.astype(jnp.float32)`.")
-    trees(split_trees)
+    split_trees.validate()
     if x.ndim < 1 or x.shape[-1] < 1:
         raise ValueError(f"`x` has shape {x.shape}; expected [..., features] with at least one feature.")
     features = split_trees.row_features
+    if features is None and term is not None:
+        features = term.row_features
     if features is not None and x.shape[-1] != features:
         raise ValueError(
             f"`x` has {x.shape[-1]} features, but `op` was learned from data with {features}. "
@@ -55,11 +58,16 @@ def trees(split_trees: Trees) -> None:
 def op(maddness_op: MaddnessOp) -> None:
     """Raises unless the arrays of `maddness_op` agree with each other."""
     _kind(maddness_op, MaddnessOp, "op")
-    trees(maddness_op.trees)
+    _kind(maddness_op.trees, Trees, "trees")
+    term, codebooks = maddness_op.term, maddness_op.trees.num_codebooks
+    if term is not None and not isinstance(term, Term):
+        raise TypeError(f"`op.term` is {type(term).__name__}; expected a term such as Factors, or None.")
+    if codebooks or term is None or not term.stands_alone:
+        trees(maddness_op.trees)
     _tables(maddness_op.tables)
-    if maddness_op.trees.num_codebooks != maddness_op.tables.num_codebooks:
+    if codebooks != maddness_op.tables.num_codebooks:
         raise ValueError(
-            f"`op.trees` has {maddness_op.trees.num_codebooks} codebooks, `op.tables` has "
+            f"`op.trees` has {codebooks} codebooks, `op.tables` has "
             f"{maddness_op.tables.num_codebooks}. Build an op from trees and tables that were learned together. "
             "For an op whose arrays are stacked, use `jax.vmap` over it."
         )
@@ -67,26 +75,10 @@ def op(maddness_op: MaddnessOp) -> None:
     if weights is not None:
         features = maddness_op.num_features or weights.shape[-2]
         validate_array("op.weights", weights, (features, maddness_op.num_outputs), jnp.floating)
-    if maddness_op.exact is not None:
-        _exact(maddness_op.exact, maddness_op.num_features, maddness_op.num_outputs)
-
-
-def _exact(term: ExactTerm, num_features: int | None, outputs: int) -> None:
-    if not isinstance(term, ExactTerm):
-        raise TypeError(f"`op.exact` is {type(term).__name__}; expected an ExactTerm, or None.")
-    if term.indices is None and term.down is None:
-        raise ValueError("`op.exact` has neither `indices` nor `down`. Pass one of them, or None for no exact term.")
-    rank = 0
-    if term.indices is not None:
-        rank += term.indices.shape[0] if getattr(term.indices, "ndim", 0) else 0
-        validate_array("op.exact.indices", term.indices, (rank,), jnp.integer)
-    if term.down is not None:
-        features, directions = term.down.shape if getattr(term.down, "ndim", 0) == 2 else (0, 0)
-        validate_array("op.exact.down", term.down, (num_features or features, directions), jnp.floating)
-        rank += directions
-    validate_array("op.exact.up", term.up, (rank, outputs), jnp.floating)
-    if rank < 1:
-        raise ValueError("`op.exact` has rank 0; expected at least 1. Pass None for no exact term.")
+    if term is not None:
+        term.validate(maddness_op.num_features, codebooks, maddness_op.num_outputs)
+        if term.alone and codebooks:
+            raise ValueError(f"`op` has {codebooks} codebooks beside an {type(term).__name__}; expected none.")
 
 
 def _tables(tables: LookupTables) -> None:

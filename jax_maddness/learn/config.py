@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Array
 
-METHOD_NAMES = ("paper", "axis", "oblique", "auto")
-"""Names of the methods, simplest first; `methods/auto.py` has the function behind each name."""
+METHOD_NAMES = ("paper", "axis", "oblique", "auto", "int8")
+"""Names of the methods; `methods/auto.py` has the function behind each of those that learn trees."""
 STEPS = 600
 """Default of the largest number of training steps of oblique trees."""
 INTERVAL = 50
@@ -25,16 +25,18 @@ REPORTED_SHARE = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class FitConfig:
-    """Options of `fit`: the method, its parameters, and the exact term beside the codes.
+    """Options of `fit`: the method, its parameters, and the factors beside the codes.
 
     Attributes:
-      method: the method of learning, one of four names. `"paper"` is that of Blalock & Guttag 2021 (sections 4.1 and
+      method: the method of learning, one of five names. `"paper"` is that of Blalock & Guttag 2021 (sections 4.1 and
         4.2), with exact sums, and a scale and an offset per output. `"axis"` grows trees of the same kind over all
         features, each on the residual that the other trees leave of `x @ w`, and makes its choices on held-out rows:
         it is more accurate at the same cost of inference, and slower to learn. `"oblique"` trains trees on projections
         of each codebook's features (`ObliqueTrees`): it has about half the error; encoding takes 4 int8 multiply-adds
         per feature and row, and learning takes a minute. `"auto"` takes the one of these three with the least error on
         held-out rows, and the cheaper one where the difference may be luck; up to 512 rows it cross-validates them.
+        `"int8"` learns no trees: with `num_codebooks=0`, the op is the whole product in int8 (`Int8Product`,
+        `Int8ProductByRow`), with the steps that are best on held-out rows.
       ridge: weight of the penalty that keeps prototypes near the means of their buckets (lambda of section 4.2), a
         positive number in units of rows. Method `"paper"` uses it, except that the paper's 1 is replaced by a choice on
         held-out rows where there are fewer than 4 rows per code, 64 per codebook; the other methods choose their own.
@@ -42,10 +44,12 @@ class FitConfig:
         trees on groups of features; at least 1.
       width: number of features that each codebook of an oblique tree projects, from D/C (rounded up) to D. More are
         more accurate, and encoding takes `4 * C * width` multiply-adds per row. None: D/C.
-      rank: rank of an exact term for the principal directions of `x @ w`; the look-ups approximate the residual. It
-        takes `rank * (D + M)` multiply-adds per row. 0: no such term. `docs/terms.md` shows where it pays.
-      outliers: number of features that keep an exact product, those that add most to the variance of `x @ w`. They
-        take `outliers * M` multiply-adds per row. 0: none.
+      rank: rank of int8 factors (`Factors`) for the principal directions of `x @ w`; the look-ups approximate the
+        residual. They take `rank * (D + M)` int8 multiply-adds per row, about as long as `rank` codebooks where D and M
+        are in the hundreds. With `num_codebooks=0` they stand alone. Together with `outliers` it is rounded up to a
+        multiple of 4. 0: none. `docs/terms.md` shows where they pay.
+      outliers: number of features that have a factor of their own, those that add most to the variance of `x @ w`. Each
+        costs as much as 1 of `rank`. 0: none.
       steps: largest number of training steps of oblique trees, a multiple of 50. Training ends earlier when the error
         on held-out rows no longer falls.
       seed: seed of all random choices: which rows are held out, and which minibatches training draws.
@@ -81,6 +85,11 @@ class FitConfig:
     steps: int = STEPS
     seed: int = 0
     loss: Callable[..., Array] | None = None
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether an op may have no codebooks, since there are factors or a whole product in int8."""
+        return self.method == "int8" or bool(self.rank or self.outliers)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -123,24 +132,24 @@ def _validate(config: FitConfig) -> None:
         raise ValueError(f"`seed` is {config.seed!r}; expected an integer >= 0.")
     if config.loss is not None and not callable(config.loss):
         raise TypeError(f"`loss` is {type(config.loss).__name__}; expected a function of `(y, exact, *extra)`.")
-    if config.loss is not None and config.method in ("paper", "axis"):
+    if config.loss is not None and config.method in ("paper", "axis", "int8"):
         raise ValueError(
             f'Method "{config.method}" has no training for a `loss` to guide. Take method "oblique" (or "auto", which '
             "is the same where there is a loss)."
         )
     if config.loss is not None and (config.rank or config.outliers):
         raise ValueError(
-            "A `loss` judges whole outputs, and an exact term is no part of them. Leave `rank` and `outliers` 0."
+            "A `loss` judges whole outputs, and factors are no part of them. Leave `rank` and `outliers` 0."
         )
 
 
 def validate_terms(config: FitConfig, num_features: int, num_outputs: int) -> None:
-    """Raises `ValueError` if the exact term asks for a larger rank or more features than `w` has."""
+    """Raises `ValueError` if the factors ask for a larger rank or more features than `w` has."""
     largest_rank = min(num_features, num_outputs)
     if config.rank > largest_rank:
         raise ValueError(
             f"`rank` is {config.rank}, but `w` of {num_features} features and {num_outputs} outputs has at most "
-            f"{largest_rank}. Use a few: the exact term is to be much cheaper than the product."
+            f'{largest_rank}. Use fewer, or method "int8" for the whole product.'
         )
     if config.outliers > num_features:
         raise ValueError(f"`outliers` is {config.outliers}, but there are {num_features} features. Use a few.")

@@ -200,8 +200,9 @@ def _errors(
         exact = rows @ w + bias
         error += ((np.asarray(call(rows, op), np.float64) - exact) ** 2).sum(0)
         spread += ((exact - center) ** 2).sum(0)
-        codes = np.asarray(encode(jax.numpy.asarray(rows), op.trees))
-        occupancy += (codes[:, :, None] == np.arange(LEAVES)).sum(0)
+        if op.num_codebooks:
+            codes = np.asarray(encode(jax.numpy.asarray(rows), op.trees))
+            occupancy += (codes[:, :, None] == np.arange(LEAVES)).sum(0)
     return error, spread, occupancy / len(x)
 
 
@@ -231,7 +232,8 @@ def _sums(sharding: Any, x: Array, *others: Any) -> tuple[Array, Array, Array]:
         def add(total: tuple[Array, ...], rows: Array, counted: Array) -> tuple[Array, ...]:
             exact = jnp.matmul(rows, w, precision="highest") + bias
             error, spread = (jnp.where(counted[:, None], (a - exact) * inverse, 0) for a in (amm(rows, op), center))
-            leaves = encode(rows, op.trees)[:, :, None] == jnp.arange(LEAVES)
+            codes = encode(rows, op.trees) if op.num_codebooks else jnp.zeros((len(rows), 0), jnp.uint8)
+            leaves = codes[:, :, None] == jnp.arange(LEAVES)
             sums = (error**2).sum(0), (spread**2).sum(0), (leaves & counted[:, None, None]).sum(0)
             return jax.tree.map(jnp.add, total, sums)
 

@@ -1,6 +1,6 @@
 """`fit`, which composes the steps of learning.
 
-    w --split--> exact term, remainder of w
+    w --split--> factors, remainder of w
     x_train --groups, splits--> trees --encode--> codes --gather--> Statistics --solve--> float tables --quantize--> op
 
 A method decides on the trees, and on how their tables are regularized (`Learned`); the steps after that are the same
@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jax_maddness.core.pytrees import register_with_flax
-from jax_maddness.core.types import LookupTables, MaddnessOp
+from jax_maddness.core.types import LEAVES, LookupTables, MaddnessOp, SplitTrees, Trees
 from jax_maddness.learn import validate
 from jax_maddness.learn.config import FitConfig
 from jax_maddness.learn.data.modes import modes
@@ -27,7 +27,7 @@ from jax_maddness.learn.methods.auto import METHODS
 from jax_maddness.learn.methods.learned import Learned
 from jax_maddness.learn.methods.objective import Objective
 from jax_maddness.learn.progress import Progress
-from jax_maddness.learn.tables import exact_term as terms
+from jax_maddness.learn.tables import factors, int8_product
 from jax_maddness.learn.tables.solve import padded_own, solve, to_lookup_tables
 
 
@@ -91,10 +91,21 @@ def fit(
         raise ValueError("`extra` is given without a `loss`. Pass the loss that wants it: `FitConfig(loss=...)`.")
     rows = Rows.of(x_train, extra)
     weights, offset = validate.product(rows.num_features, w, bias)
-    codebooks = validate.codebooks(num_codebooks, rows.num_features)
+    codebooks = num_codebooks_of(num_codebooks, rows.num_features, config)
     with Progress(progress) as bar:
         op = learn(rows, weights, offset, codebooks, config, bar)
     return dataclasses.replace(op, weights=jnp.asarray(weights)) if keep_weights else op
+
+
+def num_codebooks_of(number: int, num_features: int, config: FitConfig) -> int:
+    """Returns `num_codebooks` as an int; raises unless trees, factors and their number go together."""
+    codebooks = validate.codebooks(number, num_features, least=0 if config.stands_alone else 1)
+    if config.method == "int8" and codebooks:
+        raise ValueError(
+            f'`num_codebooks` is {codebooks}, but method "int8" computes the whole product and leaves nothing to '
+            "codes. Pass `num_codebooks=0`, or take another method."
+        )
+    return codebooks
 
 
 def learn(
@@ -107,18 +118,49 @@ def learn(
 ) -> MaddnessOp:
     """Learns an op from arguments that have been validated, as `fit` does."""
     with modes():
+        if config.method == "int8":
+            return rows.agreed(int8_product.learn(rows, w, bias))
         # Steps that depend on the threads' order of sums may differ between processes: `agreed` takes the first one's.
-        exact, w = rows.agreed(terms.split(rows, w, config))
-        # Scaling by a power of two rounds nothing, and keeps the squares of large or tiny weights within float32.
-        w_exponent = exponent(float(np.abs(w).max()))
-        w = w * power_of_two(-w_exponent)
-        # A loss of the user's wants outputs in the user's units, so the objective undoes the scaling.
-        objective = Objective(config.loss, power_of_two(w_exponent), bias) if config.loss is not None else None
-        bar.expect(rows.num_steps + 1)
-        bar.stage("splits")
-        learned = rows.agreed(METHODS[config.method](rows, w, num_codebooks, config, bar, objective))
-        tables = tables_for(rows, learned, w, w_exponent, bias, bar)
-        return rows.agreed(MaddnessOp(learned.trees, tables, exact=exact))
+        low_rank, w = rows.agreed(factors.split(rows, w, config))
+        if low_rank is not None:
+            bias = bias + low_rank.constant
+        if num_codebooks:
+            trees, tables = look_ups(rows, w, bias, num_codebooks, config, bar)
+        else:
+            trees, tables = without_codebooks(rows, w, bias)
+        tables, term = (tables, None) if low_rank is None else factors.joined(tables, low_rank)
+        return rows.agreed(MaddnessOp(trees, tables, term=term))
+
+
+def look_ups(
+    rows: Rows,
+    w: Float[np.ndarray, "features outputs"],
+    bias: Float[np.ndarray, " outputs"],
+    num_codebooks: int,
+    config: FitConfig,
+    bar: Progress,
+) -> tuple[Trees, LookupTables]:
+    """Learns trees and tables whose look-ups approximate `x @ w + bias`, by the method of `config`."""
+    # Scaling by a power of two rounds nothing, and keeps the squares of large or tiny weights within float32.
+    w_exponent = exponent(float(np.abs(w).max()))
+    w = w * power_of_two(-w_exponent)
+    # A loss of the user's wants outputs in the user's units, so the objective undoes the scaling.
+    objective = Objective(config.loss, power_of_two(w_exponent), bias) if config.loss is not None else None
+    bar.expect(rows.num_steps + 1)
+    bar.stage("splits")
+    learned = rows.agreed(METHODS[config.method](rows, w, num_codebooks, config, bar, objective))
+    return learned.trees, tables_for(rows, learned, w, w_exponent, bias, bar)
+
+
+def without_codebooks(
+    rows: Rows, w: Float[np.ndarray, "features outputs"], bias: Float[np.ndarray, " outputs"]
+) -> tuple[Trees, LookupTables]:
+    """Returns no trees, and tables that give the outputs of the mean row of `x @ w + bias` for every row."""
+    num_features, num_outputs = w.shape
+    trees = SplitTrees.placeholder(num_features, 0, 0)
+    values = jnp.zeros((num_outputs, 0, LEAVES), jnp.uint8)
+    scale, offset = validate.in_range(np.zeros(num_outputs), rows.mean @ w.astype(np.float64) + bias)
+    return trees, LookupTables(values, scale, offset)
 
 
 def tables_for(

@@ -29,6 +29,7 @@ from jax_maddness.learn.data.held_out import split
 from jax_maddness.learn.data.modes import modes
 from jax_maddness.learn.data.rows import exponent, in_blocks, power_of_two
 from jax_maddness.learn.data.statistics import Statistics, gather
+from jax_maddness.learn.tables import factors
 from jax_maddness.learn.tables.ridge import Solution, ridge_regression
 from jax_maddness.learn.tables.solve import RIDGES, to_lookup_tables
 
@@ -66,7 +67,7 @@ def refit_tables(
     """
     validate_core.op(op)
     rows, wanted = validate.samples(x, "x"), validate.samples(targets, "targets")
-    validate_core.rows(jnp.asarray(rows[:1]), op.trees)
+    validate_core.rows(jnp.asarray(rows[:1]), op.trees, op.term)
     if wanted.shape != (len(rows), op.num_outputs):
         raise ValueError(
             f"`targets` has {wanted.shape[0]} rows of {wanted.shape[1]} outputs; expected {len(rows)} of "
@@ -79,6 +80,8 @@ def refit_tables(
 def _refitted(op: MaddnessOp, x: np.ndarray, targets: np.ndarray) -> MaddnessOp:
     """Corrects the tables of `op`, given validated arrays, as `refit_tables` does."""
     residual = targets - np.asarray(jax.jit(amm)(x, op))
+    if not op.num_codebooks:
+        return _shifted(op, residual)
     codes = np.asarray(jax.jit(encode)(x, op.trees))
     held_out, train = split(len(x), HELD_OUT_SHARE, MOST_HELD_OUT)
     # No correction at all is the first candidate: a penalty is taken only if it does better on held-out rows.
@@ -95,13 +98,29 @@ def _refitted(op: MaddnessOp, x: np.ndarray, targets: np.ndarray) -> MaddnessOp:
     all_sums = _Residual.of(codes, residual)
     corrections, intercept = all_sums.solved(best_ridge)
     # The minima of the old tables are part of their offset, so `values * scale` can be corrected and rounded anew.
-    old_tables = np.asarray(op.tables.values, np.float64).transpose(1, 2, 0) * np.asarray(op.tables.scale, np.float64)
+    old, low_rank = factors.taken_apart(op)
+    old_tables = np.asarray(old.values, np.float64).transpose(1, 2, 0) * np.asarray(old.scale, np.float64)
     weights = jnp.asarray((old_tables + corrections).reshape(-1, op.num_outputs), jnp.float32)
     solution = Solution(weights, *np.zeros((2, 1), np.float32))
     offset = np.asarray(op.tables.offset, np.float64) + intercept
     used = np.asarray(all_sums.statistics.counts)[: len(weights)] > 0
     quantized = to_lookup_tables(solution, used, offset, 0, np.zeros(op.num_outputs), op.num_codebooks)
-    return dataclasses.replace(op, tables=quantized)
+    if low_rank is None:
+        return dataclasses.replace(op, tables=quantized)
+    joined, term = factors.joined(quantized, low_rank)
+    return dataclasses.replace(op, tables=joined, term=term)
+
+
+def _shifted(op: MaddnessOp, residual: Float[np.ndarray, "rows outputs"]) -> MaddnessOp:
+    """Corrects the offset alone, as for ops without codebooks, if that reduces the error on held-out rows."""
+    held_out, train = split(len(residual), HELD_OUT_SHARE, MOST_HELD_OUT)
+    unit = np.abs(residual).max() or 1.0  # squares stay within float64
+    error, mean = residual[held_out] / unit, residual[train].mean(0, dtype=np.float64) / unit
+    if not np.square(error - mean).sum() < np.square(error).sum():
+        return op
+    offset = np.asarray(op.tables.offset, np.float64) + residual.mean(0, dtype=np.float64)
+    _, offset = validate.in_range(np.zeros_like(offset), offset)
+    return dataclasses.replace(op, tables=dataclasses.replace(op.tables, offset=offset))
 
 
 class _Residual(NamedTuple):

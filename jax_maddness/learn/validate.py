@@ -18,14 +18,14 @@ def kind(value: object, expected: type, name: str) -> None:
         raise TypeError(f"`{name}` is {type(value).__name__}; expected a {expected.__name__}.")
 
 
-def codebooks(num_codebooks: int, num_features: int) -> int:
-    """Returns `num_codebooks` as an int, validated to be between 1 and `num_features`."""
+def codebooks(num_codebooks: int, num_features: int, least: int = 1) -> int:
+    """Returns `num_codebooks` as an int, validated to be between `least` and `num_features`."""
     number = integer(num_codebooks)
     if number is None:
         raise TypeError(f"`num_codebooks` is {num_codebooks!r}; expected an integer.")
-    if number < 1:
+    if number < least:
         raise ValueError(
-            f"`num_codebooks` is {number}; expected at least 1. Start with one for every 16 features: "
+            f"`num_codebooks` is {number}; expected at least {least}. Start with one for every 16 features: "
             f"{max(1, num_features // 16)}; more are more accurate and slower."
         )
     if number > num_features:

@@ -151,7 +151,7 @@ def learn_unit(
         op = _learn_op(x, group_w, group_bias, unit.num_codebooks, unit.form, shares_codes, config, bar)
         if exact is not None:
             op = refit_tables(op, x, exact[step][:, group] @ group_w + group_bias)
-        if config.method == "auto":  # ops that are stacked have trees of one kind
+        if config.method == "auto" and op.num_codebooks:  # ops that are stacked have trees of one kind
             config = dataclasses.replace(config, method=method_of(op.trees))
         op = first_tap(op, unit.form.taps) if shares_codes else op
         ops.append(dataclasses.replace(op, weights=jnp.asarray(group_w)) if keep_weights else op)
@@ -181,7 +181,7 @@ def _learn_op(
     w, bias = validate.product(x.shape[1], w, bias)
     if not shares_codes:
         return learn(Rows.of(np.ascontiguousarray(x)), w, bias, num_codebooks, config, bar)
-    per_tap = min(max(1, num_codebooks // form.taps), x.shape[1] // form.taps)
+    per_tap = min(max(num_codebooks > 0, num_codebooks // form.taps), x.shape[1] // form.taps)
     return fit_taps(np.ascontiguousarray(x), w, bias, form.taps, per_tap, config, bar)
 
 

@@ -17,7 +17,7 @@ CONVOLUTIONS = ("auto", "shared", "patches")
 _FEATURES_PER_CODEBOOK = 16
 """The default ratio of features to codebooks."""
 _INTEGERS = (
-    ("num_codebooks", 1, ", or None for one per 16 features"),
+    ("num_codebooks", 0, ", or None for one per 16 features"),
     ("num_candidates", 0, ", a number of positions, or None"),
     ("rank", 1, ", or None for an eighth of the lesser of features and outputs"),
 )
@@ -33,6 +33,7 @@ class Rule:
         consists of the names of attributes, or positions in lists, that lead from the model to the layer, joined by
         "/"; a model that is one layer has the path "".
       num_codebooks: the number of codebooks C of each layer's op; None: one for every 16 features of a multiplication.
+        0: none, where `config` asks for factors, or for method "int8".
       skip: leave these layers as they are.
       config: decides how their ops are learned.
       product: the kind of product that replaces the layer: look-ups, `"codes"`; or, for comparison and where a plan
@@ -89,6 +90,11 @@ class Rule:
             ) from error
         if self.conv not in CONVOLUTIONS:
             raise ValueError(f"`conv` is {self.conv!r}; expected one of: {', '.join(map(repr, CONVOLUTIONS))}.")
+        if self.num_codebooks == 0 and self.product == CODES and not self.config.stands_alone:
+            raise ValueError(
+                "`num_codebooks` is 0, and `config` asks for nothing else. Pass `FitConfig(rank=...)` for factors, or "
+                'method "int8".'
+            )
         self._validate_exact_products()
 
     def _validate_exact_products(self) -> None:
@@ -114,7 +120,9 @@ class Rule:
 
     def codebooks(self, num_features: int) -> int:
         """Returns the number of codebooks for a product with so many features: at most one per feature."""
-        return min(self.num_codebooks or max(1, num_features // _FEATURES_PER_CODEBOOK), num_features)
+        if self.num_codebooks is None:
+            return 0 if self.config.method == "int8" else max(1, num_features // _FEATURES_PER_CODEBOOK)
+        return min(self.num_codebooks, num_features)
 
 
 def validated_rules(rules: Rule | Sequence[Rule]) -> tuple[Rule, ...]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.ops import random_oblique_trees, random_op
+from helpers.ops import random_oblique_trees, random_op, random_term
 
 from jax_maddness import amm, encode, fold_feature_order
 
@@ -34,6 +34,12 @@ def test_features_are_read_in_order(rng):
     folded, w, _ = fold_feature_order(op, jnp.zeros((3, 24)), jnp.zeros(24))
     np.testing.assert_array_equal(np.asarray(folded.trees.features).reshape(-1), np.arange(folded.trees.features.size))
     assert w.shape == (3, folded.trees.features.size)
+
+
+def test_an_op_with_a_term_is_refused(rng):
+    op = dataclasses.replace(random_op(rng, 8, 3, 5), term=random_term(rng, 8, 5, 2, 0))
+    with pytest.raises(ValueError, match="`op` has ExactTerm beside its look-ups, which reads all features"):
+        fold_feature_order(op, jnp.zeros((3, 8)), jnp.zeros(8))
 
 
 def test_axis_trees_need_at_most_four_features_per_codebook(rng):

@@ -49,7 +49,7 @@ def golden_exact_op():
     """The same for the third version, which added an exact term."""
     up = (jnp.arange(20, dtype=jnp.float32) / 9 - 1).reshape(5, 4).at[0, 0].set(-0.0).at[4, 3].set(1e-40)
     down = (jnp.arange(30, dtype=jnp.float32) * 0.75 - 9).reshape(10, 3)
-    return dataclasses.replace(golden_oblique_op(), exact=ExactTerm(up, jnp.array([9, 0], jnp.int32), down))
+    return dataclasses.replace(golden_oblique_op(), term=ExactTerm(up, jnp.array([9, 0], jnp.int32), down))
 
 
 def assert_equal_ops(one, other):
@@ -94,7 +94,7 @@ def test_golden_files_of_later_versions_still_load_and_are_still_written(path, g
 
 @pytest.mark.parametrize(("chosen", "directions"), [(2, 0), (0, 3), (2, 3)])
 def test_round_trip_with_an_exact_term(path, rng, op, chosen, directions):
-    op = dataclasses.replace(op, exact=random_term(rng, 7, 5, chosen, directions))
+    op = dataclasses.replace(op, term=random_term(rng, 7, 5, chosen, directions))
     save(path, op)
     assert_equal_ops(load(path), op)
 
@@ -185,7 +185,7 @@ def npy(array):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 4}, "format version 4, this jax_maddness reads up to 3. Upgrade"),
+        ({"version": 5}, "format version 5, this jax_maddness reads up to 4. Upgrade"),
         ({"version": "1"}, "its version is '1'"),
         ({"format": "other"}, "does not say 'jax_maddness.op'"),
         ({"num_features": 3}, r"a split index is not an int32 in \[0, 3\)"),
@@ -217,7 +217,7 @@ def test_a_header_that_does_not_fit_oblique_trees_is_refused(path, changes, mess
     ("left_out", "version", "message"),
     [
         (("exact.up",), 3, r"'exact.up'"),
-        (("exact.down",), 3, r"`op.exact.up` is float32\[5, 4\]; expected floating\[2, 4\]"),
+        (("exact.down",), 3, r"`op.term.up` is float32\[5, 4\]; expected floating\[2, 4\]"),
         (("exact.indices", "exact.down"), 3, "neither `indices` nor `down`"),
         ((), 2, "it lists the arrays"),
     ],
@@ -234,9 +234,9 @@ def test_a_part_of_an_exact_term_is_refused(path, left_out, version, message):
 
 def test_an_exact_term_with_a_wild_index_is_not_saved(path):
     op = golden_exact_op()
-    wild = dataclasses.replace(op.exact, indices=jnp.array([0, 10], jnp.int32))
+    wild = dataclasses.replace(op.term, indices=jnp.array([0, 10], jnp.int32))
     with pytest.raises(ValueError, match=r"an exact term's index is not an int32 in \[0, 10\)"):
-        save(path, dataclasses.replace(op, exact=wild))
+        save(path, dataclasses.replace(op, term=wild))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Small random rows, trees, tables and ops, and the mark of tests that need the kernels."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from jax_maddness import ExactTerm, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
-from jax_maddness.core import ffi
+from jax_maddness import ExactTerm, Factors, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
+from jax_maddness.core import ffi, int8
 
 put = jax.device_put
 """NumPy to JAX: jnp.asarray would compile a program for every shape."""
@@ -67,6 +69,34 @@ def random_term(rng, features, outputs, chosen, directions):
     indices = put(rng.integers(0, features, chosen, np.int32)) if chosen else None
     down = put(rng.standard_normal((features, directions)).astype(np.float32)) if directions else None
     return ExactTerm(put(up), indices, down)
+
+
+def random_int8_matrix(rng, inner, outer):
+    """A matrix of an int8 product, in groups of four."""
+    return int8.grouped(rng.integers(-127, 128, (inner, outer)).astype(np.int8))
+
+
+def random_factors(rng, features, rank, outputs, codebooks=0, weights=False, make_trees=random_trees):
+    """An op with int8 factors, alone or beside look-ups; few projections are clipped."""
+    op = random_op(rng, features, codebooks, outputs, weights, make_trees if codebooks else _no_trees)
+    center = rng.standard_normal(features).astype(np.float32)
+    scale = rng.uniform(10.0, 100.0, features).astype(np.float32)
+    steps = (rng.uniform(0.01, 0.02, rank) / np.sqrt(features)).astype(np.float32)
+    down, up = random_int8_matrix(rng, features, rank), random_int8_matrix(rng, rank, outputs)
+    shift = put(rng.integers(0, 5, outputs).astype(np.uint8))
+    return dataclasses.replace(op, term=Factors(put(center), put(scale), down, put(steps), up, shift))
+
+
+def random_int8(rng, kind, features, outputs, weights=False):
+    """An op that is a whole product in int8."""
+    op = random_op(rng, features, 0, outputs, weights, _no_trees)
+    center = rng.standard_normal(features).astype(np.float32)
+    scale = rng.uniform(10.0, 100.0, features).astype(np.float32)
+    return dataclasses.replace(op, term=kind(put(center), put(scale), random_int8_matrix(rng, features, outputs)))
+
+
+def _no_trees(rng, features, codebooks):
+    return SplitTrees.placeholder(features, codebooks, 0)
 
 
 def random_op(rng, features, codebooks, outputs, weights=False, make_trees=random_trees):

@@ -9,17 +9,15 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int8, Int32, UInt8
 
+from jax_maddness.core import int8
 from jax_maddness.core.pytrees import pytree
 from jax_maddness.core.trees import base
 from jax_maddness.core.trees.base import LEVELS, NODES, Trees
 
-MAX_WIDTH = 100_000
-"""The most features that a codebook may project, so that no sum overflows: 127 * 127 * MAX_WIDTH < 2**31."""
-_LIMIT = 127.0
-_LEAST_SCALE, _GREATEST_SCALE = np.float32(2.0**-100), np.float32(2.0**100)
+MAX_WIDTH = int8.MAX_INNER
+"""The most features that a codebook may project, so that no sum overflows."""
 
 
 @pytree
@@ -94,7 +92,7 @@ class ObliqueTrees(Trees):
     ) -> UInt8[Array, "ops ... codebooks"]:
         """Encodes `x` with a batch of trees, in pure JAX, by an int8 product: the answer that every tier must give."""
         lead = (slice(None), *[None] * (x.ndim - 2))
-        q = jax.vmap(base.take_features)(_rounded(x, center[lead], scale[lead]), features)
+        q = jax.vmap(base.take_features)(int8.rounded(int8.steps(x, center[lead], scale[lead])), features)
         values = jnp.einsum("b...cw,bclw->b...cl", q, projections, preferred_element_type=jnp.int32)
         return base.walk(values, thresholds)
 
@@ -125,11 +123,11 @@ class ObliqueTrees(Trees):
         """
         limit = num_features or arrays["center"].size
         base.validate_indices("a split", arrays["features"], limit)
-        if np.any(arrays["projections"] < -_LIMIT):
+        if np.any(arrays["projections"] < -int8.LIMIT):
             raise ValueError("an entry of trees.projections is -128; expected -127 to 127.")
         scale = np.float32(arrays["scale"])
         base.validate_finite("trees.center", arrays["center"].astype(np.float32))
-        if not np.all((scale == 0) | (scale >= _LEAST_SCALE) & (scale <= _GREATEST_SCALE)):
+        if not np.all((scale == 0) | (scale >= int8.LEAST_SCALE) & (scale <= int8.GREATEST_SCALE)):
             raise ValueError("an entry of trees.scale is neither 0 nor in [2**-100, 2**100].")
         return limit
 
@@ -165,19 +163,3 @@ class ObliqueTrees(Trees):
         projections = jnp.zeros((codebooks, LEVELS, width), jnp.int8)
         thresholds, ones = jnp.zeros((codebooks, NODES), jnp.int32), jnp.ones(features)
         return ObliqueTrees(jnp.asarray(read), projections, thresholds, ones, ones, features)
-
-
-def _rounded(x: Float[Array, "..."], center: Float[Array, "..."], scale: Float[Array, "..."]) -> Int8[Array, "..."]:
-    """Returns `rint((x - center) * scale)`, clipped to [-127, 127]; NaN becomes -127."""
-    steps = (_without_denormals(x) - center) * scale
-    return jnp.where(steps > -_LIMIT, jnp.minimum(jnp.rint(steps), _LIMIT), -_LIMIT).astype(jnp.int8)
-
-
-def _without_denormals(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns `x` as float32 with denormals, which no permitted scale makes significant, replaced by zero.
-
-    The bits are masked as integers, so that no compiler contracts a multiplication that produced `x` with the
-    subtraction that follows.
-    """
-    bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
-    return lax.bitcast_convert_type(jnp.where(bits & 0x7F800000 == 0, 0, bits), jnp.float32)

@@ -14,6 +14,7 @@ STEPS = 255
 def quantize_tables(
     tables: Float[Array, "codebooks 16 outputs"],
     used: Bool[Array, "codebooks 16"],
+    finest: Float[Array, " outputs"] | None = None,
 ) -> tuple[UInt8[Array, "outputs codebooks 16"], Float[Array, " outputs"], Float[Array, " outputs"]]:
     """Rounds float tables to `values`, `scale` and `offset` (Blalock & Guttag 2021, section 4.3).
 
@@ -26,6 +27,7 @@ def quantize_tables(
     Args:
       tables: float tables.
       used: False for codes without training rows.
+      finest: the scale of factors beside the tables, per output: then `scale` is rounded up to a power of two times it.
 
     Returns:
       `values`, `scale` and `offset`.
@@ -35,9 +37,13 @@ def quantize_tables(
     # No training row reads the entries of unused codes, so these must not make the steps of the others coarser.
     low = jnp.where(has_rows, jnp.where(used, by_output, jnp.inf).min(-1), 0.0)
     high = jnp.where(has_rows, jnp.where(used, by_output, -jnp.inf).max(-1), 0.0)
-    largest_range = (high - low).max(-1)
+    largest_range = (high - low).max(-1, initial=0)
     # A step below the smallest normal float32 would be flushed to zero, and so would the differences it measures.
     largest_range = jnp.where(largest_range >= jnp.finfo(jnp.float32).tiny * STEPS, largest_range, 0.0)
+    if finest is not None:
+        steps = jnp.where(finest > 0, largest_range / jnp.where(finest > 0, STEPS * finest, 1.0), 1.0)
+        bits = jnp.ceil(jnp.log2(jnp.maximum(steps, 1.0)))
+        largest_range = jnp.where(finest > 0, STEPS * finest * jnp.exp2(bits), largest_range)
     steps_per_unit = jnp.where(largest_range > 0, STEPS / jnp.where(largest_range > 0, largest_range, 1.0), 0.0)
     values = jnp.round((by_output - low[..., None]) * steps_per_unit[:, None, None])
     return jnp.clip(values, 0, STEPS).astype(jnp.uint8), largest_range / STEPS, low.sum(-1)

@@ -5,6 +5,7 @@ The modules that stand in for layers, in nnx and in linen, call `apply`.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -20,7 +21,9 @@ from jax_maddness.core.encode import encode
 from jax_maddness.core.greatest import greatest as greatest_sums
 from jax_maddness.core.greatest import of_scores
 from jax_maddness.core.look_up import look_up
-from jax_maddness.core.types import TREE_KINDS, ExactTerm, LookupTables, MaddnessOp
+from jax_maddness.core.terms.factors import Factors, expand, product_of
+from jax_maddness.core.terms.kinds import TERM_KINDS
+from jax_maddness.core.types import TREE_KINDS, LookupTables, MaddnessOp, Term
 from jax_maddness.core.validate import ROW_DTYPES
 from jax_maddness.nn.layers.exact_kernel import ExactKernel, maximum, of_arrays, with_exact_rows
 from jax_maddness.nn.layers.float_tables import amm_floating, is_floating
@@ -81,22 +84,23 @@ def to_arrays(op: MaddnessOp) -> dict[str, Array]:
     """Returns the arrays of `op` by name, as modules hold them and files contain them."""
     arrays = {f"trees_{name}": getattr(op.trees, name) for name in op.trees.array_names()}
     arrays |= {f"tables_{f.name}": getattr(op.tables, f.name) for f in dataclasses.fields(op.tables)}
-    if op.exact is not None:
-        arrays |= {f"exact_{f.name}": getattr(op.exact, f.name) for f in dataclasses.fields(op.exact)}
+    if op.term is not None:
+        arrays |= {f"{op.term.name}_{name}": array for name, array in op.term.arrays().items()}
     arrays["weights"] = op.weights
     return {name: array for name, array in arrays.items() if array is not None}
 
 
 def to_op(spec: Spec, arrays: Mapping[str, Any]) -> MaddnessOp:
     """Builds the op that `to_arrays` took apart."""
-    parts: dict[str, dict[str, Any]] = {"trees": {}, "tables": {}, "exact": {}}
+    parts: dict[str, dict[str, Any]] = collections.defaultdict(dict)
     for name, array in arrays.items():
         if name != "weights":
             part, field = name.split("_", 1)
             parts[part][field] = array
-    trees = TREE_KINDS[spec.trees].of_arrays(parts["trees"], spec.num_features)
-    exact = ExactTerm(**parts["exact"]) if parts["exact"] else None
-    return MaddnessOp(trees, LookupTables(**parts["tables"]), arrays.get("weights"), exact)
+    trees = TREE_KINDS[spec.trees].of_arrays(parts.pop("trees"), spec.num_features)
+    tables = LookupTables(**parts.pop("tables"))
+    terms = [TERM_KINDS[part](**fields) for part, fields in parts.items()]
+    return MaddnessOp(trees, tables, arrays.get("weights"), *terms)
 
 
 def apply(x: Array, spec: Spec, arrays: Mapping[str, Any]) -> Array:
@@ -154,10 +158,26 @@ def _product(x: Array, op: MaddnessOp) -> Array:
     return amm_floating(x, op) if is_floating(op.tables) else amm(x, op)
 
 
-def _of_codes(codes: Array, tables: LookupTables, dtype: jnp.dtype) -> Array:
-    if is_floating(tables):
-        return (look_up(codes, tables.values) + tables.offset).astype(dtype)
-    return amm_of_codes(codes, tables, dtype)
+def _of_codes(codes: Array, op: MaddnessOp, dtype: jnp.dtype) -> Array:
+    """Computes outputs from what `_encoded` returns for the positions that each row sees, [..., taps, bytes]."""
+    tables, term, lead = op.tables, op.term, codes.shape[:-2]
+    codes, u = codes[..., : op.trees.num_codebooks], codes[..., op.trees.num_codebooks :]
+    codes, u = codes.reshape(*lead, -1), lax.bitcast_convert_type(u, jnp.int8).reshape(*lead, -1)
+    if not is_floating(tables):
+        if term is None:
+            return amm_of_codes(codes, tables, dtype)
+        return expand(codes if tables.num_codebooks else None, u, tables, _factors(term), dtype)
+    y = tables.offset
+    if tables.num_codebooks:
+        y = look_up(codes, tables.values) + y
+    if term is not None:
+        y = product_of(u, tables, _factors(term)) + y
+    return y.astype(dtype)
+
+
+def _factors(term: Term | None) -> Factors:
+    assert isinstance(term, Factors)  # nothing else projects single positions
+    return term
 
 
 def _by_group(rows: Array, op: MaddnessOp) -> Array:
@@ -175,12 +195,14 @@ def _maximum(rows: Array, x: Array, spec: Spec, op: MaddnessOp, exact_kernel: Ex
     assert spec.num_candidates is not None
     padded, row_shape = form.prepared(rows), form.row_shape(rows)
 
+    sums_decide = spec.shared and op.term is None and not is_floating(op.tables)
+
     def greatest(skipped: Array, k: int) -> tuple[Array, Array]:
         if spec.shared:
-            codes = _codes_of_taps(rows, form, op).reshape(*skipped.shape, -1)
-            if not is_floating(op.tables):
-                return greatest_sums(codes, op.tables.values, skipped, k)
-            scores = look_up(codes, op.tables.values)
+            codes = _codes_of_taps(rows, form, op).reshape(*skipped.shape, form.taps, -1)
+            if sums_decide:
+                return greatest_sums(codes.reshape(*skipped.shape, -1), op.tables.values, skipped, k)
+            scores = _of_codes(codes, op, jnp.dtype(jnp.float32))
         else:
             scores = form.map_rows(functools.partial(_by_group, op=op), rows)
         # Computed once: where two computations round differently, none of them has the maximum of the other.
@@ -188,7 +210,7 @@ def _maximum(rows: Array, x: Array, spec: Spec, op: MaddnessOp, exact_kernel: Ex
 
     def value(scores: Array) -> Array:
         scores = scores.astype(jnp.float32)
-        return op.tables.scale * scores + op.tables.offset if spec.shared else scores
+        return op.tables.scale * scores + op.tables.offset if sums_decide else scores
 
     y = maximum(padded, row_shape, greatest, value, form, exact_kernel, spec.exact_rows, spec.num_candidates)
     return form.output(y.reshape(len(y), *[1] * len(form.position_axes), -1), x)
@@ -197,28 +219,34 @@ def _maximum(rows: Array, x: Array, spec: Spec, op: MaddnessOp, exact_kernel: Ex
 def _by_position(x: Array, form: Form, op: MaddnessOp) -> Array:
     """Encodes every position once; each output aggregates the codes that its taps see."""
     codes = _codes_of_taps(x, form, op)
-    row_shape = codes.shape[:-2]
+    row_shape, of_codes = codes.shape[:-2], functools.partial(_of_codes, dtype=x.dtype)
     if form.groups == 1:
-        y = _of_codes(codes.reshape(*row_shape, -1), op.tables, x.dtype)
+        y = of_codes(codes, op)
     else:
-        by_group = jnp.moveaxis(codes.reshape(*codes.shape[:-1], form.groups, -1), -2, -3)
-        of_codes = functools.partial(_of_codes, dtype=x.dtype)
-        y = jax.vmap(of_codes, (-2, 0), -2)(by_group.reshape(*by_group.shape[:-2], -1), op.tables)
+        y = jax.vmap(of_codes, (-2, 0), -2)(codes.reshape(*codes.shape[:-1], form.groups, -1), op)
     y = y.reshape(*row_shape, -1)
     return y if op.weights is None else y + _straight_through(form.prepared(x), op.weights, form, row_shape)
 
 
 def _codes_of_taps(x: Array, form: Form, op: MaddnessOp) -> Array:
-    """Returns the codes that each row sees, [*row_shape, taps, groups * codebooks]."""
+    """Returns the codes that each row sees, [*row_shape, taps, groups * bytes]."""
     return form.map_positions(functools.partial(_encode_groups, groups=form.groups, op=op), x)
 
 
 def _encode_groups(x: Array, groups: int, op: MaddnessOp) -> Array:
-    """Encodes features [..., features] as codes [..., groups * codebooks]."""
+    """Encodes features [..., features] as codes [..., groups * bytes]."""
     if groups == 1:
-        return encode(x, op.trees)
-    codes = jax.vmap(encode, (-2, 0), -2)(x.reshape(*x.shape[:-1], groups, -1), op.trees)
+        return _encoded(x, op)
+    codes = jax.vmap(_encoded, (-2, 0), -2)(x.reshape(*x.shape[:-1], groups, -1), op)
     return codes.reshape(*x.shape[:-1], -1)
+
+
+def _encoded(x: Array, op: MaddnessOp) -> Array:
+    """Returns the codes of a position, uint8, followed by its projections on the directions of factors, if any."""
+    if op.term is None:
+        return encode(x, op.trees)
+    u = lax.bitcast_convert_type(_factors(op.term).project(x), jnp.uint8)
+    return jnp.concatenate([encode(x, op.trees), u], -1) if op.trees.num_codebooks else u
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))

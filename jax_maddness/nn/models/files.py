@@ -17,7 +17,8 @@ import numpy as np
 
 from jax_maddness.core import archive
 from jax_maddness.core.restore import restored
-from jax_maddness.core.trees.base import validate_finite, validate_indices
+from jax_maddness.core.terms.kinds import TERMS
+from jax_maddness.core.trees.base import validate_finite
 from jax_maddness.core.types import TREE_KINDS
 from jax_maddness.nn.layers.approximate import Spec
 from jax_maddness.nn.layers.exact_kernel import PREFIX
@@ -32,7 +33,7 @@ Version 4 added `Spec.keeps_kernel` and the form `AxisContraction`."""
 _FORMS = {form.__name__: form for form in FORMS}
 _SIGNED, _UNSIGNED = (tuple(f"{kind}{bits}" for bits in (8, 16, 32, 64)) for kind in ("int", "uint"))
 _OLD_FIELD, _OLD_PREFIX = "maximum", "checked_"
-_FINITE = ("tables_", "exact_", "weights")
+_FINITE = ("tables_", "weights")
 _Place = tuple[int | str | tuple[int | str, ...], ...]
 """Names and positions; those of variables that `WeightNorm` and its like hold are tuples."""
 _DTYPES = ("bool", *_SIGNED, *_UNSIGNED, "float16", "bfloat16", "float32", "float64")
@@ -120,8 +121,10 @@ def _validate_ops(model: Model) -> None:
                 continue
             trees = {name: op[f"trees_{name}"] for name in kind.array_names()}
             limit = kind.validate_values(trees, spec_of[owner].num_features)
-            if "exact_indices" in op:
-                validate_indices("an exact term's", op["exact_indices"], limit)
+            for term in TERMS:
+                arrays_of_term = {f: op[f"{term.name}_{f}"] for f in term.array_names() if f"{term.name}_{f}" in op}
+                if arrays_of_term:
+                    term.validate_values(arrays_of_term, limit, op["tables_values"].shape[-2])
         except ValueError as error:
             raise ValueError(f"the op {owner!r}: {error}") from None
 

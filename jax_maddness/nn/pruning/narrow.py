@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from jax_maddness.core.terms.exact_term import ExactTerm
+from jax_maddness.core.terms.kinds import TERMS
 from jax_maddness.core.types import TREE_KINDS
 from jax_maddness.nn.layers.approximate import Spec
 from jax_maddness.nn.layers.form import Form
@@ -24,6 +26,10 @@ _OUTPUT_AXES = {
     "tables_offset": -1,
     "tables_by_code": -1,
     "exact_up": -1,
+    "factors_up": -2,
+    "factors_shift": -1,
+    "int8_up": -2,
+    "int8byrow_up": -2,
     "weights": -1,
     "rescore_kernel": -2,
     "rescore_bias": -1,
@@ -43,8 +49,9 @@ def why_all_are_read(spec: Spec, op: Op) -> str:
         return "its features are not one axis, the last, of its input"
     if "rescore_kernel" in op:
         return "it multiplies some of its rows exactly, with all features"
-    if "exact_down" in op or ("exact_indices" in op and spec.shared):
-        return "its exact term reads all features"
+    term = next((kind for kind in TERMS if any(name.startswith(f"{kind.name}_") for name in op)), None)
+    if term is not None and (term is not ExactTerm or "exact_down" in op or spec.shared):
+        return f"its {term.__name__} reads all features"
     return ""
 
 

@@ -86,7 +86,8 @@ class Parts:
         """Returns the model with 8-bit tables again; it has the same structure as the one that was given."""
         arrays = {**self.model.arrays(), **{place: trained[place] for place in self.others if place in trained}}
         for named in self.places.values():
-            tables = to_bytes(*(trained[named[name]] for name in TRAINED))
+            floats = {name: arrays[place] for name, place in named.items()}
+            tables = to_bytes({**floats, **{name: trained[named[name]] for name in TRAINED}})
             if "tables_by_code" in named:
                 tables["tables_by_code"] = jnp.moveaxis(tables["tables_values"], -3, -1)
             arrays |= {named[name]: array for name, array in tables.items()}
@@ -95,7 +96,7 @@ class Parts:
 
 def _size(a: Array) -> Array:
     """Returns the root mean square, or `MIN_SIZE`, if that is larger."""
-    return jnp.maximum(jnp.sqrt(jnp.square(a.astype(jnp.float32)).mean()), MIN_SIZE)
+    return jnp.maximum(jnp.sqrt(jnp.square(a.astype(jnp.float32)).sum() / max(a.size, 1)), MIN_SIZE)
 
 
 def _weights(owner: str, specs: Mapping[str, Spec], layers: Mapping[str, Layer], op: Mapping[str, Any]) -> Array:

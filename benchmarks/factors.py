@@ -1,9 +1,9 @@
-"""NMSE on test rows and time relative to XLA's f32 product, of ops with exact terms of several sizes.
+"""NMSE on test rows and time relative to XLA's f32 product, of codes, int8 factors, both, and whole int8 products.
 
-    taskset -c 1 python -m benchmarks.terms [--problems FOLDER] [--only a,b] [--method paper] [--output FOLDER]
+    taskset -c 1 python -m benchmarks.factors [--problems FOLDER] [--only a,b] [--method paper] [--output FOLDER]
 
-A low-rank product without codes is measured as the alternative. Times are medians of interleaved rounds on `ROWS` rows,
-with freed memory retained (`retain_freed_memory`), relative to XLA's f32 product in the same run.
+XLA's int8 product and its low-rank product in f32 are measured as the alternatives. Times are medians of interleaved
+rounds on `ROWS` rows, with freed memory retained (`retain_freed_memory`), relative to XLA's f32 product in the same run.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ import jax_maddness
 from benchmarks import timing
 from benchmarks.contenders import run
 from benchmarks.packaged import Matrices, packaged
-from jax_maddness.learn.data.rows import Rows
-from jax_maddness.learn.tables import exact_term as terms
+from jax_maddness.learn.tables.factors import principal
 
 SIZES: tuple[tuple[int, dict[str, Any]], ...] = (
     (16, {}),
-    (16, {"rank": 4}),
-    (16, {"rank": 16}),
     (32, {}),
-    (32, {"rank": 4}),
-    (16, {"outliers": 4}),
-    (16, {"outliers": 8}),
+    (16, {"rank": 16}),
+    (0, {"rank": 16}),
+    (0, {"rank": 32}),
+    (0, {"rank": 64}),
+    (0, {"rank": 128}),
+    (0, {"method": "int8"}),
 )
-"""Number of codebooks, and the options of the exact term."""
-ALONE = (4, 16, 32)
-"""Ranks of a product without codes."""
+"""Number of codebooks, and the options that differ from the method's."""
+LOW_RANKS = (16, 64)
+"""Ranks of XLA's product in f32."""
 ROWS = 4096
 """Number of rows that are timed."""
 
@@ -54,12 +54,11 @@ class Timed:
 
 
 def measure(problem: Matrices, method: str, seconds: float) -> list[dict[str, Any]]:
-    """Returns a record for each of `SIZES` and `ALONE` that the problem allows, and for XLA's product."""
+    """Returns a record for each of `SIZES` and `LOW_RANKS` that the problem allows, and for XLA's products."""
     x = jnp.asarray(np.resize(problem.x_test, (ROWS, problem.x_test.shape[1])))
     w, b = jnp.asarray(problem.w), jnp.asarray(problem.b)
     exact = problem.x_test @ problem.w + problem.b
     spread = np.square(exact - (problem.x_train.mean(0, dtype=np.float64) @ problem.w + problem.b)).sum()
-    rows = Rows.of(problem.x_train)
     names, errors, calls = ["XLA f32"], [0.0], [run(lambda x, w, b: x @ w + b, x, w, b)]
 
     def add(name: str, f: Callable[..., jax.Array], *operands: Any) -> None:
@@ -70,15 +69,16 @@ def measure(problem: Matrices, method: str, seconds: float) -> list[dict[str, An
 
     most = min(problem.w.shape)
     for codebooks, term in (s for s in SIZES if s[0] <= len(problem.w) and s[1].get("rank", 0) <= most):
-        print(f"{problem.name}: C = {codebooks} {term}", file=sys.stderr, flush=True)
+        print(f"{problem.name}: {named(codebooks, term)}", file=sys.stderr, flush=True)
         config = dataclasses.replace(jax_maddness.FitConfig(method), **term)
         op = jax_maddness.fit(problem.x_train, problem.w, problem.b, num_codebooks=codebooks, config=config)
         add(named(codebooks, term), jax_maddness.amm, op)
-    for rank in (r for r in ALONE if r <= most):
-        low, residual = terms.split(rows, problem.w, jax_maddness.FitConfig(rank=rank))
-        assert low is not None
-        offset = jnp.asarray(rows.mean @ residual + problem.b, jnp.float32)
-        add(f"rank {rank} alone", lambda x, down, up, b: (x @ down) @ up + b, low.down, low.up, offset)
+    centered = problem.x_train - problem.x_train.mean(0)
+    for rank in (r for r in LOW_RANKS if r <= most):
+        v = principal(centered, problem.w.astype(np.float64), rank).astype(np.float32)
+        offset = problem.x_train.mean(0) @ (problem.w - problem.w @ v @ v.T) + problem.b
+        add(f"XLA low rank {rank}", lambda x, down, up, b: (x @ down) @ up + b, problem.w @ v, v.T, offset)
+    add("XLA int8", int8_dot, *int8_operands(problem.w), b)
     figures = timing.interleaved([Timed(call) for call in calls], seconds=seconds, rounds=(5, 25))
     ratios = [statistics.median(a / b for a, b in zip(own, figures[0], strict=True)) for own in figures]
     shape = {"problem": problem.name, "features": w.shape[0], "outputs": w.shape[1], "method": method}
@@ -86,14 +86,28 @@ def measure(problem: Matrices, method: str, seconds: float) -> list[dict[str, An
     return [{**shape, "name": n, "nmse": e, "ms": statistics.median(t), "ratio": r} for n, e, t, r in results]
 
 
-def named(codebooks: int, term: dict[str, int]) -> str:
+def int8_operands(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rounds weights to int8 with a scale per output."""
+    scale = np.abs(w).max(0) / 127
+    return np.rint(w / scale).astype(np.int8), scale.astype(np.float32)
+
+
+def int8_dot(x: jax.Array, w: jax.Array, scale: jax.Array, b: jax.Array) -> jax.Array:
+    """Computes `x @ w + b` by XLA's int8 product, with a scale per row."""
+    by_row = jnp.maximum(jnp.abs(x).max(-1, keepdims=True), 1e-30) / 127
+    q = jnp.rint(x / by_row).astype(jnp.int8)
+    return jnp.matmul(q, w, preferred_element_type=jnp.int32).astype(jnp.float32) * by_row * scale + b
+
+
+def named(codebooks: int, term: dict[str, Any]) -> str:
     """Returns the name of a size in the table.
 
     Example:
-      >>> named(16, {"rank": 4}), named(32, {})
-      ('C = 16, rank 4', 'C = 32')
+      >>> named(16, {"rank": 4}), named(32, {}), named(0, {"method": "int8"}), named(0, {"rank": 16})
+      ('C = 16, rank 4', 'C = 32', 'int8', 'rank 16')
     """
-    return ", ".join([f"C = {codebooks}", *(f"{name} {size}" for name, size in term.items())])
+    parts = [f"C = {codebooks}"] if codebooks else []
+    return ", ".join([*parts, *(str(size) if name == "method" else f"{name} {size}" for name, size in term.items())])
 
 
 def markdown(records: Sequence[dict[str, Any]]) -> str:
@@ -113,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", type=lambda s: s.split(","), help="names of problems")
     parser.add_argument("--method", default="paper")
     parser.add_argument("--seconds", type=float, default=6, help="of timing, for each problem")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/terms"))
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/factors"))
     args = parser.parse_args(argv)
     jax_maddness.retain_freed_memory()
     problems: Iterable[Matrices] = packaged()
@@ -125,8 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = markdown(records)
     print(text)
     args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "terms.json").write_text(json.dumps(records, indent=1))
-    (args.output / "terms.md").write_text(text)
+    (args.output / "factors.json").write_text(json.dumps(records, indent=1))
+    (args.output / "factors.md").write_text(text)
 
 
 if __name__ == "__main__":
