@@ -24,6 +24,7 @@ from jax_maddness.learn.progress import Progress
 from jax_maddness.nn.batches import Batches, peek, validate_limits, validate_rows
 from jax_maddness.nn.layers.approximate import promoted
 from jax_maddness.nn.layers.form import Form
+from jax_maddness.nn.layers.promotion import with_standard_promotion
 from jax_maddness.nn.models.layer import Call, Layer
 from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.models.watch import Watch
@@ -127,6 +128,7 @@ class Captured:
         return cls(rows, {name: list(steps) for name, steps in seen.items()}, batches)
 
 
+@with_standard_promotion
 def capture(
     model: Any,
     batches: Batches,

@@ -88,8 +88,8 @@ def validate_diff(change: Diff) -> None:
     if not change.replaced:
         raise ValueError(f"No layer would be replaced; nothing was done.\n{change}")
     if change.unused:
-        # Level 3 is the caller of the public function that called this one.
-        warnings.warn(f"Rules that decide on no layer of the model: {change.unused}.", UserWarning, stacklevel=3)
+        # Level 4 is the caller of the public function that called this one.
+        warnings.warn(f"Rules that decide on no layer of the model: {change.unused}.", UserWarning, stacklevel=4)
 
 
 def _change(layer: Layer, rule: Rule | None, unit: Unit | None) -> Change:

@@ -23,6 +23,7 @@ import numpy as np
 
 from jax_maddness.nn import arguments, fingerprint
 from jax_maddness.nn.batches import Batches, can_be_read_again, peek
+from jax_maddness.nn.layers.promotion import with_standard_promotion
 from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.tuning.checkpoints import Checkpoints
 from jax_maddness.nn.tuning.hidden_losses import Objective
@@ -69,6 +70,7 @@ class FinetuneReport:
         return "\n".join(lines)
 
 
+@with_standard_promotion
 def finetune(
     model: Any,
     *,

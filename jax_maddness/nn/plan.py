@@ -28,6 +28,7 @@ from jax_maddness.nn.calibrate import learn_unit, unlearnable, validate_captured
 from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, Captured, record
 from jax_maddness.nn.diff import Diff, diff, validate_diff
 from jax_maddness.nn.layers.kinds import CODES, PRODUCTS
+from jax_maddness.nn.layers.promotion import with_standard_promotion
 from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.planning.report import WEIGHTS, Plan
 from jax_maddness.nn.planning.score import Metric, Score, name_of
@@ -41,6 +42,7 @@ RATIOS = (32, 16, 8)
 """Features per codebook that are tried where a rule does not set the number of codebooks."""
 
 
+@with_standard_promotion
 def plan(
     model: Any,
     batches: Batches,
@@ -167,8 +169,8 @@ def _split(batches: list[Any]) -> tuple[list[Any], list[Any]]:
     count = max(1, round(REPORTED_SHARE * len(batches)))
     train, held_out = batches[:-count], batches[-count:]
     if not train:
-        # Level 3 is the caller of `plan`.
-        warnings.warn("There is one batch only: the metric is of what ops are learned from.", stacklevel=3)
+        # Level 4 is the caller of `plan`.
+        warnings.warn("There is one batch only: the metric is of what ops are learned from.", stacklevel=4)
     return train or held_out, held_out
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_maddness.nn.layers.promotion import with_standard_promotion
 from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.pruning.narrow import (
     features_read,
@@ -72,6 +73,7 @@ class PruneReport:
         return "\n".join([*lines, *(f"Before {path or 'the model'!r}: {why}." for path, why in self.stays.items())])
 
 
+@with_standard_promotion
 def prune_unused_outputs(
     model: Any, batch: Any, *, call: Callable[[Any, Any], Any] | None = None, return_report: bool = False
 ) -> Any:

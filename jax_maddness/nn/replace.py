@@ -14,6 +14,7 @@ from jax_maddness.nn.batches import Batches, can_be_read_again, peek, validate_l
 from jax_maddness.nn.calibrate import CALIBRATIONS, learn_units, unlearnable, validate_captured
 from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, Captured, record
 from jax_maddness.nn.diff import diff, validate_diff
+from jax_maddness.nn.layers.promotion import with_standard_promotion
 from jax_maddness.nn.models.layer import Layer
 from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.planning.report import WEIGHTS, Plan
@@ -22,6 +23,7 @@ from jax_maddness.nn.rules import Rule, decide, validated_rules
 from jax_maddness.nn.units import Unit, units
 
 
+@with_standard_promotion
 def replace(
     model: Any,
     rules: Rule | Sequence[Rule] | Plan,
@@ -138,12 +140,12 @@ def _must_learn_anew(can_learn: bool) -> bool:
             "The plan was made for a model with other weights, and the ops that it holds would be wrong. Pass "
             "`batches`, from which ops for this model are learned, or call `plan` for it."
         )
-    # Level 3 is the caller of `replace`.
+    # Level 4 is the caller of `replace`.
     warnings.warn(
         "The plan was made for a model with other weights: its choices are taken, and ops are learned anew from "
         "`batches`. The drop and the errors that it states are those of the other model.",
         UserWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
     return False
 
@@ -169,8 +171,8 @@ def _learnable(captured: Captured, to_replace: Sequence[Unit]) -> list[Unit]:
     if len(reasons) == len(to_replace):
         raise ValueError(f"No layer would be replaced: {stay}. Pass batches that reach these layers.")
     if reasons:
-        # Level 3 is the caller of `replace`.
-        warnings.warn(f"Some layers are not replaced: {stay}.", UserWarning, stacklevel=3)
+        # Level 4 is the caller of `replace`.
+        warnings.warn(f"Some layers are not replaced: {stay}.", UserWarning, stacklevel=4)
     return [unit for unit in to_replace if unit.owner not in reasons]
 
 

@@ -29,6 +29,7 @@ from jax_maddness.nn.layers.exact_kernel import ExactKernel, maximum, of_arrays,
 from jax_maddness.nn.layers.float_tables import amm_floating, is_floating
 from jax_maddness.nn.layers.form import Form
 from jax_maddness.nn.layers.int8_low_rank import multiply
+from jax_maddness.nn.layers.promotion import with_standard_promotion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +104,7 @@ def to_op(spec: Spec, arrays: Mapping[str, Any]) -> MaddnessOp:
     return MaddnessOp(trees, tables, arrays.get("weights"), *terms)
 
 
+@with_standard_promotion
 def apply(x: Array, spec: Spec, arrays: Mapping[str, Any]) -> Array:
     """Computes the output of a replaced layer, by look-ups or by the other product that replaces it.
 
@@ -123,6 +125,7 @@ def apply(x: Array, spec: Spec, arrays: Mapping[str, Any]) -> Array:
     return approximate(x, spec, to_op(spec, arrays), exact_kernel)
 
 
+@with_standard_promotion
 def approximate(x: Array, spec: Spec, op: MaddnessOp, exact_kernel: ExactKernel | None = None) -> Array:
     """Computes the output of a replaced layer by look-ups.
 
@@ -256,6 +259,7 @@ def _straight_through(prepared: Array, weights: Array, form: Form, row_shape: tu
 
 
 @_straight_through.defjvp
+@with_standard_promotion
 def _straight_through_jvp(form: Form, row_shape: tuple[int, ...], primals: tuple, tangents: tuple) -> tuple:
     (prepared, weights), (d_prepared, d_weights) = primals, tangents
     zeros = _straight_through(prepared, weights, form, row_shape)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int8
 
 from jax_maddness.nn.layers.form import Form
 from jax_maddness.nn.layers.kinds import INT8
+from jax_maddness.nn.layers.promotion import with_standard_promotion
 
 _PREFIX = "product_"
 _MAX_ROWS = 2**12
@@ -95,6 +96,7 @@ def int8_dynamic(x: Array, w8: Array, w_step: Array) -> Array:
     return (product * (step * w_step)).astype(x.dtype)
 
 
+@with_standard_promotion
 def _backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, np.ndarray, Array]:
     w8, w_step = residuals
     none = np.zeros(w8.shape, jax.dtypes.float0)  # JAX's tangent of an integer array
