@@ -2,8 +2,8 @@
 //
 //   bench_factors [--json] [tier ...]        --json: one object per figure and line
 //
-// Multiplications per cycle, of the whole computation from f32 rows to f32 outputs: rank * (features + outputs) for each
-// row, or features * outputs in the int8 product. bench_kernels has look-ups; both count cycles alike (clock.h).
+// Multiplications per cycle, of the whole computation from f32 rows to f32 outputs: rank * (features + outputs) for
+// each row, or features * outputs in the int8 product. bench_kernels has look-ups; both count cycles alike (clock.h).
 #include <array>
 
 #include "xla_ffi/tests/clock.h"
@@ -43,7 +43,8 @@ struct FactorArrays {
 
   int64_t inner() const { return rank == 0 ? features : rank; }
   double products() const {
-    return static_cast<double>(rows) * static_cast<double>(rank == 0 ? features * outputs : rank * (features + outputs));
+    return static_cast<double>(rows) *
+           static_cast<double>(rank == 0 ? features * outputs : rank * (features + outputs));
   }
 
   double cycles(const Tier& tier, bool by_row) const {
@@ -73,7 +74,8 @@ void bench(const Tier& tier, bool json) {
                                       {1, 1024, 0, 1024},
                                       {8, 1024, 0, 1024}}) {
     const FactorArrays a(tier, n, d, rank, m);
-    const double factors = a.products() / a.cycles(tier, false), by_row = rank > 0 ? 0 : a.products() / a.cycles(tier, true);
+    const double factors = a.products() / a.cycles(tier, false),
+                 by_row = rank > 0 ? 0 : a.products() / a.cycles(tier, true);
     std::printf(json ? "{\"tier\": \"%s\", \"kernel\": \"factors\", \"rows\": %ld, \"features\": %ld, \"rank\": %ld, "
                        "\"outputs\": %ld, \"products_per_cycle\": %.2f, \"by_row_products_per_cycle\": %.2f}\n"
                      : "%.0s%10ld%10ld%10ld%10ld%10.1f%10.1f\n",
