@@ -132,8 +132,9 @@ BENCH ?= --quick --sweep
 bench: $(VENV)/.bench $(BUILD)/bench/.built  ## amm beside XLA f32, bf16, int8 and torch: tables and pictures; 5 minutes.
 	$(BIN)/python -m benchmarks.run $(BENCH) --build $(BUILD)/bench --output $(BUILD)/bench/results
 
-bench-kernels: $(BUILD)/bench/.built  ## Look-ups per cycle and cycles per encoding of every tier, without Python.
+bench-kernels: $(BUILD)/bench/.built  ## Look-ups, products and encodings per cycle of every tier, without Python.
 	$(BUILD)/bench/xla_ffi/tests/bench_kernels
+	$(BUILD)/bench/xla_ffi/tests/bench_factors
 
 # More, or less, with SEARCH="--quick"; benchmarks/search.py --help lists the options.
 SEARCH ?=
@@ -191,7 +192,7 @@ $(BIN)/python:
 
 $(BUILD)/bench/.built: $(CXX_TESTS)
 	cmake -S . -B $(BUILD)/bench -DJAX_MADDNESS_PYTHON=OFF -DJAX_MADDNESS_TESTS=ON
-	cmake --build $(BUILD)/bench --parallel $(JOBS) --target bench_kernels bench_limits
+	cmake --build $(BUILD)/bench --parallel $(JOBS) --target bench_kernels bench_factors bench_limits
 	touch $@
 
 $(BUILD)/cpp/.built: $(CXX_TESTS)

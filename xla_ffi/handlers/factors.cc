@@ -85,8 +85,11 @@ struct UpArrays {
   }
 };
 
-double products(int64_t features, int64_t rank, int64_t outputs) {
-  return static_cast<double>(rank) * (static_cast<double>(features) + static_cast<double>(outputs));
+// Sets the work of factors of which `features` are projected.
+void set_products(int64_t features, int64_t rank, Problem* problem) {
+  problem->repeated = static_cast<double>(rank) * static_cast<double>(features);
+  problem->products = problem->repeated + static_cast<double>(rank) * static_cast<double>(problem->outputs);
+  problem->block_rows = kBlockFactorRows;
 }
 
 void check_like(const Named& y, const Named& x, const Problem& problem) {
@@ -104,7 +107,7 @@ ffi::Error project(ffi::ThreadPool pool, AnyBuffer x_, AnyBuffer center, AnyBuff
     const int64_t rank = arrays.check(x);
     check_type(u, ffi::DataType::S8, "int8");
     check_rows(u, x, rank);
-    problem.products = products(x.last(), rank, 0);
+    set_products(x.last(), rank, &problem);
     const size_t bytes = tier.factor_scratch_bytes(x.last(), rank, 0);
     split_and_run(problem, bytes, u, pool, [&](const Task& task, void* scratch, bool) noexcept {
       int8_t* const to = data<int8_t>(u) + (task.op * problem.rows + task.rows.begin) * rank;
@@ -122,7 +125,7 @@ void run_factors(const Tier& tier, ffi::ThreadPool& pool, const Named& x, const 
   up.check(rank, &problem);
   check_like(y, x, problem);
   if (problem.outputs == 0) return;
-  problem.products = products(down.down == nullptr ? 0 : x.last(), rank, problem.outputs);
+  set_products(down.down == nullptr ? 0 : x.last(), rank, &problem);
   const size_t bytes = tier.factor_scratch_bytes(x.last(), rank, 0);
   split_and_run(problem, bytes, y, pool, [&](const Task& task, void* scratch, bool streams) noexcept {
     tier.factors(rows_of(x, type, problem, task), {down.of(task.op, by_row), up.of(rank, problem, task)},
@@ -166,7 +169,7 @@ ffi::Error factors_of(ffi::ThreadPool pool, AnyBuffer u_, AnyBuffer up, AnyBuffe
     const FloatType type = check_float_type(y);
     check_rows(y, u, problem.outputs);
     if (problem.outputs == 0) return;
-    problem.products = products(0, rank, problem.outputs);
+    set_products(0, rank, &problem);
     const size_t bytes = tier.factor_scratch_bytes(0, rank, 0);
     split_and_run(problem, bytes, y, pool, [&](const Task& task, void* scratch, bool streams) noexcept {
       tier.factors_of(bytes_of<int8_t>(u, problem, task), task.rows.count, arrays.of(rank, problem, task),
@@ -187,7 +190,7 @@ ffi::Error amm_of_codes_factors(ffi::ThreadPool pool, AnyBuffer codes_, AnyBuffe
     const FloatType type = check_float_type(y);
     check_rows(y, codes, problem.outputs);
     if (problem.outputs == 0) return;
-    problem.products = products(0, rank, problem.outputs);
+    set_products(0, rank, &problem);
     const size_t bytes = tier.factor_scratch_bytes(0, rank, problem.codebooks);
     split_and_run(problem, bytes, y, pool, [&](const Task& task, void* scratch, bool streams) noexcept {
       tier.amm_of_codes_factors(bytes_of<uint8_t>(codes, problem, task), bytes_of<int8_t>(u, problem, task),
@@ -256,7 +259,7 @@ ffi::Error amm_factors_with(const TreeArrays& trees, ffi::ThreadPool& pool, AnyB
     to_y.check(rank, &problem);
     check_like(y, x, problem);
     if (problem.outputs == 0) return;
-    problem.products = products(x.last(), rank, problem.outputs);
+    set_products(x.last(), rank, &problem);
     const size_t bytes = tier.factor_scratch_bytes(x.last(), rank, problem.codebooks);
     split_and_run(problem, bytes, y, pool, [&](const Task& task, void* scratch, bool streams) noexcept {
       const Tables tables = (by_code ? by_code_of : tables_of)(values, problem, task);

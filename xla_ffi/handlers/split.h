@@ -14,7 +14,8 @@ namespace jax_maddness {
 // blocks of 64, outputs between cache lines of y if its rows start on lines: no kernel gains from smaller blocks, and
 // few lines are written by two tasks.
 constexpr int64_t kBlockRows = 64;
-constexpr int64_t kManyRows = 256;  // of a part, so that large tables are read seldom
+constexpr int64_t kBlockFactorRows = 16;  // of integer factors: fewer rows do not pay for repacking the matrices
+constexpr int64_t kManyRows = 256;        // of a part, so that large tables are read seldom
 constexpr int64_t kBlockOutputs = 64;
 constexpr double kCyclesPerEncoding = 4;
 constexpr double kLookupsPerCycle = 24;
@@ -24,7 +25,9 @@ constexpr double kCyclesPerOutput = 0.5;
 struct Problem {
   int64_t ops, rows, codebooks, outputs;  // `outputs` is 0 where they cannot be split
   bool encodes;
-  double products = 0;  // of factors, per row
+  double products = 0;  // multiplications of factors, per row
+  double repeated = 0;  // of these, those that every part of the outputs needs again
+  int64_t block_rows = kBlockRows;
 
   double cycles() const {
     const double n = static_cast<double>(ops) * static_cast<double>(rows);
@@ -47,16 +50,18 @@ struct Split {
     if (workers == 1) return;
     const int64_t most_parts = divide_up(workers * kTasksPerWorker, problem.ops);
     const int64_t of_many = divide_up(std::max<int64_t>(1, problem.rows / kManyRows), workers) * workers;
-    row_parts = std::min({most_parts, of_many, divide_up(problem.rows, kBlockRows)});
-    // Every part of the outputs encodes the rows again: so outputs are split only if rows make too few parts.
-    if (row_parts * problem.ops >= 2 * workers) return;
-    output_parts = std::clamp<int64_t>(divide_up(2 * workers, row_parts * problem.ops), 1,
+    row_parts = std::min({most_parts, of_many, divide_up(problem.rows, problem.block_rows)});
+    // Every part of the outputs encodes the rows again, or projects them, which takes longer: so outputs are split only
+    // if rows make too few parts.
+    const int64_t wanted = problem.repeated > 0 ? workers : 2 * workers;
+    if (row_parts * problem.ops >= wanted) return;
+    output_parts = std::clamp<int64_t>(divide_up(wanted, row_parts * problem.ops), 1,
                                        std::max<int64_t>(1, divide_up(problem.outputs, kBlockOutputs)));
   }
 
   Task task(int64_t i, const Problem& problem) const {
     const int64_t op = i / (row_parts * output_parts), in_op = i % (row_parts * output_parts);
-    return {op, part(in_op / output_parts, row_parts, problem.rows, kBlockRows),
+    return {op, part(in_op / output_parts, row_parts, problem.rows, problem.block_rows),
             part(in_op % output_parts, output_parts, problem.outputs, kBlockOutputs)};
   }
 };

@@ -23,12 +23,13 @@
 //   feature scale [features]                 f32           0, or 2^-100 .. 2^100
 //
 // Integer factors, beside the codes or without them. Inner indices stand in groups of four, so that a group of an output
-// is 32 bits; a last group with fewer of them is filled up, with anything
+// is 32 bits; the last group may be incomplete, and then holds anything in their place. No int8 is -128: one would do no
+// harm, but tiers differ in what they make of it
 //   center        [features]                 f32           of rounded features, as for oblique trees
 //   feature scale [features]                 f32
-//   down          [features / 4][rank][4]    i8            -128 is allowed here, and in up and u
+//   down          [features / 4][rank][4]    i8
 //   steps         [rank]                     f32
-//   u             [rows][rank]               i8            -127 .. 127 where a kernel computes it
+//   u             [rows][rank]               i8
 //   up            [rank / 4][outputs][4]     i8
 //   shift         [outputs]                  u8            0..15, of the sums of tables
 //
@@ -78,9 +79,11 @@
 // shift[m]) + sum over j of up[m][j] * u[n][j], where sums[n][m] are those of the tables, if there are any. All sums
 // are modulo 2^32. The int8 product leaves `down` out: u are the features q themselves, and rank is their number.
 //
-// By row, the int8 product first flushes denormals and takes z[d] = (x[d] - center[d]) * scale[d] in f32, and a = the
-// greatest |z[d]|, or NaN if one is NaN. Then q[d] = rint(z[d] * (127 / a)), or rint(z[d] * 0) where a is NaN or less
-// than 2^-100, half to even, then clamped; NaN becomes -127. The scale of the row's outputs is scale[m] * a.
+// By row, the int8 product takes z[d] = (x[d] - center[d]) * scale[d] in f32, denormals being flushed to zero as on
+// XLA's threads, and a = the greatest |z[d]|, or NaN if one is NaN. Then q[d] = rint(z[d] * (127 / a)), or rint(z[d] *
+// 0) where a is NaN or less than 2^-100, half to even, then clamped; NaN becomes -127. The scale of the row's outputs
+// is scale[m]
+// * a.
 //
 // The handlers (xla_ffi/handlers) have validated every size and index before a kernel runs. Pointers may be unaligned
 // beyond their element type; nothing past the last element may be read or written.
@@ -95,7 +98,7 @@ namespace jax_maddness {
 constexpr int64_t kLevels = 4;          // of a split tree
 constexpr int64_t kNodes = 15;          // inner nodes of a tree
 constexpr int64_t kLeaves = 16;         // codes of a codebook
-constexpr int64_t kMaxWidth = 100'000;  // of oblique trees
+constexpr int64_t kMaxWidth = 100'000;  // of oblique trees; features and rank of factors
 constexpr int64_t kSideBySide = 64;     // vectors of a block of codes at rest
 constexpr int64_t kMaxCodebooks = 256;  // of codes at rest: sums fit 16 bits, as 256 * 127 < 2^15
 constexpr int64_t kTileOutputs = 64;    // of float tables, at most

@@ -24,6 +24,8 @@ struct PanelSums {
   int64_t stride;
   int64_t outputs;
   bool added;  // the product is added to them; if not, they are set
+
+  PanelSums from(int64_t m, int64_t count) const { return {data + m, stride, count, added}; }
 };
 
 // Rows of f32 outputs, to which a tier may rescale the sums of a panel straight from registers.
