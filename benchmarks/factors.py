@@ -3,7 +3,7 @@
     taskset -c 1 python -m benchmarks.factors [--problems FOLDER] [--only a,b] [--method paper] [--output FOLDER]
 
 XLA's int8 product and its low-rank product in f32 are measured as the alternatives. Times are medians of interleaved
-rounds on `ROWS` rows, with freed memory retained (`retain_freed_memory`), relative to XLA's f32 product in the same run.
+rounds on `ROWS` rows, with freed memory retained (`retain_freed_memory`), relative to XLA's f32 product in that run.
 """
 
 from __future__ import annotations

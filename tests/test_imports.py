@@ -12,9 +12,12 @@ import pytest
 import jax_maddness
 
 FLOORS = """
-core.pytrees
+core.pytrees core.int8
 core.trees
+core.terms.base
 core.atomic core.types core.ffi core.memory core.archive core.validate
+core.stack core.aggregate core.encode core.look_up core.greatest
+core.terms
 core
 testing
 learn.config learn.progress learn.validate
