@@ -145,7 +145,7 @@ def tables_for(
     solution = learned.tables or solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
     # Tables are solved for rows about their mean, so the product of the mean is a constant of every row.
     constant = np.ldexp(rows.mean, -rows.exponent) @ w.astype(np.float64)
-    used = np.asarray(statistics.counts) > 0
-    tables = to_lookup_tables(solution, used, constant, rows.exponent + w_exponent, bias, learned.trees.num_codebooks)
+    shares = np.asarray(statistics.counts) / rows.count
+    tables = to_lookup_tables(solution, shares, constant, rows.exponent + w_exponent, bias, learned.trees.num_codebooks)
     bar.step()
     return tables

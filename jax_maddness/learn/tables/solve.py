@@ -95,7 +95,7 @@ def predict(weights: Float[Array, "codes outputs"], intercept: Array, codes: Arr
 
 def to_lookup_tables(
     solution: Solution,
-    used: Bool[np.ndarray, " codes"],
+    shares: Float[np.ndarray, " codes"],
     constant: Float[np.ndarray, " outputs"],
     exponent: int,
     bias: Float[np.ndarray, " outputs"],
@@ -103,9 +103,11 @@ def to_lookup_tables(
 ) -> LookupTables:
     """Quantizes the tables of `2**exponent * (G @ weights + intercept + constant) + bias` to 8 bits.
 
+    Rounding leaves the mean over the training rows as it is: what it changes there is part of the offset.
+
     Args:
       solution: float tables, whose codebooks and outputs are padded.
-      used: False for codes without training rows.
+      shares: share of the training rows that have each code; 0 for codes without rows.
       constant: product of the mean row with the weights, in the units of `solution`.
       exponent: exponent of the power of two by which learning divided the products.
       bias: vector that is added to every row of the product, in the user's units.
@@ -116,8 +118,12 @@ def to_lookup_tables(
     """
     outputs = len(bias)
     tables = solution.weights.reshape(-1, LEAVES, solution.weights.shape[1])
-    values, scale, offset = quantize_tables(tables, jnp.asarray(used.reshape(-1, LEAVES)))
-    scale, offset, intercept = (np.asarray(a, np.float64)[:outputs] for a in (scale, offset, solution.intercept))
-    scale, offset = (np.ldexp(a, exponent) for a in (scale, offset + intercept + constant))
-    values = jax.device_put(np.ascontiguousarray(np.asarray(values)[:outputs, :codebooks]))  # asarray would compile
-    return LookupTables(values, *validate.in_range(scale, offset + np.asarray(bias, np.float64)))
+    values, scale, _ = quantize_tables(tables, jnp.asarray(shares.reshape(-1, LEAVES) > 0))
+    values = np.ascontiguousarray(np.asarray(values)[:outputs, :codebooks])
+    scale, intercept = (np.asarray(a, np.float64)[:outputs] for a in (scale, solution.intercept))
+    # A few outlier rows make the steps coarse, and the entries of all other rows small beside them. Most rows then have
+    # the same rounding errors, which add up over codebooks: up to half of an op's error. The offset makes up for them.
+    mean = shares @ np.asarray(solution.weights, np.float64)[:, :outputs]
+    rounded_mean = scale * (values.reshape(outputs, -1) @ shares[: codebooks * LEAVES])
+    scale, offset = (np.ldexp(a, exponent) for a in (scale, mean - rounded_mean + intercept + constant))
+    return LookupTables(jax.device_put(values), *validate.in_range(scale, offset + np.asarray(bias, np.float64)))
