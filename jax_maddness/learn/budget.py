@@ -178,7 +178,7 @@ def fit_budget(
             return trace[codebooks]
 
         chosen = _most_useful(attempt, max_codebooks) if max_nmse is None else _fewest(attempt, max_codebooks, max_nmse)
-        op = learn(Rows.of(x), weights, offset, chosen, config, bar)
+        op = learn(Rows.of(x), weights, offset, chosen, config, bar, warn=True)
     return BudgetReport(op, tuple(trace.values()))
 
 

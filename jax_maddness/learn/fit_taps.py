@@ -67,7 +67,7 @@ def fit_taps(
         trees = learned.trees.repeated(taps)
         own = None if learned.own is None else np.kron(np.eye(taps, dtype=bool), learned.own)
         learned = Learned(trees, own, learned.ridge)
-        tables = tables_for(rows, learned, w, w_exponent, bias, bar)
+        tables, _ = tables_for(rows, learned, w, w_exponent, bias, bar, config.seed)
     return MaddnessOp(trees, tables)
 
 
