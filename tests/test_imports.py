@@ -24,7 +24,7 @@ learn.config learn.progress learn.validate
 learn.data
 learn.tables
 learn.methods.objective learn.methods.learned
-learn.methods.groups learn.methods.compare learn.methods.splits learn.methods.projections
+learn.methods.groups learn.methods.splits learn.methods.projections
 learn.methods
 learn
 retrieval

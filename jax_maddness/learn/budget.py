@@ -181,7 +181,7 @@ def fit_budget(
             return trace[product.name, size]
 
         product, size = _best(attempt, candidates, max_nmse)
-        op = learn(Rows.of(x), weights, offset, *product.options(size), bar)
+        op = learn(Rows.of(x), weights, offset, *product.options(size), bar, warn=True)
     return BudgetReport(op, tuple(trace.values()), trace[product.name, size])
 
 

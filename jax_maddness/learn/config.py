@@ -19,6 +19,13 @@ INTERVAL = 50
 """Training steps between two evaluations on held-out rows; one compiled scan runs this many."""
 HELD_OUT_SHARE = 0.15
 """Share of the rows that is held out for the choices inside of learning."""
+FEW_ROWS = 512
+"""Largest number of training rows with which a share of them cannot judge well.
+
+Up to this number, trees are not regrown with the held-out rows, since no rows would be left to judge the result, and
+choices are made by cross-validation."""
+FOLDS = 4
+"""Number of folds of cross-validation, and the fewest rows for it."""
 REPORTED_SHARE = 0.2
 """Share of the rows that is held out for the errors that are reported to the user."""
 
@@ -38,8 +45,8 @@ class FitConfig:
         `"int8"` learns no trees: with `num_codebooks=0`, the op is the whole product in int8 (`Int8Product`,
         `Int8ProductByRow`), with the steps that are best on held-out rows.
       ridge: weight of the penalty that keeps prototypes near the means of their buckets (lambda of section 4.2), a
-        positive number in units of rows. Method `"paper"` uses it, except that the paper's 1 is replaced by a choice on
-        held-out rows where there are fewer than 4 rows per code, 64 per codebook; the other methods choose their own.
+        positive number in units of rows, for method `"paper"`; the other methods choose their own. None: the paper's 1
+        or, with fewer than 8 rows per code (128 per codebook), the one with the least error on held-out rows.
       num_split_features: number of features whose thresholds are searched per level and codebook (section 4.1), for
         trees on groups of features; at least 1.
       width: number of features that each codebook of an oblique tree projects, from D/C (rounded up) to D. More are
@@ -77,7 +84,7 @@ class FitConfig:
     """
 
     method: str = "auto"
-    ridge: float = 1.0
+    ridge: float | None = None
     num_split_features: int = 4
     width: int | None = None
     rank: int = 0
@@ -108,13 +115,15 @@ def _validate(config: FitConfig) -> None:
     if config.method not in METHOD_NAMES:
         known = ", ".join(repr(name) for name in METHOD_NAMES)
         raise ValueError(f"`method` is {config.method!r}; expected one of: {known}.")
-    if not (
+    if config.ridge is not None and not (
         isinstance(config.ridge, int | float)
         and config.ridge is not True
         and np.isfinite(config.ridge)
         and config.ridge > 0
     ):
-        raise ValueError(f"`ridge` is {config.ridge!r}; expected a positive number. The paper's is 1.")
+        raise ValueError(
+            f"`ridge` is {config.ridge!r}; expected a positive number, or None for a choice. The paper's is 1."
+        )
     if not _is_integer(config.num_split_features) or config.num_split_features < 1:
         raise ValueError(
             f"`num_split_features` is {config.num_split_features!r}; expected an integer >= 1. The paper's is 4."

@@ -16,13 +16,13 @@ from jaxtyping import Array, Float
 from jax_maddness.core.amm import amm
 from jax_maddness.core.encode import encode
 from jax_maddness.core.types import LEAVES, MaddnessOp
-from jax_maddness.learn import validate
+from jax_maddness.learn import advice, validate
 from jax_maddness.learn.data import sharded
 from jax_maddness.learn.data.modes import modes
 from jax_maddness.learn.data.rows import exponent
 
 _BLOCK = 8192  # rows whose products are in memory at once
-_ENOUGH, _AMPLE = 4, 20  # training rows per code: a rule of thumb for when the tables hold, and when more bring little
+_TINY = np.finfo(np.float64).tiny  # keeps quotients defined where outputs are constant and have no spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,9 @@ def evaluate(
       w: weights `[D, M]` whose product `op` approximates.
       bias: vector `[M]` that `op` adds to the product; None stands for zeros.
       x_train: rows `[..., D]` that `op` was learned from. They separate the error that learning leaves from the error
-        that only new rows have (`FitReport.shift`).
+        that only new rows have (`FitReport.shift`). Where new rows have a larger error, an op with fewer codebooks is
+        learned from a part of these rows, by method "paper": it shows whether rows are too few, or new rows of another
+        kind.
 
     Returns:
       A report with the error over all rows, per output and by its parts, with the use of the leaves, and with a
@@ -138,21 +140,28 @@ def evaluate(
             "learned for."
         )
     error, spread, occupancy = _errors(op, rows, weights, offset)
-    # Outputs that are all constant have no spread; the tiny number keeps the quotient defined.
-    total = max(spread.sum(), np.finfo(np.float64).tiny)
-    nmse = float(error.sum() / total)
+    total, nmse = max(spread.sum(), _TINY), _nmse(error, spread)
     step = np.asarray(op.tables.scale, np.float64)
     # Rounding to the nearest step has a variance of step^2 / 12 per look-up. This is an expectation, so it is bounded
     # by the measured error, of which it is to be a part.
     rounding = min(float(op.num_codebooks * _count(rows) * (step**2).sum() / 12 / total), nmse)
-    train_nmse, shift, train_rows = None, 0.0, None
+    train_nmse, shift, train_rows, simpler = None, 0.0, None, None
     if x_train is not None:
         train = _validated(x_train, "x_train")
         validate.product(train.shape[-1], w, bias)
         train_error, train_spread, _ = _errors(op, train, weights, offset)
-        train_nmse = float(train_error.sum() / max(train_spread.sum(), np.finfo(np.float64).tiny))
+        train_nmse = _nmse(train_error, train_spread)
         shift, train_rows = nmse - train_nmse, _count(train)
         rounding = min(rounding, train_nmse)
+        if advice.differs(nmse, train_nmse) and not (sharded.is_sharded(rows) or sharded.is_sharded(train)):
+            simpler = advice.Simpler.learned(
+                op.num_codebooks,
+                train,
+                weights,
+                offset,
+                rows,
+                lambda op, x: _nmse(*_errors(op, x, weights, offset)[:2]),
+            )
     return FitReport(
         nmse=nmse,
         nmse_per_output=np.where(spread > 0, error / np.where(spread > 0, spread, 1), np.nan),
@@ -163,7 +172,7 @@ def evaluate(
         occupancy=occupancy,
         rows=_count(rows),
         train_rows=train_rows,
-        suggestion=suggestion(op.num_codebooks, nmse, rounding, train_nmse, train_rows, occupancy),
+        suggestion=advice.suggestion(op.num_codebooks, nmse, rounding, train_nmse, train_rows, occupancy, simpler),
     )
 
 
@@ -174,6 +183,11 @@ def _validated(x: Any, name: str) -> Any:
     with modes():
         sharded.validated_magnitude(x, name)
     return x
+
+
+def _nmse(error: np.ndarray, spread: np.ndarray) -> float:
+    """Returns the NMSE over all outputs, given squared errors and squared distances from the mean."""
+    return float(error.sum() / max(spread.sum(), _TINY))
 
 
 def _count(x: Any) -> int:
@@ -241,45 +255,3 @@ def _sums(sharding: Any, x: Array, *others: Any) -> tuple[Array, Array, Array]:
         return sharded.over_blocks(x, _BLOCK, add, (zero, zero, jnp.zeros((op.num_codebooks, LEAVES), jnp.int32)))
 
     return sharded.over_shards(local, lax.psum, sharding, x, *others)
-
-
-def suggestion(
-    codebooks: int,
-    nmse: float,
-    quantization: float,
-    train_nmse: float | None,
-    train_rows: int | None,
-    occupancy: Float[np.ndarray, "codebooks 16"],
-) -> str:
-    """Returns advice on the largest part of the error, or an empty string.
-
-    Args:
-      codebooks: number of codebooks, C.
-      nmse: NMSE on rows that were not learned from.
-      quantization: part of `nmse` that comes from rounding the tables.
-      train_nmse: NMSE on the training rows; None if it is not known.
-      train_rows: number of training rows; None if it is not known.
-      occupancy: share of the rows that reach each leaf.
-
-    Example:
-      >>> suggestion(64, 0.31, 1e-4, 0.02, 1600, np.full((64, 16), 1 / 16))
-      'Rows too few for C = 64: NMSE on training rows 0.02, on others 0.31. Use C <= 25, or >= 20,480 rows.'
-    """
-    if train_nmse is not None and train_rows is not None and nmse > 1.3 * train_nmse:
-        ample = _AMPLE * LEAVES * codebooks
-        text = f"NMSE on training rows {train_nmse:.2g}, on others {nmse:.2g}."
-        if train_rows < ample:
-            fewer = max(1, min(train_rows // (_ENOUGH * LEAVES), codebooks // 2))
-            return f"Rows too few for C = {codebooks}: {text} Use C <= {fewer}, or >= {ample:,} rows."
-        return f"Rows of another kind: {text} Learn from rows like those that the op will see."
-    if nmse > 1:
-        return (
-            "Worse than predicting the mean: is this the `w` and `bias`, are these rows like those, it was learned for?"
-        )
-    if quantization > 0.25 * nmse:
-        return "Rounding the tables to 8 bits is much of the error: more codebooks bring little."
-    if (occupancy == 0).mean() > 0.5:
-        return "More than half of the leaves are unused: few different rows, or features that are constant."
-    if nmse > 0.05:
-        return f"The trees are the limit: use more codebooks (C = {2 * codebooks}), or a method that learns longer."
-    return ""

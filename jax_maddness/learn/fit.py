@@ -4,12 +4,13 @@
     x_train --groups, splits--> trees --encode--> codes --gather--> Statistics --solve--> float tables --quantize--> op
 
 A method decides on the trees, and on how their tables are regularized (`Learned`); the steps after that are the same
-for all methods.
+for all methods. So is the judgement of the tables on held-out rows, which shrinks those that would do harm.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import jax.numpy as jnp
@@ -28,7 +29,11 @@ from jax_maddness.learn.methods.learned import Learned
 from jax_maddness.learn.methods.objective import Objective
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.tables import factors, int8_product
-from jax_maddness.learn.tables.solve import padded_own, solve, to_lookup_tables
+from jax_maddness.learn.tables.shrink import solve_shrunk
+from jax_maddness.learn.tables.solve import to_lookup_tables
+from jax_maddness.learn.tables.verdict import Verdict, unjudged
+
+_DOMINANT = 0.25  # share of the outputs' variance from which one row is called an outlier
 
 
 def fit(
@@ -80,6 +85,9 @@ def fit(
         or so large that `x @ w` overflows; `num_codebooks` is not between 1 and the number of features; the exact term
         is larger than `w`; or `extra` comes without a loss or with rows in batches or shards.
 
+    Warns:
+      UserWarning: on held-out rows, the look-ups are hardly better than the mean of the outputs, or not surely so.
+
     Example:
       >>> x = np.random.default_rng(0).standard_normal((1000, 8))
       >>> fit(x, np.ones((8, 3)), num_codebooks=2, config=FitConfig("paper"))
@@ -93,7 +101,7 @@ def fit(
     weights, offset = validate.product(rows.num_features, w, bias)
     codebooks = num_codebooks_of(num_codebooks, rows.num_features, config)
     with Progress(progress) as bar:
-        op = learn(rows, weights, offset, codebooks, config, bar)
+        op = learn(rows, weights, offset, codebooks, config, bar, warn=True)
     return dataclasses.replace(op, weights=jnp.asarray(weights)) if keep_weights else op
 
 
@@ -115,8 +123,9 @@ def learn(
     num_codebooks: int,
     config: FitConfig,
     bar: Progress,
+    warn: bool = False,
 ) -> MaddnessOp:
-    """Learns an op from arguments that have been validated, as `fit` does."""
+    """Learns an op from arguments that have been validated, as `fit` does; with its warning if `warn`."""
     with modes():
         if config.method == "int8":
             return rows.agreed(int8_product.learn(rows, w, bias))
@@ -125,7 +134,9 @@ def learn(
         if low_rank is not None:
             bias = bias + low_rank.constant
         if num_codebooks:
-            trees, tables = look_ups(rows, w, bias, num_codebooks, config, bar)
+            trees, tables, verdict = look_ups(rows, w, bias, num_codebooks, config, bar)
+            if warn and not verdict.useful:
+                warnings.warn(_harm(verdict, num_codebooks, rows.count, low_rank is not None), stacklevel=3)
         else:
             trees, tables = without_codebooks(rows, w, bias)
         tables, term = (tables, None) if low_rank is None else factors.joined(tables, low_rank)
@@ -139,8 +150,12 @@ def look_ups(
     num_codebooks: int,
     config: FitConfig,
     bar: Progress,
-) -> tuple[Trees, LookupTables]:
-    """Learns trees and tables whose look-ups approximate `x @ w + bias`, by the method of `config`."""
+) -> tuple[Trees, LookupTables, Verdict]:
+    """Learns trees and tables whose look-ups approximate `x @ w + bias`, by the method of `config`.
+
+    Returns:
+      Trees, tables, and what held-out rows say of the tables.
+    """
     # Scaling by a power of two rounds nothing, and keeps the squares of large or tiny weights within float32.
     w_exponent = exponent(float(np.abs(w).max()))
     w = w * power_of_two(-w_exponent)
@@ -149,7 +164,7 @@ def look_ups(
     bar.expect(rows.num_steps + 1)
     bar.stage("splits")
     learned = rows.agreed(METHODS[config.method](rows, w, num_codebooks, config, bar, objective))
-    return learned.trees, tables_for(rows, learned, w, w_exponent, bias, bar)
+    return learned.trees, *tables_for(rows, learned, w, w_exponent, bias, bar, config.seed)
 
 
 def without_codebooks(
@@ -163,6 +178,20 @@ def without_codebooks(
     return trees, LookupTables(values, scale, offset)
 
 
+def _harm(verdict: Verdict, num_codebooks: int, rows: int, has_factors: bool) -> str:
+    """Returns the words of the warning about look-ups that bring next to nothing."""
+    rival = "the factors alone" if has_factors else "the mean of the outputs"
+    scaled = f", after their tables were multiplied by {verdict.factor:.2g}" if verdict.factor < 1 else ""
+    tails = ""
+    if verdict.largest > _DOMINANT:
+        tails = f" One row has {verdict.largest:.0%} of the outputs' variance: clip such rows, or keep them exact."
+    return (
+        f"The look-ups of {num_codebooks} codebooks are hardly better than {rival}: NMSE {verdict.nmse:.2g} on "
+        f"{len(verdict.errors):,} held-out rows, of {rows:,} rows in all{scaled}.{tails} Use more codebooks, more rows "
+        "or factors (`FitConfig(rank=...)`), or keep the product exact."
+    )
+
+
 def tables_for(
     rows: Rows,
     learned: Learned,
@@ -170,7 +199,8 @@ def tables_for(
     w_exponent: int,
     bias: Float[np.ndarray, " outputs"],
     bar: Progress,
-) -> LookupTables:
+    seed: int,
+) -> tuple[LookupTables, Verdict]:
     """Solves and quantizes the tables of `x @ (2**w_exponent * w) + bias` for learned trees, as all methods do.
 
     Args:
@@ -180,14 +210,23 @@ def tables_for(
       w_exponent: exponent of the power of two by which `w` was divided.
       bias: vector that is added to every row of the product.
       bar: shows progress.
+      seed: seed of the random choice of held-out rows.
+
+    Returns:
+      The tables, and what held-out rows say of them; tables that were trained on a loss of the user's are not judged.
     """
     bar.stage("prototypes")
     statistics = rows.statistics(learned.trees, bar.step)
     bar.stage("tables")
-    solution = learned.tables or solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
+    if learned.tables is not None:
+        solution, verdict = learned.tables, unjudged(1.0)
+    else:
+        solution, verdict = solve_shrunk(
+            rows, statistics, learned.trees, learned.own, w, learned.ridge, seed, learned.verdict
+        )
     # Tables are solved for rows about their mean, so the product of the mean is a constant of every row.
     constant = np.ldexp(rows.mean, -rows.exponent) @ w.astype(np.float64)
-    used = np.asarray(statistics.counts) > 0
-    tables = to_lookup_tables(solution, used, constant, rows.exponent + w_exponent, bias, learned.trees.num_codebooks)
+    shares = np.asarray(statistics.counts) / rows.count
+    tables = to_lookup_tables(solution, shares, constant, rows.exponent + w_exponent, bias, learned.trees.num_codebooks)
     bar.step()
-    return tables
+    return tables, verdict

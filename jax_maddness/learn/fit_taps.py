@@ -96,7 +96,8 @@ def _look_ups(
     learned = METHODS[config.method](positions, by_position, num_codebooks, config, bar)
     trees = learned.trees.repeated(taps)
     own = None if learned.own is None else np.kron(np.eye(taps, dtype=bool), learned.own)
-    return trees, tables_for(rows, Learned(trees, own, learned.ridge), w, w_exponent, bias, bar)
+    tables, _ = tables_for(rows, Learned(trees, own, learned.ridge), w, w_exponent, bias, bar, config.seed)
+    return trees, tables
 
 
 def _joined(tables: LookupTables, low_rank: FloatFactors, taps: int) -> tuple[LookupTables, None, Factors]:

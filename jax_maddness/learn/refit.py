@@ -103,8 +103,8 @@ def _refitted(op: MaddnessOp, x: np.ndarray, targets: np.ndarray) -> MaddnessOp:
     weights = jnp.asarray((old_tables + corrections).reshape(-1, op.num_outputs), jnp.float32)
     solution = Solution(weights, *np.zeros((2, 1), np.float32))
     offset = np.asarray(op.tables.offset, np.float64) + intercept
-    used = np.asarray(all_sums.statistics.counts)[: len(weights)] > 0
-    quantized = to_lookup_tables(solution, used, offset, 0, np.zeros(op.num_outputs), op.num_codebooks)
+    shares = np.asarray(all_sums.statistics.counts)[: len(weights)] / len(x)
+    quantized = to_lookup_tables(solution, shares, offset, 0, np.zeros(op.num_outputs), op.num_codebooks)
     if low_rank is None:
         return dataclasses.replace(op, tables=quantized)
     joined, term = factors.joined(quantized, low_rank)

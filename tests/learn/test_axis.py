@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from jax_maddness import FitConfig, amm, encode, evaluate, fit
 from jax_maddness.learn.config import HELD_OUT_SHARE
+from jax_maddness.learn.data.compare import surely_less
 from jax_maddness.learn.data.rows import Rows
 from jax_maddness.learn.methods import axis, groups, paper, regrow
 from jax_maddness.learn.progress import Progress
@@ -52,19 +53,19 @@ def test_never_worse_than_the_papers_trees_on_the_rows_set_aside(data):
         return
     on_groups = paper.grow_on_groups(trial.train, dealt, rows.factor, 4, Progress(False))
     with_paper = trial.judge(on_groups, groups.owned(dealt, FEATURES))
-    assert trial.judge(learned.trees, learned.own).error < with_paper.error
+    assert trial.judge(learned.trees, learned.own).verdict.error < with_paper.verdict.error
 
 
-def test_luck_on_few_rows_is_not_taken_for_skill(rng):
-    other = axis.Judged(np.ones(20), None)
-    assert axis.Judged(np.full(20, 0.9), None).surely_better_than(other)
+def test_luck_on_few_rows_is_not_taken_for_skill():
+    other = np.ones(20)
+    assert surely_less(np.full(20, 0.9), other)
     lucky = np.ones(20)
     lucky[0] = 0
     assert lucky.sum() < 20
-    assert not axis.Judged(lucky + 0.01, None).surely_better_than(other)
-    infinite = axis.Judged(np.full(20, np.inf), None)
-    assert not infinite.surely_better_than(other)
-    assert other.surely_better_than(infinite)
+    assert not surely_less(lucky + 0.01, other)
+    infinite = np.full(20, np.inf)
+    assert not surely_less(infinite, other)
+    assert surely_less(other, infinite)
 
 
 def test_two_fits_are_bit_identical(data):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jax_maddness import FitConfig, amm, encode, evaluate, fit
+from jax_maddness.learn import advice
 from jax_maddness.learn import evaluate as evaluate_file
 
 ROWS, FEATURES, OUTPUTS = 120, 9, 5
@@ -83,10 +84,24 @@ def test_few_rows_are_noticed(rng):
     assert report.suggestion in str(report)
 
 
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_rows_that_shift_are_told_from_rows_that_are_too_few(problem, shift):
+    _, x, w, bias, x_train = problem
+    op = fit(x_train, w, bias, num_codebooks=9, config=FitConfig("paper", ridge=0.01))
+    report = evaluate(op, x + np.float32(shift) * np.arange(FEATURES), w, bias, x_train)
+    assert report.nmse > 1.3 * report.train_nmse
+    said = "Rows of another kind: NMSE" if shift else "Rows too few for C = 9: NMSE"
+    assert report.suggestion.startswith(said)
+
+
 def test_words():
     full = np.full((4, 16), 1 / 16)
-    say = evaluate_file.suggestion
-    assert "Rows of another kind" in say(4, 0.5, 0.0, 0.1, 10**6, full)
+    say = advice.suggestion
+    few, shifted = advice.Simpler(2, 0.6, 0.6), advice.Simpler(2, 0.4, 0.2)
+    assert "Rows too few for C = 4, or of another kind" in say(4, 0.5, 0.0, 0.1, 100, full)
+    assert say(4, 0.5, 0.0, 0.1, 100, full, few).endswith("Learn from >= 1,280 rows.")
+    assert "Rows of another kind" in say(4, 0.5, 0.0, 0.1, 100, full, shifted)
+    assert "Fewer codebooks are better on these rows: C = 2 has 0.4" in say(4, 0.5, 0.0, 0.1, 100, full, shifted)
     assert "Worse than predicting the mean" in say(4, 1.5, 0.0, None, None, full)
     assert "8 bits" in say(4, 0.01, 0.005, None, None, full)
     assert "unused" in say(4, 0.01, 0.0, None, None, np.eye(16)[:4])

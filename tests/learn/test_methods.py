@@ -98,7 +98,7 @@ def test_errors_of_rows_that_were_not_learned_from(problem):
     op = jax_maddness.fit(100 * x, w, num_codebooks=CODEBOOKS, config=config)
     expected = np.square(np.asarray(jax_maddness.amm(100 * others, op)) - 100 * others @ w).sum(1)
     np.testing.assert_allclose(
-        methods.errors_of(learned, rows, w, 100 * others), expected, rtol=0.2, atol=0.02 * expected.max()
+        methods.errors_of(learned, rows, w, 100 * others, 0), expected, rtol=0.2, atol=0.02 * expected.max()
     )
 
 

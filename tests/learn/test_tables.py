@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import references
 
-from jax_maddness.learn.tables import solve
+from jax_maddness.learn.tables import shrink, solve
 from jax_maddness.learn.tables.quantize import quantize_tables
 from jax_maddness.learn.tables.ridge import Statistics, fit_prototypes, ridge_regression
 
@@ -70,22 +70,23 @@ def test_each_used_entry_is_rounded_to_the_nearest_step(rng):
 
 def test_the_penalty_is_the_best_on_rows_set_aside(rng):
     """Against every penalty tried in float64; codes that say little of x, so that penalties matter."""
-    codes = rng.integers(0, 16, (160, 4), np.uint8)
-    x = (rng.standard_normal((160, 8)) + 0.1 * codes[:, :1]).astype(np.float32)
+    train_rows = 8 * 64  # eight rows per code: not few
+    codes = rng.integers(0, 16, (train_rows + 60, 4), np.uint8)
+    x = (rng.standard_normal((len(codes), 8)) + 0.2 * codes[:, :1]).astype(np.float32)
     own = np.repeat(np.eye(4, dtype=bool), 2, axis=1)
     w = rng.standard_normal((8, 3)).astype(np.float32)
-    (train, codes_train), (held_out, codes_held_out) = (x[:100], codes[:100]), (x[100:], codes[100:])
+    (train, held_out), (codes_train, codes_held_out) = np.split(x, [train_rows]), np.split(codes, [train_rows])
     mean = train.mean(0)
-    statistics = Statistics.zeros(4, 8).add(train - mean, codes_train, np.ones(100, bool))
-    ridge, errors = solve.validated_ridge(statistics, own, w, 100, codes_held_out, (held_out - mean) @ w)
+    statistics = Statistics.zeros(4, 8).add(train - mean, codes_train, np.ones(train_rows, bool))
+    verdict = shrink.best_penalty(statistics, own, w, train_rows, codes_held_out, (held_out - mean) @ w)
 
     one_hot = (codes_held_out[:, :, None] == np.arange(16)).reshape(60, -1)
     expected = {}
     for tried in solve.RIDGES:
         prototypes, intercept = references.prototypes(train, codes_train, own, tried)
         expected[tried] = (((one_hot @ prototypes + intercept - held_out) @ w) ** 2).sum()
-    assert ridge == min(expected, key=expected.get)
-    np.testing.assert_allclose(errors.sum(), expected[ridge], rtol=1e-4)
+    assert verdict.ridge == min(expected, key=expected.get)
+    np.testing.assert_allclose(verdict.error, expected[verdict.ridge], rtol=1e-4)
 
 
 def test_the_condition_is_that_of_the_scaled_system(rng):

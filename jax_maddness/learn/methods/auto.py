@@ -8,15 +8,17 @@ import numpy as np
 from jaxtyping import Float
 
 from jax_maddness.core.types import LEAVES, ObliqueTrees, SplitTrees, Trees
-from jax_maddness.learn.config import HELD_OUT_SHARE, FitConfig
+from jax_maddness.learn.config import FEW_ROWS, FOLDS, HELD_OUT_SHARE, FitConfig
 from jax_maddness.learn.data import shapes
+from jax_maddness.learn.data.compare import surely_less
 from jax_maddness.learn.data.rows import Rows
 from jax_maddness.learn.data.statistics import encoder
-from jax_maddness.learn.methods import axis, compare, oblique, paper
+from jax_maddness.learn.methods import axis, oblique, paper
 from jax_maddness.learn.methods.learned import Learned, Method
 from jax_maddness.learn.methods.objective import Objective
 from jax_maddness.learn.progress import Progress
-from jax_maddness.learn.tables.solve import padded_own, predict, solve
+from jax_maddness.learn.tables.shrink import solve_shrunk
+from jax_maddness.learn.tables.solve import predict
 
 
 def learn(
@@ -31,20 +33,21 @@ def learn(
 
     "axis" and "oblique" draw the same random order of the rows (if there are no more than `oblique.ROWS`), and hold out
     the first of them, so their errors there are comparable. "axis" chooses between its own trees and the paper's. A
-    handful of held-out rows decides nothing, so up to `axis.FEW_TRAINING_ROWS` rows the methods are cross-validated.
+    handful of held-out rows decides nothing, so up to `FEW_ROWS` rows the methods are cross-validated.
 
     Only training can minimize a loss of the user's, so the choice is "oblique" where there is one.
     """
     if objective is not None:
         return oblique.learn(rows, w, num_codebooks, config, bar, objective)
-    if FOLDS <= len(rows.sample) <= axis.FEW_TRAINING_ROWS:
+    if FOLDS <= len(rows.sample) <= FEW_ROWS:
         return CROSS_VALIDATED[cross_validated(rows, w, num_codebooks, config, bar)](
             rows, w, num_codebooks, config, bar
         )
     on_axes = axis.learn(rows, w, num_codebooks, config, bar)
     projected = oblique.learn(rows, w, num_codebooks, config, bar)
-    errors = axis.Trial.of(rows, w, HELD_OUT_SHARE, config.seed).judge(projected.trees, projected.own).errors
-    return projected if on_axes.errors is None or compare.surely_less(errors, on_axes.errors) else on_axes
+    verdict = axis.Trial.of(rows, w, HELD_OUT_SHARE, config.seed).judge(projected.trees, projected.own).verdict
+    better = on_axes.verdict is not None and surely_less(verdict.errors, on_axes.verdict.errors)
+    return projected if better else on_axes
 
 
 def learn_untrained(
@@ -73,19 +76,23 @@ def cross_validated(
         others = Rows.of(np.delete(rows.sample, fold, axis=0))
         for name, method in CROSS_VALIDATED.items():
             learned = method(others, w, num_codebooks, config, bar)
-            errors[name].append(errors_of(learned, others, w, rows.sample[fold]))
+            errors[name].append(errors_of(learned, others, w, rows.sample[fold], config.seed))
     best, *later_methods = ((name, np.concatenate(parts)) for name, parts in errors.items())
     for later in later_methods:
-        best = later if compare.surely_less(later[1], best[1]) else best
+        best = later if surely_less(later[1], best[1]) else best
     return best[0]
 
 
 def errors_of(
-    learned: Learned, rows: Rows, w: Float[np.ndarray, "features outputs"], x: Float[np.ndarray, "others features"]
+    learned: Learned,
+    rows: Rows,
+    w: Float[np.ndarray, "features outputs"],
+    x: Float[np.ndarray, "others features"],
+    seed: int,
 ) -> Float[np.ndarray, " others"]:
     """Returns the squared error of float tables that are solved from `rows`, on each of the rows `x`."""
     statistics = rows.statistics(learned.trees, lambda: None)
-    solution = solve(statistics, padded_own(learned.own, statistics), w, rows.count, learned.ridge)
+    solution, _ = solve_shrunk(rows, statistics, learned.trees, learned.own, w, learned.ridge, seed, learned.verdict)
     size = shapes.rounded(len(x), shapes.ROWS)
     codes = encoder(learned.trees)(shapes.pad(x, size, shapes.rounded(x.shape[1], shapes.FEATURES)))
     codes = shapes.pad(codes, size, statistics.sums.shape[0] // LEAVES)
@@ -98,8 +105,6 @@ def method_of(trees: Trees) -> str:
     return next(name for name, kind in _KIND_GROWN.items() if isinstance(trees, kind))
 
 
-FOLDS = 4
-"""Number of folds of cross-validation, and the fewest rows for it."""
 METHODS: dict[str, Method] = {
     "paper": paper.learn,
     "axis": axis.learn,

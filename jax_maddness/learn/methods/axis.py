@@ -12,20 +12,24 @@ at the end are solved for all outputs, from all rows.
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from jax_maddness.core.types import SplitTrees, Trees
-from jax_maddness.learn.config import HELD_OUT_SHARE, FitConfig
+from jax_maddness.learn.config import FEW_ROWS, HELD_OUT_SHARE, FitConfig
 from jax_maddness.learn.data import shapes
+from jax_maddness.learn.data.compare import surely_less
 from jax_maddness.learn.data.rows import Rows, in_blocks
 from jax_maddness.learn.data.statistics import encoder, gather
-from jax_maddness.learn.methods import compare, groups, paper, regrow
+from jax_maddness.learn.methods import groups, paper, regrow
 from jax_maddness.learn.methods.learned import Learned
 from jax_maddness.learn.methods.objective import Objective
 from jax_maddness.learn.progress import Progress
-from jax_maddness.learn.tables.solve import padded_own, validated_ridge
+from jax_maddness.learn.tables.shrink import best_penalty
+from jax_maddness.learn.tables.solve import padded_own
+from jax_maddness.learn.tables.verdict import Verdict
 
 DIMS = 64
 """Number of principal directions of the target that trees are grown on."""
@@ -33,11 +37,6 @@ GROWTH_ROWS = 4096
 """Largest number of rows that splits are searched on."""
 TRIAL_ROWS = 16384
 """Largest number of rows that the tables of a trial are learned from; those of the op use all rows."""
-FEW_TRAINING_ROWS = 512
-"""Largest number of training rows with which no choice is made that held-out rows cannot judge well.
-
-Up to this number, trees are not regrown with the held-out rows, since no rows would be left to judge the result, and
-the paper's trees keep the penalty of `FitConfig`. Measured on sets of 67 and 100 rows, both choices do harm there."""
 PASSES = 3
 """Largest number of passes of backfitting of the trees that are returned."""
 _MAX_PASSES = PASSES + 3  # with those of the other starts, and the one with held-out rows
@@ -62,19 +61,20 @@ def learn(
     judged += _regrown(trial, on_groups, rows.num_features, num_codebooks, bar)
     bar.step(_MAX_PASSES - len(judged))  # `judged` has an entry without a pass, and one more pass may follow below
     # The best of several trials is partly luck, so it must beat the paper's trees by more than the standard error.
-    better = min(judged[1:], key=lambda j: j.error)
-    if not better.surely_better_than(judged[0]):
+    papers, best = judged[0], min(judged[1:], key=lambda j: j.verdict.error)
+    few = len(rows.sample) <= FEW_ROWS
+    if not surely_less(best.verdict.errors, papers.verdict.errors):
         # The paper's trees need no held-out rows, so they are grown once more, on all rows.
         learned = paper.learn(rows, w, num_codebooks, config, bar)
-        few = len(trial.train) <= FEW_TRAINING_ROWS
-        ridge = learned.ridge if few else judged[0].learned.ridge
-        return dataclasses.replace(learned, ridge=ridge, errors=judged[0].errors)
-    best = better.learned
-    # With at least `GROWTH_ROWS` training rows, the splits would be searched on as many rows as before.
-    if FEW_TRAINING_ROWS < len(trial.train) < GROWTH_ROWS:
-        best = _regrown_on_all_rows(best, rows, w, num_codebooks)
+        return learned if few else papers.learned(learned.trees)
+    if few:
+        # A share of a few rows is enough to choose trees by, but not to say how good they are.
+        return dataclasses.replace(best.learned(best.trees), verdict=None)
     bar.step()
-    return best
+    # With at least `GROWTH_ROWS` training rows, the splits would be searched on as many rows as before.
+    if len(trial.train) >= GROWTH_ROWS:
+        return best.learned(best.trees)
+    return best.learned(_regrown_on_all_rows(best.trees, rows, w, num_codebooks))
 
 
 def _regrown(trial: Trial, on_groups: SplitTrees, num_features: int, num_codebooks: int, bar: Progress) -> list[Judged]:
@@ -92,45 +92,41 @@ def _regrown(trial: Trial, on_groups: SplitTrees, num_features: int, num_codeboo
     starts = [one_pass(trial.forest(on_groups, num_codebooks), "the paper's trees, regrown")]
     starts.append(one_pass(trial.forest(None, num_codebooks), "trees on the residual"))
     starts.append(one_pass(starts[1][1], "regrown"))
-    best_so_far, forest = min(starts, key=lambda start: start[0].error)
+    best_so_far, forest = min(starts, key=lambda start: start[0].verdict.error)
     for _ in range(PASSES - 1):
         latest, forest = one_pass(forest, "the better ones, regrown")
-        if latest.error >= best_so_far.error:
+        if latest.verdict.error >= best_so_far.verdict.error:
             break
         best_so_far = latest
     return judged
 
 
 def _regrown_on_all_rows(
-    learned: Learned, rows: Rows, w: Float[np.ndarray, "features outputs"], num_codebooks: int
-) -> Learned:
+    trees: Trees, rows: Rows, w: Float[np.ndarray, "features outputs"], num_codebooks: int
+) -> SplitTrees:
     """Regrows trees once more, with the rows that were held out."""
-    assert isinstance(learned.trees, SplitTrees)
+    assert isinstance(trees, SplitTrees)
     full_trial = Trial.of(rows, w, 0)
-    forest = regrow.regrow(full_trial.sample, full_trial.forest(learned.trees, num_codebooks), num_codebooks)
-    return dataclasses.replace(learned, trees=forest.trees(num_codebooks, rows.num_features))
+    forest = regrow.regrow(full_trial.sample, full_trial.forest(trees, num_codebooks), num_codebooks)
+    return forest.trees(num_codebooks, rows.num_features)
 
 
-@dataclasses.dataclass(frozen=True)
-class Judged:
-    """Trees and penalty, with their error on held-out rows.
+class Judged(NamedTuple):
+    """Trees, with what rows say of them that they have not seen.
 
     Attributes:
-      errors: squared error of each held-out row, in the compressed target.
-      learned: the trees, and the penalty with the least error.
+      trees: split trees of any kind.
+      own: features in which tables shrink toward bucket means; None for those that the trees explain best.
+      verdict: how tables are solved with the least error on held-out rows, in the compressed target.
     """
 
-    errors: Float[np.ndarray, " held_out"]
-    learned: Learned
+    trees: Trees
+    own: Bool[np.ndarray, "codebooks features"] | None
+    verdict: Verdict
 
-    @property
-    def error(self) -> float:
-        """Sum of the squared errors over held-out rows."""
-        return float(self.errors.sum())
-
-    def surely_better_than(self, other: Judged) -> bool:
-        """Returns whether the error is smaller than that of `other` by more than its standard error."""
-        return compare.surely_less(self.errors, other.errors)
+    def learned(self, trees: Trees) -> Learned:
+        """Returns `trees`, the judged ones or these grown again, with the verdict."""
+        return Learned(trees, self.own, self.verdict.ridge, verdict=self.verdict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,8 +213,8 @@ class Trial:
         encoded = encoder(trees)
         statistics = gather(in_blocks([self.train], *self.train.shape), encoded, self.mean, self.factor)
         shrink = padded_own(own, statistics)
-        ridge, errors = validated_ridge(statistics, shrink, self.w, len(self.train), encoded(self.held_out), self.y)
-        return Judged(errors, Learned(trees, own, ridge, errors=errors))
+        verdict = best_penalty(statistics, shrink, self.w, len(self.train), encoded(self.held_out), self.y)
+        return Judged(trees, own, verdict)
 
 
 def _padded(x: Float[np.ndarray, "rows features"], rows: int) -> Float[np.ndarray, "padded features"]:

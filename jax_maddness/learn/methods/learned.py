@@ -14,6 +14,7 @@ from jax_maddness.learn.data.rows import Rows
 from jax_maddness.learn.methods.objective import Objective
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.tables.ridge import Solution
+from jax_maddness.learn.tables.verdict import Verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,17 +25,18 @@ class Learned:
       trees: split trees, as `encode` takes them.
       own: features in which the tables shrink toward each codebook's bucket means; None stands for those that its
         bucket means explain best (`explained`).
-      ridge: weight of the penalty, in rows.
+      ridge: weight of the penalty, in rows; None stands for the paper's or, with few rows, the one with the least error
+        on held-out rows.
       tables: float tables, where training has learned them; None: they are still to be solved.
-      errors: squared error of each row that `axis.Trial` holds out, before anything was learned from it; None if it is
-        not known.
+      verdict: what held-out rows say of the tables, if trees were judged before they saw these rows; None: tables
+        are still to be judged.
     """
 
     trees: Trees
     own: Bool[np.ndarray, "codebooks features"] | None
-    ridge: float
+    ridge: float | None
     tables: Solution | None = None
-    errors: Float[np.ndarray, " held_out"] | None = None
+    verdict: Verdict | None = None
 
 
 class Method(Protocol):

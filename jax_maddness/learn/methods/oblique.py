@@ -20,13 +20,13 @@ from jaxtyping import Array, Bool, Float
 from jax_maddness.core.types import LEAVES, MAX_WIDTH, ObliqueTrees
 from jax_maddness.learn.config import INTERVAL, STEPS, FitConfig
 from jax_maddness.learn.data import shapes
+from jax_maddness.learn.data.compare import surely_less
 from jax_maddness.learn.data.rows import Rows
-from jax_maddness.learn.methods import compare, groups, projections, train
+from jax_maddness.learn.methods import groups, projections, train
 from jax_maddness.learn.methods.learned import Learned
 from jax_maddness.learn.methods.objective import Objective
 from jax_maddness.learn.methods.oblique_starts import (
     GROUPINGS,
-    RIDGES,
     Chosen,
     Data,
     Start,
@@ -37,6 +37,7 @@ from jax_maddness.learn.methods.oblique_starts import (
 )
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.tables.ridge import Solution
+from jax_maddness.learn.tables.solve import RIDGES
 
 _log = logging.getLogger(__name__)
 
@@ -189,7 +190,7 @@ def _trained(data: Data, start: Start, best: Chosen, steps: int, seed: int, done
     # Trained trees fit the training rows more closely, and may need another penalty than those they started from.
     after = best_ridge(data, start, model.trees, best.ridge)
     errors = [np.asarray(train.squared_errors(c.model, start.features, data.held_out)) for c in (best, after)]
-    return after if compare.surely_less(errors[1], errors[0]) else best
+    return after if surely_less(errors[1], errors[0]) else best
 
 
 def _trained_on(

@@ -16,9 +16,8 @@ from jax_maddness.learn.config import HELD_OUT_SHARE
 from jax_maddness.learn.data import shapes
 from jax_maddness.learn.methods import groups, projections, train
 from jax_maddness.learn.methods.projections import STEP, FloatTrees
+from jax_maddness.learn.tables.solve import RIDGES, nearest_minimum
 
-RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
-"""Weights of the penalty that are tried, in rows."""
 GROUPINGS = ("contiguous", "similar", "exchanged")
 """Names of the groupings of features that are tried, as `begin` makes them."""
 
@@ -163,14 +162,11 @@ def solved(data: Data, start: Start, ridge: int, trees: FloatTrees) -> tuple[tra
 
 def best_ridge(data: Data, start: Start, trees: FloatTrees, first: int) -> Chosen:
     """Searches `RIDGES` from place `first` on, always toward the smaller error on held-out rows, to a local minimum."""
-    # Neighboring penalties have similar errors, so a local search finds a good one without solving for all of them.
     tried: dict[int, tuple[train.Model, float]] = {}
-    best = first
-    while True:
-        current = best
-        for i in (current - 1, current, current + 1):
-            if 0 <= i < len(RIDGES) and i not in tried:
-                tried[i] = solved(data, start, i, trees)
-        best = min(tried, key=lambda i: tried[i][1])
-        if best == current:
-            return Chosen(*tried[current], current)
+
+    def error(ridge: int) -> float:
+        tried[ridge] = solved(data, start, ridge, trees)
+        return tried[ridge][1]
+
+    best = nearest_minimum(error, first, len(RIDGES))
+    return Chosen(*tried[best], best)
