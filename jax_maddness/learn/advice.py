@@ -95,6 +95,8 @@ def suggestion(
       >>> suggestion(64, 0.31, 1e-4, 0.02, 1600, np.full((64, 16), 1 / 16), Simpler(32, 0.34, 0.33))
       'Rows too few for C = 64: NMSE on training rows 0.02, on others 0.31. Learn from >= 20,480 rows.'
     """
+    if not codebooks:
+        return _without_codebooks(nmse, train_nmse)
     if train_nmse is not None and train_rows is not None and differs(nmse, train_nmse):
         ample = max(_AMPLE * LEAVES * codebooks, 2 * train_rows)
         return _about_rows(codebooks, nmse, train_nmse, ample, simpler)
@@ -109,6 +111,16 @@ def suggestion(
     if nmse > 0.05:
         return f"The trees are the limit: use more codebooks (C = {2 * codebooks}), or a method that learns longer."
     return ""
+
+
+def _without_codebooks(nmse: float, train_nmse: float | None) -> str:
+    """Returns advice about factors, or a whole product in int8."""
+    if differs(nmse, train_nmse):
+        return (
+            f"Rows of another kind, or too few: NMSE on training rows {train_nmse:.2g}, on others {nmse:.2g}. Learn "
+            "from more rows, like those that the op will see."
+        )
+    return "The rank is the limit: use a larger one, or codebooks beside the factors." if nmse > 0.05 else ""
 
 
 def _about_rows(codebooks: int, nmse: float, train_nmse: float, ample: int, simpler: Simpler | None) -> str:

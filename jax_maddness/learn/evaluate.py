@@ -20,6 +20,7 @@ from jax_maddness.learn import advice, validate
 from jax_maddness.learn.data import sharded
 from jax_maddness.learn.data.modes import modes
 from jax_maddness.learn.data.rows import exponent
+from jax_maddness.learn.tables.factors import taken_apart
 
 _BLOCK = 8192  # rows whose products are in memory at once
 _TINY = np.finfo(np.float64).tiny  # keeps quotients defined where outputs are constant and have no spread
@@ -71,7 +72,7 @@ class FitReport:
     def bits(self) -> float:
         """Mean entropy of a code in bits, at most 4."""
         p = self.occupancy
-        return float(-(p * np.log2(np.where(p > 0, p, 1))).sum(1).mean())
+        return float(-(p * np.log2(np.where(p > 0, p, 1))).sum(1).mean()) if p.size else 0.0
 
     def __str__(self) -> str:
         worst = np.nan_to_num(self.nmse_per_output, nan=-1).argmax()
@@ -88,8 +89,10 @@ class FitReport:
         lines += [
             "outputs: quartiles {:.3g}, {:.3g}, {:.3g}; ".format(*quartiles)
             + f"worst {self.nmse_per_output[worst]:.3g} (output {worst})",
-            f"leaves: {self.unused_leaves} of {self.occupancy.size} unused, {self.bits:.2f} of 4 bits used per code",
         ]
+        if self.occupancy.size:
+            used = f"{self.bits:.2f} of 4 bits used per code"
+            lines.append(f"leaves: {self.unused_leaves} of {self.occupancy.size} unused, {used}")
         return "\n".join([*lines, self.suggestion] if self.suggestion else lines)
 
 
@@ -141,7 +144,7 @@ def evaluate(
         )
     error, spread, occupancy = _errors(op, rows, weights, offset)
     total, nmse = max(spread.sum(), _TINY), _nmse(error, spread)
-    step = np.asarray(op.tables.scale, np.float64)
+    step = np.asarray(taken_apart(op)[0].scale, np.float64)
     # Rounding to the nearest step has a variance of step^2 / 12 per look-up. This is an expectation, so it is bounded
     # by the measured error, of which it is to be a part.
     rounding = min(float(op.num_codebooks * _count(rows) * (step**2).sum() / 12 / total), nmse)
@@ -153,7 +156,11 @@ def evaluate(
         train_nmse = _nmse(train_error, train_spread)
         shift, train_rows = nmse - train_nmse, _count(train)
         rounding = min(rounding, train_nmse)
-        if advice.differs(nmse, train_nmse) and not (sharded.is_sharded(rows) or sharded.is_sharded(train)):
+        if (
+            op.num_codebooks
+            and advice.differs(nmse, train_nmse)
+            and not (sharded.is_sharded(rows) or sharded.is_sharded(train))
+        ):
             simpler = advice.Simpler.learned(
                 op.num_codebooks,
                 train,

@@ -143,6 +143,16 @@ def test_a_budget_counts_factors(problem):
     assert found.op.nbytes <= blank.nbytes
 
 
+def test_a_report_of_factors_speaks_of_the_rank(problem):
+    report = evaluate(learned(problem, 0, rank=4), *problem, x_train=problem[0])
+    assert "leaves" not in str(report)
+    assert report.bits == 0
+    rough = evaluate(
+        fit(np.eye(12).repeat(9, 0), np.eye(12), num_codebooks=0, config=FitConfig(rank=4)), np.eye(12), np.eye(12)
+    )
+    assert "The rank is the limit" in rough.suggestion
+
+
 def test_tables_are_refitted_beside_factors(problem):
     x, w, bias = problem
     for op in (learned(problem, rank=4), learned(problem, 0, rank=4), learned(problem, 0, "int8")):

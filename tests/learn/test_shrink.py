@@ -103,7 +103,7 @@ def test_warnings_say_what_to_do():
     assert "The look-ups of 2 codebooks are hardly better than the mean of the outputs: NMSE" in said
     assert "One row has" in said
     assert "clip such rows" in said
-    assert "the exact term alone" in learned(x, w, 2, FitConfig("paper", outliers=1))[1][0]
+    assert "the factors alone" in learned(x, w, 2, FitConfig("paper", outliers=1))[1][0]
     x, _, w = problem(cancelled, 100)
     assert "after their tables were multiplied by 0." in learned(x, w, 2)[1][0]
     with pytest.warns(UserWarning, match="hardly better than the mean"):
