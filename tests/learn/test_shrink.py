@@ -107,7 +107,7 @@ def test_warnings_say_what_to_do():
     x, _, w = problem(cancelled, 100)
     assert "after their tables were multiplied by 0." in learned(x, w, 2)[1][0]
     with pytest.warns(UserWarning, match="hardly better than the mean"):
-        fit_budget(x, w, num_bytes=500)
+        fit_budget(x, w, num_bytes=500, products=["codes"])
 
 
 def test_constant_rows_are_no_reason_for_a_warning():
