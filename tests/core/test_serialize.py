@@ -15,13 +15,25 @@ from helpers.ops import random_oblique_trees, random_op, random_rows, random_ter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_maddness import ExactTerm, LookupTables, MaddnessOp, ObliqueTrees, SplitTrees, amm, load, load_index, save
+from jax_maddness import (
+    ExactTerm,
+    Factors,
+    LookupTables,
+    MaddnessOp,
+    ObliqueTrees,
+    SplitTrees,
+    amm,
+    load,
+    load_index,
+    save,
+)
 from jax_maddness.core import serialize
 from jax_maddness.core.archive import describe, digest_header
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "data" / "golden_v1.maddness"
 GOLDEN_OBLIQUE = GOLDEN.with_name("golden_v2.maddness")
 GOLDEN_EXACT = GOLDEN.with_name("golden_v3.maddness")
+GOLDEN_FACTORS = GOLDEN.with_name("golden_v4.maddness")
 
 
 def golden_op():
@@ -50,6 +62,16 @@ def golden_exact_op():
     up = (jnp.arange(20, dtype=jnp.float32) / 9 - 1).reshape(5, 4).at[0, 0].set(-0.0).at[4, 3].set(1e-40)
     down = (jnp.arange(30, dtype=jnp.float32) * 0.75 - 9).reshape(10, 3)
     return dataclasses.replace(golden_oblique_op(), term=ExactTerm(up, jnp.array([9, 0], jnp.int32), down))
+
+
+def golden_factors_op():
+    """The same for the fourth version, which added terms in int8."""
+    down = ((jnp.arange(96) * 37 % 255) - 127).astype(jnp.int8).reshape(3, 8, 4)
+    up = ((jnp.arange(32) * 53 % 255) - 127).astype(jnp.int8).reshape(2, 4, 4)
+    trees = golden_oblique_op().trees
+    steps = jnp.arange(8, dtype=jnp.float32).at[7].set(2.0**100)
+    term = Factors(trees.center, trees.scale, down, steps, up, jnp.array([0, 3, 15, 1], jnp.uint8))
+    return dataclasses.replace(golden_oblique_op(), term=term)
 
 
 def assert_equal_ops(one, other):
@@ -85,7 +107,10 @@ def test_the_golden_file_still_loads_and_is_still_written(path):
     assert path.read_bytes() == GOLDEN.read_bytes()
 
 
-@pytest.mark.parametrize(("golden", "make"), [(GOLDEN_OBLIQUE, golden_oblique_op), (GOLDEN_EXACT, golden_exact_op)])
+@pytest.mark.parametrize(
+    ("golden", "make"),
+    [(GOLDEN_OBLIQUE, golden_oblique_op), (GOLDEN_EXACT, golden_exact_op), (GOLDEN_FACTORS, golden_factors_op)],
+)
 def test_golden_files_of_later_versions_still_load_and_are_still_written(path, golden, make):
     assert_equal_ops(load(golden), make())
     save(path, make())
@@ -407,7 +432,12 @@ def test_arrays_that_do_not_fit_together_are_refused(path):
 
 if __name__ == "__main__":
     GOLDEN.parent.mkdir(exist_ok=True)
-    ops = {GOLDEN: golden_op, GOLDEN_OBLIQUE: golden_oblique_op, GOLDEN_EXACT: golden_exact_op}
+    ops = {
+        GOLDEN: golden_op,
+        GOLDEN_OBLIQUE: golden_oblique_op,
+        GOLDEN_EXACT: golden_exact_op,
+        GOLDEN_FACTORS: golden_factors_op,
+    }
     for golden, make in ops.items():
         if not golden.exists():
             save(golden, make())
