@@ -1,6 +1,7 @@
 """Ops in other libraries' files: `jax.export` stores their structure, `flax.serialization` their arrays."""
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -10,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import serialization
-from helpers.ops import random_oblique_trees, random_op
+from helpers.ops import random_int8, random_oblique_trees, random_op
 from jax import export
 
 import jax_maddness
-from jax_maddness import OutlierRows, VectorIndex, with_small_batch_tables
+from jax_maddness import ExactTerm, Int8Product, Int8ProductByRow, OutlierRows, VectorIndex, with_small_batch_tables
+from jax_maddness.core.terms.kinds import TERMS
 from jax_maddness.retrieval.quantizer import Quantizer
 
 
@@ -91,3 +93,14 @@ def test_the_order_of_imports_does_not_matter(first, tmp_path, op):
         [sys.executable, "-c", code, str(tmp_path / "op")], env=os.environ, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_kinds_of_terms_are_told_apart(rng):
+    """JAX compares registered dataclasses by their fields alone, and so might run the program of another kind."""
+    fixed, by_row = (random_int8(rng, kind, 8, 6) for kind in (Int8Product, Int8ProductByRow))
+    assert jax.tree.structure(fixed) != jax.tree.structure(by_row)
+    classes = [kind for kind in TERMS if len(kind.array_names()) == 3]
+    structures = [jax.tree.structure(kind(*np.zeros(3))) for kind in classes]
+    shapes_differ = {ExactTerm}  # its arrays have other ranks and dtypes than those of the others
+    others = [s for kind, s in zip(classes, structures, strict=True) if kind not in shapes_differ]
+    assert all(a != b for a, b in itertools.combinations(others, 2))

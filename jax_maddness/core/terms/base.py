@@ -20,7 +20,7 @@ class Term(abc.ABC):
     """A product that an op computes beside its look-ups, or in place of them.
 
     Subclasses are frozen dataclasses that are registered as pytrees. Their fields are arrays, or None where an array is
-    optional.
+    optional; no two kinds may have fields of the same number, shapes and static values (`Int8ProductByRow` says why).
     """
 
     name: ClassVar[str]
@@ -41,8 +41,8 @@ class Term(abc.ABC):
 
     @classmethod
     def array_names(cls) -> tuple[str, ...]:
-        """Returns the names of all fields, in order."""
-        return tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+        """Returns the names of the fields that are arrays, in order."""
+        return tuple(field.name for field in dataclasses.fields(cls) if "static" not in field.metadata)  # type: ignore[arg-type]
 
     def arrays(self) -> dict[str, Any]:
         """Returns the arrays by the name of their field, without those that are None."""

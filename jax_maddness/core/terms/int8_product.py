@@ -117,6 +117,10 @@ class Int8ProductByRow(Int8Product):
 
     name: ClassVar[str] = "int8byrow"
 
+    # JAX (0.10) compares structures of registered dataclasses by their fields alone: without a field of its own, `jit`
+    # could take an instance of this class for an `Int8Product`, and run that program.
+    by_row: bool = dataclasses.field(default=True, kw_only=True, repr=False, metadata={"static": True})
+
     def __str__(self) -> str:
         return " + int8 by row"
 
