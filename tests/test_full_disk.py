@@ -12,6 +12,7 @@ from jax_maddness import save, save_index
 from jax_maddness.learn.budget import BudgetReport, Tried
 from jax_maddness.nn import save_model
 
+TRIED = Tried("codes", 2, 0, 0.1, 100, None)
 WRITERS = {
     "save": ("op", lambda op: lambda path: save(path, op)),
     "save_index": ("index", lambda index: lambda path: save_index(path, index)),
@@ -19,7 +20,7 @@ WRITERS = {
     "Captured.save": ("captured", lambda captured: captured.save),
     "Plan.to_json": ("plan", lambda plan: plan.to_json),
     "Plan.html": ("plan", lambda plan: plan.html),
-    "BudgetReport.picture": ("op", lambda op: BudgetReport(op, (Tried(op.num_codebooks, 0.1, 100, None),)).picture),
+    "BudgetReport.picture": ("op", lambda op: BudgetReport(op, (TRIED,), TRIED).picture),
 }
 """For each writer a reader of `fuzz.files`, and contents -> function that writes them to a path."""
 

@@ -181,7 +181,7 @@ def _learn_op(
     w, bias = validate.product(x.shape[1], w, bias)
     if not shares_codes:
         return learn(Rows.of(np.ascontiguousarray(x)), w, bias, num_codebooks, config, bar)
-    per_tap = min(max(num_codebooks > 0, num_codebooks // form.taps), x.shape[1] // form.taps)
+    per_tap = min(max(min(num_codebooks, 1), num_codebooks // form.taps), x.shape[1] // form.taps)
     return fit_taps(np.ascontiguousarray(x), w, bias, form.taps, per_tap, config, bar)
 
 
