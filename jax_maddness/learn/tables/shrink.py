@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
@@ -163,7 +163,7 @@ class Fold:
         centered = x * rows.factor - (rows.mean * rows.factor).astype(np.float32)
         # The mean of the other rows differs from that of all rows, to which the statistics refer.
         mean = (-centered.sum(0, dtype=np.float64) / (rows.count - len(x))).astype(np.float32)
-        counts = np.asarray(statistics.counts) - one_hot.sum(0)
+        counts = np.diagonal(np.asarray(statistics.gram)) - one_hot.sum(0)
         sums = one_hot.T @ centered + np.outer(counts, mean)
         return cls(one_hot, shapes.pad(sums, *statistics.sums.shape), (centered - mean) @ w)
 
@@ -179,8 +179,10 @@ class Fold:
           rows: number of all rows.
           ridge: weight of the penalty, in rows.
         """
-        gram = statistics.gram - jnp.asarray((self.one_hot.T @ self.one_hot).astype(np.int32))
-        others = Statistics(gram, statistics.sums - jnp.asarray(self.sums))
+        # NumPy subtracts: every shape that JAX sees for the first time has to be compiled.
+        gram = np.asarray(statistics.gram) - (self.one_hot.T @ self.one_hot).astype(np.int32)
+        sums = np.asarray(statistics.sums) - self.sums
+        others = Statistics(jax.device_put(gram), jax.device_put(sums))
         weights, intercept, _ = solve(others, own, w, rows - len(self.y), ridge)
         outputs = self.y.shape[1]
         return Comparison.of(self.one_hot @ np.asarray(weights)[:, :outputs] + np.asarray(intercept)[:outputs], self.y)
