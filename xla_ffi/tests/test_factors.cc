@@ -5,87 +5,6 @@
 namespace jax_maddness::testing {
 namespace {
 
-// Compares outputs with those of the definition. NaN has many forms.
-template <typename T>
-void check_outputs(const FactorRun& r, const char* kernel, const std::vector<T>& y,
-                   const std::vector<std::vector<int64_t>>& u, const std::vector<int32_t>& of_tables) {
-  const IntegerFactors& f = r.f;
-  for (size_t i = 0; i < y.size(); ++i) {
-    const auto n = static_cast<int64_t>(i) / f.outputs, m = static_cast<int64_t>(i) % f.outputs;
-    const float of_row = f.by_row ? [&] {
-      flush_denormals(true);
-      const float most = f.greatest_step(&r.p.x[static_cast<size_t>(n * f.features)]);
-      flush_denormals(false);
-      return most;
-    }()
-                                  : 1.0f;
-    const int32_t sum = f.sum(u[static_cast<size_t>(n)], m, of_tables.empty() ? 0 : of_tables[i]);
-    const float scale = f.scale[static_cast<size_t>(m)] * of_row;
-    const float exact = std::fma(scale, static_cast<float>(sum), f.offset[static_cast<size_t>(m)]);
-    const uint32_t wanted = round_to(exact, r.p.type);
-    uint32_t got = 0;
-    std::memcpy(&got, &y[i], sizeof(T));
-    const bool right = is_nan(exact) ? is_nan(widen(got, r.p.type)) : got == wanted;
-    CHECK(
-        right || is_excused(exact, r.p.type),
-        "tier %s, %s, %s, %ld rows, D = %ld, rank %ld, M = %ld, C = %ld, by row %d: row %ld, output %ld is %x, not %x",
-        r.run.tier.name, kernel, name(r.p.type), long(r.p.rows), long(f.features), long(f.rank), long(f.outputs),
-        long(r.p.codebooks), f.by_row, long(n), long(m), got, wanted);
-  }
-}
-
-std::vector<std::vector<int64_t>> factors_of_rows(const Problem& p, const IntegerFactors& f) {
-  flush_denormals(true);
-  std::vector<std::vector<int64_t>> u;
-  for (int64_t n = 0; n < p.rows; ++n) u.push_back(f.u(&p.x[static_cast<size_t>(n * f.features)]));
-  flush_denormals(false);
-  return u;
-}
-
-template <typename T>
-void check_kernels(const FactorRun& r, const std::vector<std::vector<int64_t>>& u, int64_t stride, bool flushed) {
-  const std::vector<int32_t> none, of_tables = r.p.sums();
-  const auto with = [&](const auto& call) {
-    flush_denormals(flushed);
-    const auto y = call();
-    flush_denormals(false);
-    return y;
-  };
-  check_outputs(r, "factors", with([&] { return r.factors<T>(stride); }), u, none);
-  if (r.f.rank == 0) return;
-  std::vector<int8_t> flat;
-  for (const auto& row : u) flat.insert(flat.end(), row.begin(), row.end());
-  CHECK(with([&] { return r.u(); }) == flat, "tier %s, %s, %ld rows, D = %ld, rank %ld: project", r.run.tier.name,
-        name(r.p.type), long(r.p.rows), long(r.f.features), long(r.f.rank));
-  const Input<int8_t> of_rows(flat);
-  check_outputs(r, "factors_of", with([&] { return r.factors_of<T>(of_rows, stride); }), u, none);
-  check_outputs(r, "amm_factors", with([&] { return r.mixed<T>(stride); }), u, of_tables);
-  check_outputs(r, "by code", with([&] { return r.mixed_by_code<T>(stride); }), u, of_tables);
-  check_outputs(r, "of codes", with([&] { return r.mixed_of_codes<T>(of_rows, stride); }), u, of_tables);
-}
-
-void check(const Tier& tier, const Problem& p, const IntegerFactors& f, Random& random) {
-  const FactorRun run(tier, p, f);
-  const std::vector<std::vector<int64_t>> u = factors_of_rows(p, f);
-  // Rows of whole lines stay so: kernels may write these past the cache.
-  const int64_t stride = p.outputs + (p.outputs % 16 == 0 && p.outputs > 0 ? 0 : random.below(3));
-  const bool flushed = random.below(2) == 0;
-  p.type == FloatType::kF32 ? check_kernels<uint32_t>(run, u, stride, flushed)
-                            : check_kernels<uint16_t>(run, u, stride, flushed);
-}
-
-struct Sizes {
-  int64_t rows, features, rank, outputs, codebooks;
-};
-
-void check_random(const Tier& tier, Random& random, const Sizes& s, FloatType type, bool by_row = false) {
-  Problem p = random_problem(random, s.rows, s.features, s.codebooks, s.outputs, type);
-  if (random.below(2) == 0) {
-    p.oblique = random_oblique(random, p.x, s.rows, s.features, s.codebooks, 1 + random.below(12));
-  }
-  check(tier, p, random_factors(random, s.features, s.rank, s.outputs, by_row), random);
-}
-
 void test_sizes() {
   Random random(1);
   const int64_t rows[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33, 63, 64, 65, 129};
@@ -96,7 +15,7 @@ void test_sizes() {
   const auto type = [&] { return kTypes[random.below(3)]; };
   for (const Tier* tier : tested_tiers()) {
     const auto check = [&](int64_t n, int64_t d, int64_t rank, int64_t m) {
-      check_random(*tier, random, {n, d, rank, m, 1 + random.below(9)}, type());
+      check_random_factors(*tier, random, {n, d, rank, m, 1 + random.below(9)}, type());
     };
     for (const int64_t n : rows) check(n, pick(features), pick(ranks), pick(outputs));
     for (const int64_t d : features) check(pick(rows), d, pick(ranks), pick(outputs));
@@ -107,10 +26,10 @@ void test_sizes() {
     }
     for (const bool by_row : {false, true}) {
       for (const int64_t d : features) {
-        check_random(*tier, random, {pick(rows), d, 0, pick(outputs), 1}, type(), by_row);
+        check_random_factors(*tier, random, {pick(rows), d, 0, pick(outputs), 1}, type(), by_row);
       }
       for (const int64_t m : outputs) {
-        check_random(*tier, random, {pick(rows), pick(features), 0, m, 1}, type(), by_row);
+        check_random_factors(*tier, random, {pick(rows), pick(features), 0, m, 1}, type(), by_row);
       }
     }
   }
@@ -120,15 +39,15 @@ void test_sizes() {
 void test_large() {
   Random random(2);
   for (const Tier* tier : tested_tiers()) {
-    for (const FloatType type : kTypes) check_random(*tier, random, {300, 40, 16, 200, 3}, type);
-    check_random(*tier, random, {9, 2100, 8, 50, 2}, FloatType::kF32);
-    check_random(*tier, random, {9, 9, 2100, 50, 2}, FloatType::kF32);
-    check_random(*tier, random, {70, 2500, 0, 50, 1}, FloatType::kF32);
-    check_random(*tier, random, {3, 300, 0, 6200, 1}, FloatType::kBF16, true);
-    check_random(*tier, random, {2, 20, 80, 13000, 2}, FloatType::kF16);
-    check_random(*tier, random, {130, 20, 8, 1000, 2}, FloatType::kF32);
-    check_random(*tier, random, {70, 20, 8, 1024, 2}, FloatType::kF32);
-    check_random(*tier, random, {9, 4200, 1024, 20, 1}, FloatType::kF32);
+    for (const FloatType type : kTypes) check_random_factors(*tier, random, {300, 40, 16, 200, 3}, type);
+    check_random_factors(*tier, random, {9, 2100, 8, 50, 2}, FloatType::kF32);
+    check_random_factors(*tier, random, {9, 9, 2100, 50, 2}, FloatType::kF32);
+    check_random_factors(*tier, random, {70, 2500, 0, 50, 1}, FloatType::kF32);
+    check_random_factors(*tier, random, {3, 300, 0, 6200, 1}, FloatType::kBF16, true);
+    check_random_factors(*tier, random, {2, 20, 80, 13000, 2}, FloatType::kF16);
+    check_random_factors(*tier, random, {130, 20, 8, 1000, 2}, FloatType::kF32);
+    check_random_factors(*tier, random, {70, 20, 8, 1024, 2}, FloatType::kF32);
+    check_random_factors(*tier, random, {9, 4200, 1024, 20, 1}, FloatType::kF32);
   }
 }
 
@@ -149,7 +68,7 @@ void test_rows() {
       f.center.assign(f.center.size(), 0);
       f.feature_scale.assign(f.feature_scale.size(), scale);
       f.offset.assign(f.offset.size(), 0);  // beside an offset, outputs of tiny rows would not show
-      check(*tier, p, f, random);
+      check_factors(*tier, p, f, random);
     }
   }
 }
@@ -170,7 +89,7 @@ void test_ties() {
       const float step[] = {0.5f, 0.25f, 1.0f, std::nextafterf(0.5f, 1)};
       f.steps[static_cast<size_t>(j)] = step[j % 4];
     }
-    check(*tier, p, f, random);
+    check_factors(*tier, p, f, random);
   }
 }
 
@@ -188,7 +107,7 @@ void test_largest_sums() {
     for (float& step : f.steps) step = 1.6e-6f * std::fabs(random.normal());
     p.values.assign(p.values.size(), 255);
     f.shift.assign(f.shift.size(), 15);
-    check(*tier, p, f, random);
+    check_factors(*tier, p, f, random);
   }
 }
 
