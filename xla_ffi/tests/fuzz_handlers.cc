@@ -135,6 +135,9 @@ void fill_with_small_integers(Array* array, Random& random) {
 void fill(char letter, Array* array, int64_t features, Random& random) {
   array->contents.resize(array->bytes());
   for (char& byte : array->contents) byte = static_cast<char>(random.below(256));
+  if (letter == 'b') {  // -128 is in no array of int8, and tiers need not agree on it
+    for (char& byte : array->contents) byte = static_cast<char>(std::max<int>(static_cast<signed char>(byte), -127));
+  }
   if (letter == 't' && random.below(25) != 0) {
     for (char& byte : array->contents) byte = static_cast<char>(random.below(16));
   }
