@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int32, UInt8
+from jaxtyping import Array, Float, Int32, UInt8
 
 from jax_maddness.core import validate
 from jax_maddness.core.stack import Stacked
@@ -48,6 +49,17 @@ def definition(
     leaves = jnp.arange(LEAVES, dtype=jnp.uint8).reshape((1,) * codes.ndim + (-1,))
     one_hot = ((codes[..., None] & (LEAVES - 1)) == leaves).astype(jnp.uint8)
     return jnp.einsum("b...ck,bmck->b...m", one_hot, values, preferred_element_type=jnp.int32)
+
+
+def rescaled(
+    sums: Int32[Array, "ops ... outputs"],
+    scale: Float[Array, "ops outputs"],
+    offset: Float[Array, "ops outputs"],
+    dtype: jax.typing.DTypeLike,
+) -> Float[Array, "ops ... outputs"]:
+    """Computes `scale * sums + offset` in float32, the last step of every op, rounded to `dtype`."""
+    lead = (slice(None), *[None] * (sums.ndim - 2))
+    return (scale[lead] * sums.astype(jnp.float32) + offset[lead]).astype(dtype)
 
 
 _aggregate = Stacked(definition, "jax_maddness_aggregate", "b {rows} c, b m c k -> b {rows} m")

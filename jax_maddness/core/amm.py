@@ -173,9 +173,7 @@ def definition_of_codes(dtype: jax.typing.DTypeLike) -> _Definition:
     """Returns `amm_of_codes` for a batch of ops: the answer of every tier, up to the last float32 rounding."""
 
     def amm_of_codes(codes: Array, values: Array, scale: Array, offset: Array) -> Float[Array, "ops ... outputs"]:
-        sums = aggregate.definition(codes, values)
-        lead = (slice(None), *[None] * (codes.ndim - 2))
-        return (scale[lead] * sums.astype(jnp.float32) + offset[lead]).astype(dtype)
+        return aggregate.rescaled(aggregate.definition(codes, values), scale, offset, dtype)
 
     return amm_of_codes
 

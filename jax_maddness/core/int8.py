@@ -32,6 +32,14 @@ def rounded(steps: Float[Array, "..."]) -> Int8[Array, "..."]:
     return jnp.where(steps > -LIMIT, jnp.minimum(jnp.rint(steps), LIMIT), -LIMIT).astype(jnp.int8)
 
 
+def rounded_rows(
+    x: Float[Array, "ops ... features"], center: Float[Array, "ops features"], scale: Float[Array, "ops features"]
+) -> Int8[Array, "ops ... features"]:
+    """Rounds rows to `int8(clip(rint((x - center) * scale), -127, 127))`, for a batch of ops."""
+    lead = (slice(None), *[None] * (x.ndim - 2))
+    return rounded(steps(x, center[lead], scale[lead]))
+
+
 def without_denormals(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Returns `x` as float32 with denormals, which no permitted scale makes significant, replaced by zero.
 

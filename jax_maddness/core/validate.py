@@ -77,8 +77,6 @@ def op(maddness_op: MaddnessOp) -> None:
         validate_array("op.weights", weights, (features, maddness_op.num_outputs), jnp.floating)
     if term is not None:
         term.validate(maddness_op.num_features, codebooks, maddness_op.num_outputs)
-        if term.alone and codebooks:
-            raise ValueError(f"`op` has {codebooks} codebooks beside an {type(term).__name__}; expected none.")
 
 
 def _tables(tables: LookupTables) -> None:

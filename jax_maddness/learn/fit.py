@@ -68,7 +68,7 @@ def fit(
       w: weights to multiply with, `[D, M]`, of a real dtype; used as float32.
       bias: vector `[M]` that is added to every row of the product; None stands for zeros.
       num_codebooks: number of codebooks, C, from 1 to the number of features. Inference takes C look-ups per row and
-        output.
+        output. 0 where `config` asks for factors, which then stand alone, or for method "int8".
       config: options of learning; by default the method with the least error on held-out rows, which takes seconds to
         minutes.
       extra: arrays for `config.loss`, with an entry for each row of `x_train`: labels, weights, or a teacher's outputs.
@@ -76,14 +76,15 @@ def fit(
       progress: whether to show a progress bar on stderr; None shows it where learning takes longer than two seconds.
 
     Returns:
-      The op, whose arrays are on the default device: `num_codebooks` trees, lookup tables for M outputs, the exact term
-      that `config` asks for, and `w` if `keep_weights`.
+      The op, whose arrays are on the default device: `num_codebooks` trees, lookup tables for M outputs, the term that
+      `config` asks for, and `w` if `keep_weights`.
 
     Raises:
       TypeError: an argument is of the wrong kind, is complex, or is traced by `jax.jit`, `jax.vmap` or `jax.grad`.
       ValueError: shapes do not match; there are no rows; rows are sharded over features too; values are NaN, infinite,
-        or so large that `x @ w` overflows; `num_codebooks` is not between 1 and the number of features; the exact term
-        is larger than `w`; or `extra` comes without a loss or with rows in batches or shards.
+        or so large that `x @ w` overflows; `num_codebooks` is not between 1 and the number of features; `rank` or
+        `outliers` is larger than `w` allows; rows vary by more or less than terms in int8 take; or `extra` comes
+        without a loss or with rows in batches or shards.
 
     Warns:
       UserWarning: on held-out rows, the look-ups are hardly better than the mean of the outputs, or not surely so.

@@ -21,6 +21,10 @@ CLOSE = 1.125
 """Ratio between the smallest size that reaches the error and the largest that does not, at which the search ends."""
 
 
+PRODUCT_NAMES = ("factors", "int8", "codes", "codes and factors")
+"""The kinds of products that `fit_budget` knows."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Tried:
     """The measured error and costs of one product.

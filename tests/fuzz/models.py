@@ -171,7 +171,7 @@ def kernel(model, number):
 
 
 def by_hand(part, kind, ops, kernel, x):
-    """What a part with these ops returns; the kernel is that of its first layer."""
+    """Computes the output of a part with these ops; the kernel is that of its first layer."""
     call = lambda name, x, step=0: amm(x, ops[name][step])  # noqa: E731
     if part == "conv":
         x = jnp.concatenate([jnp.roll(x, 1, 1), x, jnp.roll(x, -1, 1)], -1)

@@ -125,6 +125,14 @@ def test_a_picture_needs_matplotlib(monkeypatch, tmp_path):
         budget.BudgetReport(None, (), None).picture(tmp_path / "trace.png")
 
 
+def test_rows_that_int8_does_not_take_are_left_to_codes(data):
+    x, w = data
+    found = fit_budget(x * np.float32(1e-30), w, num_bytes=700)
+    assert {t.product for t in found.trace} == {"codes"}
+    with pytest.raises(ValueError, match="int8 factors take rows that vary by"):
+        fit_budget(x * np.float32(1e-30), w, num_bytes=700, products=["factors"])
+
+
 def test_errors_say_what_to_do(data):
     x, w = data
     with pytest.raises(ValueError, match=r"No budget is given. Pass `max_nmse`"):
@@ -135,7 +143,8 @@ def test_errors_say_what_to_do(data):
         fit_budget(x, w, num_bytes=100, products=CODES)
     with pytest.raises(ValueError, match=r"the best within the limits is .*, by codes with 1 codebooks and rank 0"):
         fit_budget(x, w, max_nmse=1e-9, num_bytes=172, products=CODES)
-    with pytest.raises(ValueError, match=r"`products` is 'codes'; expected a list of some of: 'codes', 'factors'"):
-        fit_budget(x, w, num_bytes=700, products="codes")
+    for bad in ("codes", [], ["code"], [["codes"]], 5, None):
+        with pytest.raises(ValueError, match=r"`products` is .*; expected a list of some of: 'factors', 'int8'"):
+            fit_budget(x, w, num_bytes=700, products=bad)
     with pytest.raises(ValueError, match=r"`x_train` has one row"):
         fit_budget(x[:1], w, max_nmse=0.1)

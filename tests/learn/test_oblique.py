@@ -8,6 +8,7 @@ from helpers.ops import put
 
 import jax_maddness
 from jax_maddness import FitConfig, encode, fit
+from jax_maddness.learn.data.rounding import rounded
 from jax_maddness.learn.methods import groups as grouping
 from jax_maddness.learn.methods import oblique, projections, train
 from jax_maddness.learn.methods.objective import SQUARED_ERROR, Objective
@@ -108,10 +109,10 @@ def test_six_standard_deviations_reach_the_limit_and_constants_vanish(rng):
     np.testing.assert_allclose(center, x.mean(0, dtype=np.float64), rtol=1e-6)
     np.testing.assert_allclose(scale[:2], 127 / (6 * x.std(0, dtype=np.float64)[:2]), rtol=1e-3)
     assert scale[2] == 0
-    q = projections.rounded(x, center, scale)
+    q = rounded(x, center, scale)
     np.testing.assert_allclose(q[:, :2] * STEP, ((x - center) / x.std(0))[:, :2], atol=0.51 * STEP)
     assert not q[:, 2].any()
-    assert projections.rounded(center + 1e9, center, scale).tolist() == [127, 127, 0]
+    assert rounded(center + 1e9, center, scale).tolist() == [127, 127, 0]
 
 
 def test_principal_outputs_keep_what_varies_most(rng):
@@ -209,7 +210,7 @@ def test_gradients_reach_projections_thresholds_and_tables(rng):
 
 def test_learning_and_inference_give_the_same_codes(problem, learned):
     others, trees = problem[1], learned.trees
-    q = projections.rounded(others, np.asarray(trees.center), np.asarray(trees.scale))
+    q = rounded(others, np.asarray(trees.center), np.asarray(trees.scale))
     s = np.einsum("ncw,clw->ncl", np.int64(q)[:, trees.features], np.int64(trees.projections))
     one_hot = leaves(np.float32(s), np.float32(trees.thresholds)).reshape(ROWS, CODEBOOKS, 16)
     np.testing.assert_array_equal(encode(others, trees), one_hot.argmax(-1))

@@ -15,24 +15,29 @@ from jaxtyping import Array, Float
 
 from jax_maddness.core.trees.base import Trees
 
+STATIC = {"static": True}
+"""Metadata of the field `name` of every kind, which makes it a part of the structure as a pytree.
+
+JAX (0.10 and 0.12) compares the structures of registered dataclasses by the number of their arrays and by their static
+values, not by their class: without this field, `jit` could run the program of one kind for a term of another.
+"""
+
 
 class Term(abc.ABC):
     """A product that an op computes beside its look-ups, or in place of them.
 
     Subclasses are frozen dataclasses that are registered as pytrees. Their fields are arrays, or None where an array is
-    optional; no two kinds may have fields of the same number, shapes and static values (`Int8ProductByRow` says why).
+    optional, and the static `name`.
     """
 
-    name: ClassVar[str]
-    """Name of the kind, without an underscore: the arrays are called `<name>.<field>` in files."""
+    name: str
+    """Name of the kind, a static field, without an underscore. In files, its arrays are called `<name>.<field>`."""
     file_version: ClassVar[int]
     """The version of the file format that introduced this kind."""
     optional: ClassVar[tuple[str, ...]] = ()
     """The fields that may be None."""
     stands_alone: ClassVar[bool] = False
     """Whether an op with this term may have no codebooks."""
-    alone: ClassVar[bool] = False
-    """Whether an op with this term has no codebooks."""
 
     @property
     def row_features(self) -> int | None:

@@ -12,7 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int32
 
 from jax_maddness.core.pytrees import pytree
-from jax_maddness.core.terms.base import Term
+from jax_maddness.core.terms.base import STATIC, Term
 from jax_maddness.core.trees.base import Trees, validate_array, validate_finite, validate_indices
 
 _UNROLLED = 8
@@ -43,7 +43,7 @@ class ExactTerm(Term):
        + 1 exact features + rank 2
     """
 
-    name: ClassVar[str] = "exact"
+    name: str = dataclasses.field(default="exact", kw_only=True, repr=False, metadata=STATIC)
     file_version: ClassVar[int] = 3
     optional: ClassVar[tuple[str, ...]] = ("indices", "down")
 

@@ -15,8 +15,8 @@ from jax_maddness.core import aggregate, int8
 from jax_maddness.core.int8 import GROUP, MAX_INNER
 from jax_maddness.core.pytrees import pytree
 from jax_maddness.core.stack import Stacked
-from jax_maddness.core.terms.base import Term
-from jax_maddness.core.trees.base import Trees, validate_array, validate_finite
+from jax_maddness.core.terms.base import STATIC, Term
+from jax_maddness.core.trees.base import Trees, validate_array, validate_int8, validate_rounding, validate_scales
 from jax_maddness.core.trees.kinds import KINDS
 from jax_maddness.core.validate import ROW_DTYPES
 
@@ -53,7 +53,7 @@ class Factors(Term):
        + rank 4
     """
 
-    name: ClassVar[str] = "factors"
+    name: str = dataclasses.field(default="factors", kw_only=True, repr=False, metadata=STATIC)
     file_version: ClassVar[int] = 4
     stands_alone: ClassVar[bool] = True
 
@@ -92,7 +92,7 @@ class Factors(Term):
 
     @classmethod
     def validate_values(cls, arrays: Mapping[str, np.ndarray], num_features: int, num_codebooks: int) -> None:
-        validate_features(cls.name, arrays)
+        validate_rounding(cls.name, arrays["center"], arrays["scale"])
         validate_scales("factors.steps", arrays["steps"])
         for name in ("down", "up"):
             validate_int8(f"factors.{name}", arrays[name])
@@ -188,25 +188,6 @@ def product_of(u: Int8[Array, "... rank"], tables: Any, term: Factors) -> Float[
     return _expand[jnp.dtype(jnp.float32)](u, term.up, scale, jnp.zeros_like(scale))
 
 
-def validate_features(prefix: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raises unless the centers and scales of features, which are arrays of a file, are in their ranges."""
-    validate_finite(f"{prefix}.center", arrays["center"].astype(np.float32))
-    validate_scales(f"{prefix}.scale", arrays["scale"])
-
-
-def validate_scales(name: str, array: np.ndarray) -> None:
-    """Raises unless all entries are 0 or in the range of scales."""
-    scale = np.float32(array)
-    if not np.all((scale == 0) | (scale >= int8.LEAST_SCALE) & (scale <= int8.GREATEST_SCALE)):
-        raise ValueError(f"an entry of {name} is neither 0 nor in [2**-100, 2**100].")
-
-
-def validate_int8(name: str, array: np.ndarray) -> None:
-    """Raises if an entry is -128."""
-    if np.any(array < -int8.LIMIT):
-        raise ValueError(f"an entry of {name} is -128; expected -127 to 127.")
-
-
 # ---- The definitions, in pure JAX, and one `Stacked` call for each ----
 
 
@@ -219,16 +200,8 @@ def projection_definition(
 ) -> Int8[Array, "ops ... rank"]:
     """Projects `x` with a batch of factors: the answer that every tier must give."""
     lead = (slice(None), *[None] * (x.ndim - 2))
-    q = int8.rounded(int8.steps(x, center[lead], scale[lead]))
+    q = int8.rounded_rows(x, center, scale)
     return int8.rounded(int8.product(q, down).astype(jnp.float32) * steps[lead])
-
-
-def rescaled(
-    sums: Array, scale: Float[Array, "ops outputs"], offset: Float[Array, "ops outputs"], dtype: Any
-) -> Float[Array, "ops ... outputs"]:
-    """Computes `scale * sums + offset`, the last step of every product."""
-    lead = (slice(None), *[None] * (sums.ndim - 2))
-    return (scale[lead] * sums.astype(jnp.float32) + offset[lead]).astype(dtype)
 
 
 def definition(x: Array, *arrays: Array) -> Float[Array, "ops ... outputs"]:
@@ -241,7 +214,7 @@ def expansion_definition(dtype: Any) -> Callable[..., Array]:
     """Returns the second half of `definition`, which takes projections of rows."""
 
     def expansion(u: Array, up: Array, scale: Array, offset: Array) -> Float[Array, "ops ... outputs"]:
-        return rescaled(int8.product(u, up), scale, offset, dtype)
+        return aggregate.rescaled(int8.product(u, up), scale, offset, dtype)
 
     return expansion
 
@@ -266,7 +239,9 @@ def expansion_definition_beside(dtype: Any) -> Callable[..., Array]:
     ) -> Float[Array, "ops ... outputs"]:
         lead = (slice(None), *[None] * (codes.ndim - 2))
         bits = jnp.minimum(shift, MAX_SHIFT).astype(jnp.int32)[lead]
-        return rescaled((aggregate.definition(codes, values) << bits) + int8.product(u, up), scale, offset, dtype)
+        return aggregate.rescaled(
+            (aggregate.definition(codes, values) << bits) + int8.product(u, up), scale, offset, dtype
+        )
 
     return expansion_beside
 

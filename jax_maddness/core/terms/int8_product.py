@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8
 
-from jax_maddness.core import int8
+from jax_maddness.core import aggregate, int8
 from jax_maddness.core.int8 import GROUP, MAX_INNER
 from jax_maddness.core.pytrees import pytree
 from jax_maddness.core.stack import Stacked
-from jax_maddness.core.terms.base import Term
-from jax_maddness.core.terms.factors import rescaled, validate_features, validate_int8
-from jax_maddness.core.trees.base import Trees, validate_array
+from jax_maddness.core.terms.base import STATIC, Term
+from jax_maddness.core.trees.base import Trees, validate_array, validate_int8, validate_rounding
 
 T = TypeVar("T", bound="Int8Product")
 
@@ -43,10 +42,9 @@ class Int8Product(Term):
        + int8
     """
 
-    name: ClassVar[str] = "int8"
+    name: str = dataclasses.field(default="int8", kw_only=True, repr=False, metadata=STATIC)
     file_version: ClassVar[int] = 4
     stands_alone: ClassVar[bool] = True
-    alone: ClassVar[bool] = True
 
     center: Float[Array, " features"]
     scale: Float[Array, " features"]
@@ -64,12 +62,14 @@ class Int8Product(Term):
         validate_array("op.term.center", self.center, (features,), jnp.floating)
         validate_array("op.term.scale", self.scale, (features,), jnp.floating)
         validate_array("op.term.up", self.up, (-(-features // GROUP), num_outputs, GROUP), jnp.int8)
+        if num_codebooks:
+            raise ValueError(f"`op` has {num_codebooks} codebooks beside an {type(self).__name__}; expected none.")
         if not 0 < features <= MAX_INNER:
             raise ValueError(f"`op.term` multiplies {features} features; expected 1 to {MAX_INNER}.")
 
     @classmethod
     def validate_values(cls, arrays: Mapping[str, np.ndarray], num_features: int, num_codebooks: int) -> None:
-        validate_features(cls.name, arrays)
+        validate_rounding(cls.name, arrays["center"], arrays["scale"])
         validate_int8(f"{cls.name}.up", arrays["up"])
 
     def amm(
@@ -84,8 +84,9 @@ class Int8Product(Term):
     def sums(
         self, x: Float[Array, "... features"], tables: Any, looked_up: Callable[[], Array]
     ) -> Float[Array, "... outputs"]:
-        q = int8.rounded(int8.steps(x, *self._features()))
-        return int8.product(q[None], self.up[None])[0].astype(jnp.float32)
+        center, scale = self._features()
+        q = int8.rounded_rows(x[None], center[None], scale[None])
+        return int8.product(q, self.up[None])[0].astype(jnp.float32)
 
     @classmethod
     def placeholder(cls: type[T], features: int, outputs: int) -> T:
@@ -115,11 +116,7 @@ class Int8ProductByRow(Int8Product):
        + int8 by row
     """
 
-    name: ClassVar[str] = "int8byrow"
-
-    # JAX (0.10) compares structures of registered dataclasses by their fields alone: without a field of its own, `jit`
-    # could take an instance of this class for an `Int8Product`, and run that program.
-    by_row: bool = dataclasses.field(default=True, kw_only=True, repr=False, metadata={"static": True})
+    name: str = dataclasses.field(default="int8byrow", kw_only=True, repr=False, metadata=STATIC)
 
     def __str__(self) -> str:
         return " + int8 by row"
@@ -146,9 +143,7 @@ def definition(
     offset: Float[Array, "ops outputs"],
 ) -> Float[Array, "ops ... outputs"]:
     """Computes `amm` for a batch of ops with an `Int8Product`: the answer that every tier must give."""
-    lead = (slice(None), *[None] * (x.ndim - 2))
-    q = int8.rounded(int8.steps(x, center[lead], scale[lead]))
-    return rescaled(int8.product(q, up), out_scale, offset, x.dtype)
+    return aggregate.rescaled(int8.product(int8.rounded_rows(x, center, scale), up), out_scale, offset, x.dtype)
 
 
 def rounded_by_row(z: Float[Array, "... features"]) -> tuple[Int8[Array, "... features"], Float[Array, "... 1"]]:

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32, UInt8
 
+from jax_maddness.core import int8
+
 LEVELS = 4
 """Depth of a split tree."""
 NODES = 2**LEVELS - 1
@@ -181,6 +183,25 @@ def validate_finite(name: str, values: np.ndarray) -> None:
     """Raises unless all `values`, called `name`, are finite."""
     if not np.all(np.isfinite(values)):
         raise ValueError(f"an entry of {name} is not finite.")
+
+
+def validate_scales(name: str, scale: np.ndarray) -> None:
+    """Raises unless all entries of `scale`, called `name`, are 0 or in the range of scales."""
+    scale = scale.astype(np.float32)
+    if not np.all((scale == 0) | (scale >= int8.LEAST_SCALE) & (scale <= int8.GREATEST_SCALE)):
+        raise ValueError(f"an entry of {name} is neither 0 nor in [2**-100, 2**100].")
+
+
+def validate_rounding(owner: str, center: np.ndarray, scale: np.ndarray) -> None:
+    """Raises unless the center and the scale by which `owner` rounds features are in their ranges."""
+    validate_finite(f"{owner}.center", center.astype(np.float32))
+    validate_scales(f"{owner}.scale", scale)
+
+
+def validate_int8(name: str, values: np.ndarray) -> None:
+    """Raises if an entry of `values`, called `name`, is -128."""
+    if np.any(values < -int8.LIMIT):
+        raise ValueError(f"an entry of {name} is -128; expected -127 to 127.")
 
 
 def validate_indices(name: str, indices: np.ndarray, limit: int) -> None:

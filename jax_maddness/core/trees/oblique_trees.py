@@ -91,8 +91,7 @@ class ObliqueTrees(Trees):
         scale: Float[Array, "ops features"],
     ) -> UInt8[Array, "ops ... codebooks"]:
         """Encodes `x` with a batch of trees, in pure JAX, by an int8 product: the answer that every tier must give."""
-        lead = (slice(None), *[None] * (x.ndim - 2))
-        q = jax.vmap(base.take_features)(int8.rounded(int8.steps(x, center[lead], scale[lead])), features)
+        q = jax.vmap(base.take_features)(int8.rounded_rows(x, center, scale), features)
         values = jnp.einsum("b...cw,bclw->b...cl", q, projections, preferred_element_type=jnp.int32)
         return base.walk(values, thresholds)
 
@@ -123,12 +122,8 @@ class ObliqueTrees(Trees):
         """
         limit = num_features or arrays["center"].size
         base.validate_indices("a split", arrays["features"], limit)
-        if np.any(arrays["projections"] < -int8.LIMIT):
-            raise ValueError("an entry of trees.projections is -128; expected -127 to 127.")
-        scale = np.float32(arrays["scale"])
-        base.validate_finite("trees.center", arrays["center"].astype(np.float32))
-        if not np.all((scale == 0) | (scale >= int8.LEAST_SCALE) & (scale <= int8.GREATEST_SCALE)):
-            raise ValueError("an entry of trees.scale is neither 0 nor in [2**-100, 2**100].")
+        base.validate_int8("trees.projections", arrays["projections"])
+        base.validate_rounding("trees", arrays["center"], arrays["scale"])
         return limit
 
     def padded(self, codebooks: int, features: int, width: int) -> ObliqueTrees:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int32
 from jax_maddness.core.types import LEVELS, NODES
 from jax_maddness.learn.config import HELD_OUT_SHARE
 from jax_maddness.learn.data import shapes
+from jax_maddness.learn.data.rounding import rounded
 from jax_maddness.learn.methods import groups, projections, train
 from jax_maddness.learn.methods.projections import STEP, FloatTrees
 from jax_maddness.learn.tables.solve import RIDGES, nearest_minimum
@@ -84,7 +85,7 @@ def prepare(
     # A single row has to serve for both learning and choosing.
     num_held_out = round(HELD_OUT_SHARE * len(x)) or 1
     learned, held_out = (slice(num_held_out, None), slice(num_held_out)) if len(x) > 1 else (slice(None), slice(None))
-    q = projections.rounded(x, center, scale)
+    q = rounded(x, center, scale)
     z = q[learned] * STEP
     covariance = (z.T @ z / len(z)).astype(np.float64)
     v = projections.standardized_weights(w, scale)

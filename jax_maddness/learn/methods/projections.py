@@ -16,12 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8, Int32
 
+from jax_maddness.core.int8 import GREATEST_SCALE, LEAST_SCALE, LIMIT
 from jax_maddness.core.types import LEVELS
 from jax_maddness.learn.data import shapes
 from jax_maddness.learn.methods.splits import grow_trees
 
-LIMIT = 127
-"""Largest magnitude of a rounded feature, and of an integer projection's entry."""
 STEP = np.float32(6 / LIMIT)
 """Standard deviations per step of a rounded feature: 6 reach the limit; 3 to 10 make no difference."""
 OUTPUTS = 256
@@ -61,12 +60,7 @@ def rounding(x: Float[np.ndarray, "rows features"]) -> tuple[Float[np.ndarray, "
     tiny = np.finfo(np.float32).eps * np.abs(center)  # what rounding alone may leave of a constant
     varies = (deviation > tiny) & (x.max(0) > x.min(0))
     scale = 1 / (STEP * np.where(varies, deviation, 1.0))
-    return center, np.where(varies, np.clip(scale, 2.0**-100, 2.0**100), 0.0).astype(np.float32)
-
-
-def rounded(x: Float[np.ndarray, "rows features"], center: np.ndarray, scale: np.ndarray) -> Int8[np.ndarray, "..."]:
-    """Rounds finite rows to the int8 steps `q` that `ObliqueTrees` compare."""
-    return np.clip(np.rint((x - center) * scale), -LIMIT, LIMIT).astype(np.int8)
+    return center, np.where(varies, np.clip(scale, LEAST_SCALE, GREATEST_SCALE), 0.0).astype(np.float32)
 
 
 def standardized_weights(w: np.ndarray, scale: np.ndarray) -> Float[np.ndarray, "features outputs"]:

@@ -26,6 +26,7 @@ from jax_maddness.core.terms.factors import MAX_SHIFT, Factors
 from jax_maddness.core.types import LookupTables, MaddnessOp
 from jax_maddness.learn import validate
 from jax_maddness.learn.config import FitConfig, validate_terms
+from jax_maddness.learn.data.rounding import rounded
 from jax_maddness.learn.data.rows import Rows
 from jax_maddness.learn.tables.quantize import STEPS
 
@@ -111,11 +112,6 @@ def rounding(x: Float[np.ndarray, "rows features"]) -> tuple[Float[np.ndarray, "
     varies &= limit > LEAST
     scale = int8.LIMIT / np.where(varies, limit, 1.0)
     return center, np.where(varies, scale, 0.0).astype(np.float32)
-
-
-def rounded(x: Float[np.ndarray, "rows features"], center: np.ndarray, scale: np.ndarray) -> Int8[np.ndarray, "..."]:
-    """Rounds rows as `Factors` do, in NumPy."""
-    return np.clip(np.rint((x - center) * scale), -int8.LIMIT, int8.LIMIT).astype(np.int8)
 
 
 def _directions(

@@ -49,7 +49,7 @@ class Comparison(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How tables are to be solved, and how good held-out rows show them to be.
+    """The way to solve tables that held-out rows choose, and the error that they measure.
 
     Attributes:
       ridge: weight of the penalty, in rows.
