@@ -180,7 +180,7 @@ bool is_same(const std::vector<char>& a, const std::vector<char>& b, XLA_FFI_Dat
   const uint32_t infinity = type == XLA_FFI_DataType_F32 ? 0x7f800000 : type == XLA_FFI_DataType_BF16 ? 0x7f80 : 0x7c00;
   const uint32_t magnitude = type == XLA_FFI_DataType_F32 ? 0x7fffffff : 0x7fff;
   for (size_t i = 0; i < a.size(); i += element.width()) {
-    uint32_t one = 0, other = 0;
+    uint64_t one = 0, other = 0;  // as wide as the widest element
     std::memcpy(&one, a.data() + i, element.width());
     std::memcpy(&other, b.data() + i, element.width());
     if (one == other) continue;
