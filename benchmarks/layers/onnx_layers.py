@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -64,17 +63,14 @@ class Tap:
 class Tapped:
     """A model whose products are read while it runs."""
 
-    def __init__(self, name: str, path: pathlib.Path, example: Feed) -> None:
-        """Loads a model with layers that are ready to be sampled; says on stderr which are left out.
+    def __init__(self, name: str, model: onnx.ModelProto, example: Feed) -> None:
+        """Takes a model, with layers that are ready to be sampled; says on stderr which are left out.
 
         Args:
           name: the name of the model, for what is said.
-          path: the file of the model.
+          model: the model.
           example: an input, with which the model runs once: weights can be computed, from constants.
         """
-        import onnx
-
-        model = onnx.load(path)
         nodes = list(_products(model.graph))
         constants = _constants(model, {name for node in nodes for name in node.input[1:] if name}, example)
         self.taps: list[tuple[Tap, Layer]] = []

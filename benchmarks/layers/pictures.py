@@ -90,6 +90,13 @@ def line(text: str, rng: np.random.Generator) -> Image.Image:
     return _photographed(picture, paper, rng)
 
 
+def photographs(split: str, side: int) -> Iterator[Image.Image]:
+    """Yields squares of this side without end: parts of each photograph in turn."""
+    rng = source(split)
+    for photograph in itertools.cycle([_opened(path) for path in PHOTOGRAPHS[split]]):
+        yield _part(photograph, side, rng)
+
+
 def scenes(split: str, side: int) -> Iterator[Image.Image]:
     """Yields squares of this side without end: parts of photographs, some with text on them, and pages of text."""
     rng = source(split)
