@@ -41,7 +41,7 @@ class Model:
     batches: dict[str, int]
     """Greatest numbers of batches for each split."""
     inputs: str
-    """Where the inputs come from: "real", "rendered" or "synthetic"."""
+    """Origin of the inputs: "real", "rendered" or "synthetic"."""
 
 
 def _onnx(package: str, *path: str) -> Callable[[Feed], Tapped]:

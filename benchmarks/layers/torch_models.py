@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
 """Strides of the blocks of EfficientNet-Lite0."""
 _EPSILON = 1e-3
-"""What both models add to variances."""
+"""A small number that both models add to variances."""
 
 
 class _Graph:
