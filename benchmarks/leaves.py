@@ -9,10 +9,10 @@ process of its own, which changes that constant. All else is as for depth 4, 8-b
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib.abc
+import importlib.machinery
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import types
@@ -26,18 +26,39 @@ SIZES = ((4, 16), (4, 32), (4, 64), (5, 16), (5, 32), (6, 12), (6, 16))
 look-ups as 16; 12 codebooks take three quarters of both."""
 
 
+class _Deeper(importlib.machinery.SourceFileLoader):
+    """Loads `core/trees/base.py` with another depth of trees."""
+
+    levels = 0
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        """Compiles the source, which states the depth in one line."""
+        source, depth = self.get_data(self.path).decode(), "\nLEVELS = 4\n"
+        assert depth in source, "core/trees/base.py states its depth differently"
+        return compile(source.replace(depth, f"\nLEVELS = {self.levels}\n"), self.path, "exec")
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds `core/trees/base.py`, and nothing else."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Returns the spec of the module with the loader that changes it."""
+        if fullname != "jax_maddness.core.trees.base":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
+        assert spec is not None
+        assert spec.origin is not None
+        spec.loader = _Deeper(fullname, spec.origin)
+        return spec
+
+
 def with_depth(levels: int) -> None:
     """Sets the depth of trees in this process, before anything imports the package; kernels support depth 4 only."""
     os.environ["JAX_MADDNESS_BACKEND"] = "jax"
-    package = importlib.util.find_spec("jax_maddness")
-    assert package is not None
-    assert package.origin is not None
-    source = pathlib.Path(package.origin).with_name("core") / "trees" / "base.py"
-    text = source.read_text().replace("\nLEVELS = 4\n", f"\nLEVELS = {levels}\n")
-    module = types.ModuleType("jax_maddness.core.trees.base")
-    sys.modules[module.__name__] = module
-    exec(compile(text, source, "exec"), module.__dict__)  # noqa: S102
-    assert levels == module.LEVELS, "core/trees/base.py states its depth differently"
+    _Deeper.levels = levels
+    sys.meta_path.insert(0, _Finder())
 
 
 def learn(args: argparse.Namespace) -> None:

@@ -56,7 +56,9 @@ for limit in (0, 100, 1000):
         raise AssertionError(f"{limit} bytes were enough")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    assert (Checkpoints(folder, {"a": "b"}).restored([old])[0] == old).all()
+    # Where space is there again, a thread of orbax may still finish the state that it was late with: whole, not in part.
+    restored = Checkpoints(folder, {"a": "b"}).restored([old])[0]
+    assert (restored == old).all() or (restored == new).all()
 checkpoints.save(2, [new])
 assert set(os.listdir(folder)) <= {"1", "2"}, os.listdir(folder)  # orbax removes what it could not finish
 assert (Checkpoints(folder, {"a": "b"}).restored([old])[0] == new).all()

@@ -1,1 +1,1 @@
-"""Layers of pretrained models as problems of approximation: `python -m benchmarks.layers.harvest` collects them."""
+"""Layers of pretrained models: `harvest` collects them, `measure` approximates and times them one by one."""

@@ -1,0 +1,132 @@
+"""NMSE and time of products on real layers of pretrained models: XLA's, torch's, and ours.
+
+    taskset -c 1 python -m benchmarks.layers.measure [--layers FOLDER] [--number 39] [--method auto] [--only a,b]
+
+The folder is what `python -m benchmarks.layers.harvest` writes, or any folder of `.npz` files with `x_train`, `x_test`,
+`w` and optionally `b`. A layer is measured at the number of rows of one inference, which are test rows. NMSE = |Y -
+Y_hat|^2 / |Y - mean_train(Y)|^2 on test rows. Times are medians of interleaved rounds of jitted calls, whose rows
+change from call to call, with freed memory retained (`retain_freed_memory`). The command writes layers.json, layers.md
+and layers.png; layers that layers.json has are measured again only with `--again`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+
+import jax_maddness
+from benchmarks import machine, timing
+from benchmarks.layers import picture, report
+from benchmarks.layers.contenders import OURS, Contender, ours, rivals
+from benchmarks.layers.sample import Layer, layers_in, stratified
+from jax_maddness.core.atomic import replace_file
+
+COPIES = 4
+"""Number of different blocks of rows that the calls of a contender take in turn."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """A contender of `timing.interleaved`."""
+
+    call: Callable[[], Any]
+    context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+
+
+def measure(layer: Layer, method: str, seconds: float, threads: int) -> list[dict[str, Any]]:
+    """Returns a record of every product of a layer."""
+    matrices = layer.load()
+    exact = matrices.x_test.astype(np.float64) @ matrices.w + matrices.b
+    center = matrices.x_train.mean(0, dtype=np.float64) @ matrices.w + matrices.b
+    spread = np.square(exact - center).sum()
+    contenders = [*rivals(matrices, threads), *ours(matrices, method)]
+    errors = [np.square(np.asarray(c.prepare(matrices.x_test)()) - exact).sum() / spread for c in contenders]
+    blocks = [np.resize(np.roll(matrices.x_test, -97 * i, axis=0), (layer.rows, layer.features)) for i in range(COPIES)]
+    figures = timing.interleaved([_in_turn(c, blocks) for c in contenders], seconds=seconds, rounds=(5, 25))
+    shape = {"layer": layer.name, "model": layer.model, "domain": layer.domain, "method": method, "rows": layer.rows}
+    shape |= {"features": layer.features, "outputs": layer.outputs}
+    return [
+        shape
+        | {"name": c.name, "family": c.family, "ours": c.family in OURS, "nmse": float(error)}
+        | {"ms": statistics.median(own), "time": _median_ratio(own, figures[0])}
+        for c, error, own in zip(contenders, errors, figures, strict=True)
+    ]
+
+
+def _in_turn(contender: Contender, blocks: Sequence[np.ndarray]) -> Timed:
+    """Returns a call of `contender` on one block after the other."""
+    calls = itertools.cycle([contender.prepare(block) for block in blocks])
+    return Timed(lambda: next(calls)())
+
+
+def _median_ratio(own: Sequence[float], reference: Sequence[float]) -> float:
+    """Returns the median over rounds of the ratio of two times."""
+    return statistics.median(a / b for a, b in zip(own, reference, strict=True))
+
+
+def write(folder: pathlib.Path, facts: dict[str, Any], records: Sequence[dict[str, Any]]) -> None:
+    """Writes records, table and picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = machine.headline(facts, None) + "\n" + report.markdown(records)
+    contents = {"layers.json": json.dumps({"facts": facts, "records": records}, indent=1), "layers.md": text}
+    for name, content in contents.items():
+        replace_file(folder / name, functools.partial(_write, content.encode()))
+    picture.draw(folder / "layers.png", records, f"{facts['cpu']}, {facts['date'][:10]}")
+
+
+def _write(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
+
+
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=pathlib.Path, default=pathlib.Path("build/layers/harvest"))
+    parser.add_argument("--number", type=int, default=39, help="of layers, sampled from all models")
+    parser.add_argument("--only", type=lambda s: s.split(","), help="parts of names of layers")
+    parser.add_argument("--method", default="auto", help="of learning codes")
+    parser.add_argument("--seconds", type=float, default=6, help="of timing, for each layer")
+    parser.add_argument("--again", action="store_true", help="measure layers again that layers.json has")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/layers"))
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, prints and writes the table."""
+    args = parsed(argv)
+    jax_maddness.retain_freed_memory()
+    layers = [la for la in layers_in(args.layers) if args.only is None or any(part in la.name for part in args.only)]
+    layers = stratified(layers, args.number)
+    path = args.output / "layers.json"
+    records: list[dict[str, Any]] = []
+    if path.exists() and not args.again:
+        records = [r for r in json.loads(path.read_text())["records"] if r["method"] == args.method]
+    done = {r["layer"] for r in records}
+    threads = len(os.sched_getaffinity(0))
+    facts, before, start = machine.facts(), machine.work(), time.monotonic()
+    todo = [layer for layer in layers if layer.name not in done]
+    for i, layer in enumerate(todo):
+        shape = f"{layer.rows} x {layer.features} x {layer.outputs}"
+        elapsed = time.monotonic() - start
+        print(f"[{i + 1}/{len(todo)}, {elapsed:.0f} s] {layer.name}: {shape}", file=sys.stderr, flush=True)
+        records += measure(layer, args.method, args.seconds, threads)
+        facts["others"] = machine.others(before, machine.work())
+        write(args.output, facts, records)
+    print(report.markdown(records))
+
+
+if __name__ == "__main__":
+    main()
