@@ -13,6 +13,7 @@ import importlib.abc
 import importlib.machinery
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import types

@@ -26,21 +26,20 @@ class Contender:
     Attributes:
       name: its name in tables.
       family: the kind of product, which all its sizes share.
-      prepare: takes rows and returns a call that multiplies them and waits for the result.
+      prepare: takes rows, which all contenders share, and returns a call that multiplies them and waits for the result.
     """
 
     name: str
     family: str
-    prepare: Callable[[np.ndarray], Callable[[], Any]]
+    prepare: Callable[[jax.Array], Callable[[], Any]]
 
 
 def jitted(name: str, family: str, f: Callable[..., Any], *operands: Any) -> Contender:
     """Returns the contender that calls the jitted `f` with rows and `operands`."""
     call = jax.jit(f)
 
-    def prepare(x: np.ndarray) -> Callable[[], Any]:
-        rows = jnp.asarray(x)
-        return lambda: jax.block_until_ready(call(rows, *operands))
+    def prepare(x: jax.Array) -> Callable[[], Any]:
+        return lambda: jax.block_until_ready(call(x, *operands))
 
     return Contender(name, family, prepare)
 
@@ -65,8 +64,8 @@ def _torch(linear: Callable[[Any], Any], bias: np.ndarray) -> Contender:
 
     offset = torch.from_numpy(bias)
 
-    def prepare(x: np.ndarray) -> Callable[[], Any]:
-        rows = torch.from_numpy(x)
+    def prepare(x: jax.Array) -> Callable[[], Any]:
+        rows = torch.from_numpy(np.array(x))
 
         def call() -> Any:
             with torch.inference_mode():

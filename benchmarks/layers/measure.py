@@ -25,6 +25,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jax_maddness
@@ -53,20 +55,21 @@ def measure(layer: Layer, method: str, seconds: float, threads: int) -> list[dic
     center = matrices.x_train.mean(0, dtype=np.float64) @ matrices.w + matrices.b
     spread = np.square(exact - center).sum()
     contenders = [*rivals(matrices, threads), *ours(matrices, method)]
-    errors = [np.square(np.asarray(c.prepare(matrices.x_test)()) - exact).sum() / spread for c in contenders]
-    blocks = [np.resize(np.roll(matrices.x_test, -97 * i, axis=0), (layer.rows, layer.features)) for i in range(COPIES)]
+    x_test, shape = jnp.asarray(matrices.x_test), (layer.rows, layer.features)
+    errors = [np.square(np.asarray(c.prepare(x_test)()) - exact).sum() / spread for c in contenders]
+    blocks = [jnp.asarray(np.resize(np.roll(matrices.x_test, -97 * i, axis=0), shape)) for i in range(COPIES)]
     figures = timing.interleaved([_in_turn(c, blocks) for c in contenders], seconds=seconds, rounds=(5, 25))
-    shape = {"layer": layer.name, "model": layer.model, "domain": layer.domain, "method": method, "rows": layer.rows}
-    shape |= {"features": layer.features, "outputs": layer.outputs}
+    facts = {"layer": layer.name, "model": layer.model, "domain": layer.domain, "method": method, "rows": layer.rows}
+    facts |= {"features": layer.features, "outputs": layer.outputs}
     return [
-        shape
+        facts
         | {"name": c.name, "family": c.family, "ours": c.family in OURS, "nmse": float(error)}
         | {"ms": statistics.median(own), "time": _median_ratio(own, figures[0])}
         for c, error, own in zip(contenders, errors, figures, strict=True)
     ]
 
 
-def _in_turn(contender: Contender, blocks: Sequence[np.ndarray]) -> Timed:
+def _in_turn(contender: Contender, blocks: Sequence[jax.Array]) -> Timed:
     """Returns a call of `contender` on one block after the other."""
     calls = itertools.cycle([contender.prepare(block) for block in blocks])
     return Timed(lambda: next(calls)())
