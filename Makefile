@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: test-oldest test-newest help demo example-cnn example-magika example-minilm example-search test test-fast test-python test-cpp \
-  test-emulated test-aarch64 test-threads fuzz bench bench-kernels bench-search quality bazel-test lint format doctor clean
+  test-emulated test-aarch64 test-threads fuzz bench bench-kernels bench-search bench-int8 layers quality bazel-test lint format doctor clean
 
 help:  ## Lists the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -146,6 +146,16 @@ bench-search: $(VENV)/.texts $(BUILD)/bench/.built  ## Recall against time, besi
 QUALITY ?=
 quality: $(VENV)/.examples  ## NMSE of our methods and of others on data that come with scikit-learn: tables, pictures.
 	$(BIN)/python -m benchmarks.quality $(QUALITY) --output $(BUILD)/quality
+
+# Less with LAYERS="--number 12"; benchmarks/layers/measure.py --help lists the options.
+LAYERS ?=
+layers: $(VENV)/.harvest  ## Real layers of twelve pretrained models: error against time of every product; 25 minutes.
+	test -f $(BUILD)/layers/harvest/index.json || $(BIN)/python -m benchmarks.layers.harvest --output $(BUILD)/layers/harvest
+	$(BIN)/python -m benchmarks.layers.measure --layers $(BUILD)/layers/harvest --output $(BUILD)/layers $(LAYERS)
+
+# Others' int8 is measured where installed: pip install onnxruntime onnx openvino torch.
+bench-int8: $(VENV)/.examples  ## Our int8 product beside XLA's, ONNX Runtime's, OpenVINO's and torch's, on one thread.
+	taskset -c 1 $(BIN)/python -m benchmarks.int8_libraries
 
 doctor: $(VENV)/.examples  ## Says whether the installation is well.
 	$(BIN)/python -m jax_maddness doctor

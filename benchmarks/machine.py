@@ -12,7 +12,7 @@ import subprocess
 import time
 from typing import Any
 
-VERSIONS = ("jax_maddness", "jax", "jaxlib", "numpy", "torch", "faiss-cpu")
+VERSIONS = ("jax_maddness", "jax", "jaxlib", "numpy", "torch", "faiss-cpu", "onnxruntime", "openvino")
 """Packages whose versions are reported."""
 QUIET = 0.05
 """Number of processors that other processes may use on a machine that counts as quiet."""

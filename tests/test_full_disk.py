@@ -56,7 +56,7 @@ for limit in (0, 100, 1000):
         raise AssertionError(f"{limit} bytes were enough")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    # Where space is there again, a thread of orbax may still finish the state that it was late with: whole, not in part.
+    # With space again, a thread of orbax may still finish the state that it was late with: whole, not in part.
     restored = Checkpoints(folder, {"a": "b"}).restored([old])[0]
     assert (restored == old).all() or (restored == new).all()
 checkpoints.save(2, [new])

@@ -1,6 +1,6 @@
 """NMSE and time of products on real layers of pretrained models: XLA's, torch's, and ours.
 
-    taskset -c 1 python -m benchmarks.layers.measure [--layers FOLDER] [--number 39] [--method auto] [--only a,b]
+    python -m benchmarks.layers.measure [--layers FOLDER] [--number 39] [--method paper] [--only a,b] [--threads 1]
 
 The folder is what `python -m benchmarks.layers.harvest` writes, or any folder of `.npz` files with `x_train`, `x_test`,
 `w` and optionally `b`. A layer is measured at the number of rows of one inference, which are test rows. NMSE = |Y -
@@ -100,7 +100,8 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", type=pathlib.Path, default=pathlib.Path("build/layers/harvest"))
     parser.add_argument("--number", type=int, default=39, help="of layers, sampled from all models")
     parser.add_argument("--only", type=lambda s: s.split(","), help="parts of names of layers")
-    parser.add_argument("--method", default="auto", help="of learning codes")
+    parser.add_argument("--method", default="paper", help="of learning codes; the others are closer and take longer")
+    parser.add_argument("--threads", type=int, default=1, help="processors that the process may use")
     parser.add_argument("--seconds", type=float, default=6, help="of timing, for each layer")
     parser.add_argument("--again", action="store_true", help="measure layers again that layers.json has")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/layers"))
@@ -110,6 +111,8 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures, prints and writes the table."""
     args = parsed(argv)
+    processors = sorted(os.sched_getaffinity(0))[-args.threads :]
+    os.sched_setaffinity(0, processors)  # before XLA starts its threads
     jax_maddness.retain_freed_memory()
     layers = [la for la in layers_in(args.layers) if args.only is None or any(part in la.name for part in args.only)]
     layers = stratified(layers, args.number)
@@ -118,14 +121,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if path.exists() and not args.again:
         records = [r for r in json.loads(path.read_text())["records"] if r["method"] == args.method]
     done = {r["layer"] for r in records}
-    threads = len(os.sched_getaffinity(0))
     facts, before, start = machine.facts(), machine.work(), time.monotonic()
     todo = [layer for layer in layers if layer.name not in done]
     for i, layer in enumerate(todo):
         shape = f"{layer.rows} x {layer.features} x {layer.outputs}"
         elapsed = time.monotonic() - start
         print(f"[{i + 1}/{len(todo)}, {elapsed:.0f} s] {layer.name}: {shape}", file=sys.stderr, flush=True)
-        records += measure(layer, args.method, args.seconds, threads)
+        records += measure(layer, args.method, args.seconds, len(processors))
         facts["others"] = machine.others(before, machine.work())
         write(args.output, facts, records)
     print(report.markdown(records))

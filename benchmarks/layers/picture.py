@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import pathlib
 import statistics
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.layers.report import Record, by_layer, summary
 from benchmarks.pictures import COLORS, STYLE
 
 FLOOR = 1e-6
 """Least NMSE that is drawn; smaller ones are drawn there."""
+SLOWEST = 0.5
+"""Least speed-up that the medians are drawn from."""
 THEIRS = ("#222222", "#e08a00", "#b39bc8", "#9aa0a6")
 """Colors of the products that are not ours."""
 
@@ -38,11 +42,14 @@ def draw(path: pathlib.Path, records: Sequence[Record], title: str) -> None:
     for axes, name in ((points, "every product of every layer"), (medians, "half of the layers reach this or better")):
         axes.set(xscale="log", yscale="log", xlabel="speed-up over XLA's f32 product", title=name)
         axes.axvline(1, color="0.7", linewidth=0.8)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=9)
     points.set_ylabel("NMSE on test rows (lower is better)")
     figure.suptitle(f"{len(by_layer(records))} layers of pretrained models. {title}", x=0.01, ha="left", fontsize=11)
-    figure.text(0.01, -0.03, summary(records), fontsize=8, wrap=True)
+    figure.text(0.01, -0.02, "\n".join(textwrap.wrap(summary(records), 170)), fontsize=9, va="top")
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
@@ -54,7 +61,7 @@ def _medians(records: Sequence[Record], families: Sequence[str]) -> tuple[list[f
     """
     layers = by_layer([r for r in records if r["family"] in families])
     number = len(by_layer(records))
-    speeds = sorted({round(1 / r["time"], 2) for own in layers.values() for r in own})
+    speeds = sorted({s for own in layers.values() for r in own if (s := round(1 / r["time"], 2)) >= SLOWEST})
     errors = []
     for speed in speeds:
         reached = [min((r["nmse"] for r in own if 1 / r["time"] >= speed), default=1.0) for own in layers.values()]

@@ -1,4 +1,4 @@
-"""benchmarks/factors.py and leaves.py: their tables, and that trees of another depth are learned."""
+"""benchmarks/leaves.py: its table, and that trees of another depth are learned."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import factors, leaves
+from benchmarks import leaves
 
 
 @pytest.fixture
@@ -18,22 +18,6 @@ def folder(rng, tmp_path):
     )
     np.savez(tmp_path / "tiny.npz", x_train=x[:300], x_test=x[300:], w=rng.standard_normal((20, 5)).astype(np.float32))
     return tmp_path
-
-
-@pytest.mark.slow
-def test_factors_are_learned_and_timed(folder, capsys, monkeypatch):
-    monkeypatch.setattr(factors, "ROWS", 64)
-    monkeypatch.setattr(factors, "LOW_RANKS", (4, 16))
-    sizes = ((4, {}), (4, {"rank": 4}), (0, {"rank": 9}), (64, {}), (0, {"rank": 4}), (0, {"method": "int8"}))
-    monkeypatch.setattr(factors, "SIZES", sizes)
-    factors.main(["--problems", str(folder), "--seconds", "0.1", "--output", str(folder / "out")])
-    records = {r["name"]: r for r in json.loads((folder / "out" / "factors.json").read_text())}
-    assert list(records) == ["XLA f32", "C = 4", "C = 4, rank 4", "rank 4", "int8", "XLA low rank 4", "XLA int8"]
-    assert records["XLA f32"]["ratio"] == 1
-    assert records["C = 4, rank 4"]["nmse"] < 0.5 * records["C = 4"]["nmse"]
-    assert 0.9 < records["rank 4"]["nmse"] / records["XLA low rank 4"]["nmse"] < 1.1
-    assert max(records[name]["nmse"] for name in ("int8", "XLA int8")) < 1e-3
-    assert (folder / "out" / "factors.md").read_text() in capsys.readouterr().out
 
 
 @pytest.mark.slow
