@@ -12,7 +12,7 @@ import pytest
 import jax_maddness
 
 FLOORS = """
-core.pytrees core.int8
+core.arguments core.pytrees core.int8
 core.trees
 core.terms.base
 core.atomic core.types core.ffi core.memory core.archive core.validate
@@ -31,7 +31,6 @@ retrieval
 doctor
 nn.layers
 nn.models
-nn.arguments
 nn.batches nn.nmse nn.fingerprint
 nn.rules
 nn.units

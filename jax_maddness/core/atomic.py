@@ -46,15 +46,15 @@ def replace_file(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any])
     _sync_folder(target.parent)
 
 
-def path_name(path: Any) -> str:
-    """Returns `path` as a string.
+def path_name(path: Any, argument: str = "path") -> str:
+    """Returns `path`, the argument of that name, as a string.
 
     Raises:
       TypeError: it is neither a string nor a path.
     """
     name = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(name, str):
-        raise TypeError(f"`path` is {type(path).__name__}; expected the path of a file, as str or pathlib.Path.")
+        raise TypeError(f"`{argument}` is {type(path).__name__}; expected the path of a file, as str or pathlib.Path.")
     return name
 
 

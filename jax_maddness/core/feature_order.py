@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int32
 
+from jax_maddness.core import arguments
 from jax_maddness.core.types import MaddnessOp
 
 
@@ -37,7 +38,7 @@ def fold_feature_order(
       order, `[inputs, features read]`; and `b_before` likewise, `[features read]`.
 
     Raises:
-      TypeError: `op` is not a `MaddnessOp`.
+      TypeError: `op` is not a `MaddnessOp`, or `w_before` or `b_before` is no array of real numbers.
       ValueError: `op` holds a stack of ops or has a term, or the shapes of `w_before` and `b_before` do not match it.
 
     Example:
@@ -55,7 +56,7 @@ def fold_feature_order(
             f"`op` has {type(op.term).__name__} beside its look-ups, which reads all features in their order. Learn an "
             "op without `rank` and `outliers`."
         )
-    w, b = jnp.asarray(w_before), jnp.asarray(b_before)
+    w, b = (jnp.asarray(arguments.real_array(a, n)) for a, n in ((w_before, "w_before"), (b_before, "b_before")))
     features = op.num_features or b.shape[-1]
     if op.tables.values.ndim != 3:
         raise ValueError("`op` holds a stack of ops. Fold them one by one: each reads features of its own.")

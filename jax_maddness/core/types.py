@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from jax_maddness.core import arguments
 from jax_maddness.core.pytrees import pytree
 from jax_maddness.core.terms.base import Term
 from jax_maddness.core.trees.base import LEAVES, LEVELS, NODES, Trees
@@ -166,5 +167,6 @@ def with_small_batch_tables(op: MaddnessOp) -> MaddnessOp:
       >>> with_small_batch_tables(MaddnessOp(trees, tables)).tables.by_code.shape
       (2, 16, 3)
     """
+    arguments.instance(op, "op", MaddnessOp, "`fit` returns one")
     by_code = jnp.moveaxis(jnp.asarray(op.tables.values), -3, -1)
     return dataclasses.replace(op, tables=dataclasses.replace(op.tables, by_code=by_code))

@@ -92,6 +92,8 @@ def _tables(tables: LookupTables) -> None:
 def _as_array(x: Array, name: str) -> Array:
     if not hasattr(x, "dtype") or not hasattr(x, "shape"):
         raise TypeError(f"`{name}` is {type(x).__name__}; expected an array. Use `jnp.asarray({name})`.")
+    if isinstance(x, np.ndarray) and x.dtype.kind in "USOMm":  # no numbers: JAX would blame a function of its own
+        raise TypeError(f"`{name}` is an array of {x.dtype}; expected one of numbers.")
     if isinstance(x, np.ndarray) and x.dtype == np.float64:
         # NumPy's default dtype is no choice of the user's. JAX itself rounds it to float32 unless x64 is enabled.
         with np.errstate(over="ignore"):

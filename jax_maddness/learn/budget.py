@@ -249,5 +249,5 @@ def _validate(limits: dict[str, float | None]) -> None:
     if not given:
         raise ValueError("No budget is given. Pass `max_nmse`, `num_bytes` or `max_seconds`, or several of them.")
     for name, limit in given.items():
-        if not (isinstance(limit, int | float) and np.isfinite(limit) and limit > 0):
+        if not (isinstance(limit, int | float) and not isinstance(limit, bool) and np.isfinite(limit) and limit > 0):
             raise ValueError(f"`{name}` is {limit!r}; expected a positive number.")

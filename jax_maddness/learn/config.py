@@ -11,6 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Array
 
+from jax_maddness.core import arguments
+
 METHOD_NAMES = ("paper", "axis", "oblique", "auto", "int8")
 """Names of the methods; `methods/auto.py` has the function behind each of those that learn trees."""
 STEPS = 600
@@ -112,9 +114,7 @@ def _is_integer(value: object) -> bool:
 
 def _validate(config: FitConfig) -> None:
     """Raises an error if a field of `config` is out of its range, or if two fields contradict each other."""
-    if config.method not in METHOD_NAMES:
-        known = ", ".join(repr(name) for name in METHOD_NAMES)
-        raise ValueError(f"`method` is {config.method!r}; expected one of: {known}.")
+    arguments.choice(config.method, "method", METHOD_NAMES)
     if config.ridge is not None and not (
         isinstance(config.ridge, int | float)
         and config.ridge is not True

@@ -18,6 +18,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from jax_maddness.core import arguments
 from jax_maddness.core.pytrees import register_with_flax
 from jax_maddness.core.types import LEAVES, LookupTables, MaddnessOp, SplitTrees, Trees
 from jax_maddness.learn import validate
@@ -96,6 +97,9 @@ def fit(
     """
     register_with_flax()
     validate.kind(config, FitConfig, "config")
+    keep_weights = arguments.flag(keep_weights, "keep_weights")
+    if not isinstance(extra, Sequence) or isinstance(extra, str):  # of an array nobody could say whether it is one
+        raise TypeError(f"`extra` is {type(extra).__name__}; expected a list of arrays: `extra=(labels,)`.")
     if extra and config.loss is None:
         raise ValueError("`extra` is given without a `loss`. Pass the loss that wants it: `FitConfig(loss=...)`.")
     rows = Rows.of(x_train, extra)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_maddness.nn.arguments import integer
+from jax_maddness.core.arguments import integer
 from jax_maddness.nn.models.layer import Layer
 
 Batches = Iterable[Any] | Callable[[], Iterator[Any]]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jax_maddness.core import archive
+from jax_maddness.core import archive, arguments
 from jax_maddness.core.restore import restored
 from jax_maddness.learn.progress import Progress
 from jax_maddness.nn.batches import Batches, peek, validate_limits, validate_rows
@@ -167,6 +167,8 @@ def capture(
       >>> captured.rows[""][0].shape, captured.seen[""]  # of the model itself, which is one layer
       ((12, 1, 3), [20])
     """
+    if resume is not None:
+        arguments.instance(resume, "resume", Captured, "`capture` returns one")
     adapted = adapt(model, call)
     first, stream = peek(batches)
     chosen = [layer for layer, _ in decide(layers_of(adapted, first), validated_rules(rules))]

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from jax_maddness.nn import arguments, fingerprint
+from jax_maddness.core import arguments
+from jax_maddness.nn import fingerprint
 from jax_maddness.nn.batches import Batches, can_be_read_again, peek
 from jax_maddness.nn.layers.promotion import with_standard_promotion
 from jax_maddness.nn.models.model import Model, adapt, layers_of
@@ -139,10 +140,11 @@ def finetune(
     integers = {"steps": (steps, 1), "look_every": (look_every, 1), "patience": (patience, 1), "seed": (seed, 0)}
     steps, look_every, patience, seed = (arguments.integer(value, name, n) for name, (value, n) in integers.items())
     _validate(train, learning_rate, call)
+    return_report = arguments.flag(return_report, "return_report")
     if not can_be_read_again(batches):
         raise ValueError("`batches` are read again and again: pass a list, or a function that returns an iterator.")
     first, _ = peek(batches)
-    exact = adapt(teacher, call)
+    exact = adapt(teacher, call, "teacher")
     layers = {layer.path: layer for layer in layers_of(exact, first)}
     parts = Parts.of(model, layers, call)
     evaluated_on, train_on = _hold_out(batches, held_out)
@@ -162,8 +164,7 @@ def finetune(
 
 
 def _validate(train: str, learning_rate: float, call: Any) -> None:
-    if train not in TRAIN:
-        raise ValueError(f"`train` is {train!r}; expected one of: {', '.join(map(repr, TRAIN))}.")
+    arguments.choice(train, "train", TRAIN)
     arguments.function(call, "call", "call(model, batch)")
     if not 0 < arguments.real(learning_rate, "learning_rate", "a positive number, such as 0.003") < math.inf:
         raise ValueError(f"`learning_rate` is {learning_rate}; expected a positive number, such as 0.003.")

@@ -18,11 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from jax_maddness.core import arguments
 from jax_maddness.core.ffi import active_tier
 from jax_maddness.learn.config import REPORTED_SHARE
 from jax_maddness.learn.data.held_out import split
 from jax_maddness.learn.progress import Progress
-from jax_maddness.nn import arguments, fingerprint
+from jax_maddness.nn import fingerprint
 from jax_maddness.nn.batches import Batches, peek, validate_limits, validate_rows
 from jax_maddness.nn.calibrate import learn_unit, unlearnable, validate_captured
 from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, Captured, record

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_maddness.core import arguments
 from jax_maddness.nn.layers.promotion import with_standard_promotion
 from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.pruning.narrow import (
@@ -109,6 +110,7 @@ def prune_unused_outputs(
           small, report = jax_maddness.prune_unused_outputs(fast, batches[0], return_report=True)
           print(report)  # the first layer computes at most 16 outputs
     """
+    return_report = arguments.flag(return_report, "return_report")
     pruning = _Pruning(adapt(model, call), batch)
     if not pruning.specs:
         raise ValueError("No layer of `model` is replaced: all of it is computed. Pass what `replace` returned.")
@@ -124,7 +126,7 @@ class _Pruning:
     def __init__(self, model: Model, batch: Any):
         self.model, self._batch = model, batch
         self.specs = model.specs()
-        self._exact = {layer.path: layer for layer in layers_of(model, batch)}
+        self._exact = {layer.path: layer for layer in layers_of(model, batch, "`batch`")}
         ops = model.op_places()
         self._ops = {path: ops[spec.owner] for path, spec in self.specs.items()}
         hooks = {path: marked(path) for path in (*self.specs, *self._exact)}

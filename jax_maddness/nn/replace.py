@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jax_maddness.core import arguments
 from jax_maddness.nn import fingerprint
 from jax_maddness.nn.batches import Batches, can_be_read_again, peek, validate_limits, validate_rows
 from jax_maddness.nn.calibrate import CALIBRATIONS, learn_units, unlearnable, validate_captured
@@ -79,8 +80,10 @@ def replace(
       >>> [(change.path, change.size, change.reason) for change in changes.changes]
       [('layers/0', 2, ''), ('layers/2', 0, 'no rule matches')]
     """
-    if calibrate not in CALIBRATIONS:
-        raise ValueError(f"`calibrate` is {calibrate!r}; expected one of: {', '.join(map(repr, CALIBRATIONS))}.")
+    arguments.choice(calibrate, "calibrate", CALIBRATIONS)
+    keep_weights, dry_run = arguments.flag(keep_weights, "keep_weights"), arguments.flag(dry_run, "dry_run")
+    if captured is not None:
+        arguments.instance(captured, "captured", Captured, "`capture` returns one")
     adapted, plan = adapt(model, call), rules if isinstance(rules, Plan) else None
     rules = rules.rules() if isinstance(rules, Plan) else validated_rules(rules)
     reuses_ops = plan is not None and captured is None and calibrate == "independent" and plan.holds_ops

@@ -6,9 +6,9 @@ import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
+from jax_maddness.core import arguments
 from jax_maddness.learn import validate
 from jax_maddness.learn.fit import FitConfig
-from jax_maddness.nn import arguments
 from jax_maddness.nn.layers.kinds import CODES, INT8, PRODUCTS
 from jax_maddness.nn.models.layer import Layer
 
@@ -88,8 +88,7 @@ class Rule:
             raise ValueError(
                 f"`pattern` {self.pattern!r} is not a regular expression: {error}. A glob's `*` is written `.*`."
             ) from error
-        if self.conv not in CONVOLUTIONS:
-            raise ValueError(f"`conv` is {self.conv!r}; expected one of: {', '.join(map(repr, CONVOLUTIONS))}.")
+        arguments.choice(self.conv, "conv", CONVOLUTIONS)
         if self.num_codebooks == 0 and self.product == CODES and not self.config.stands_alone:
             raise ValueError(
                 "`num_codebooks` is 0, and `config` asks for nothing else. Pass `FitConfig(rank=...)` for factors, or "
@@ -100,8 +99,7 @@ class Rule:
     def _validate_exact_products(self) -> None:
         if not 0 <= self.exact_rows < 1:
             raise ValueError(f"`exact_rows` is {self.exact_rows!r}; expected a share, from 0 to less than 1.")
-        if self.product not in PRODUCTS:
-            raise ValueError(f"`product` is {self.product!r}; expected one of: {', '.join(map(repr, PRODUCTS))}.")
+        arguments.choice(self.product, "product", PRODUCTS)
         if self.product != CODES and self.needs_kernel:
             raise ValueError(
                 f"`product` {self.product!r} supports neither `exact_rows` nor `num_candidates`. Leave them out."

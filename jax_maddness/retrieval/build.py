@@ -16,6 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Integer, UInt8
 
+from jax_maddness.core.arguments import integer
 from jax_maddness.core.encode import encode as encode_by_trees
 from jax_maddness.core.pytrees import register_with_flax
 from jax_maddness.core.types import ObliqueTrees
@@ -104,7 +105,7 @@ def build_index(
     rows, added = rows[order], None if added is None else added[order]
     dtype = arguments.kept(keep_vectors, given)
     samples = None if queries is None else arguments.samples(queries, rows.shape[1])
-    learned_from, query_rows, held_out = _split(np.random.default_rng(seed), len(rows), samples)
+    learned_from, query_rows, held_out = _split(np.random.default_rng(integer(seed, "seed", 0)), len(rows), samples)
     frame = frame_of(rows, metric)
     with Progress(progress, "build_index") as bar, modes():
         bar.expect(quantizer.ROUNDS + 1 + math.ceil(len(rows) / quantizer.BLOCK))

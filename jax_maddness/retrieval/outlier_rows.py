@@ -147,11 +147,12 @@ def amm_with_exact_rows(
         if rows.center.shape != x.shape[-1:]:
             raise ValueError(f"`rows` was fitted to {rows.center.shape[-1]} features, but `x` has {x.shape[-1]}.")
     else:
-        rows = jnp.asarray(arguments.array(rows, "rows"))
-        if rows.dtype != jnp.bool_:
-            raise TypeError(f"`rows` is {rows.dtype}; expected an OutlierRows, or a mask of bool.")
-        if rows.shape != x.shape[:-1]:
-            raise ValueError(f"`rows` has shape {rows.shape}; expected {x.shape[:-1]}, one entry for each row of `x`.")
+        mask = arguments.array(rows, "rows")
+        if mask.dtype != np.bool_:
+            raise TypeError(f"`rows` is {mask.dtype}; expected an OutlierRows, or a mask of bool.")
+        if mask.shape != x.shape[:-1]:
+            raise ValueError(f"`rows` has shape {mask.shape}; expected {x.shape[:-1]}, one entry for each row of `x`.")
+        rows = jnp.asarray(mask)
     return _with_exact_rows(x, op, rows, weights, bias, max_exact)
 
 

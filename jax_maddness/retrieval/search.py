@@ -153,6 +153,6 @@ def _validated(queries: Array, index: VectorIndex, metric: str | None) -> Array:
         raise ValueError(
             f"`queries` have shape {queries.shape}; expected [..., {index.num_features}], as the vectors of the index."
         )
-    if metric not in (None, index.metric):
+    if metric is not None and not (isinstance(metric, str) and metric == index.metric):
         raise ValueError(f"`metric` is {metric!r}, but `index` was built for {index.metric!r}. Build another one.")
     return queries

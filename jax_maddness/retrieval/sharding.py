@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jax_maddness.core import arguments
 from jax_maddness.retrieval import scan
 from jax_maddness.retrieval.index import VectorIndex, whole
 
@@ -39,8 +40,8 @@ def shard_index(index: VectorIndex, mesh: jax.sharding.Mesh, axis: str) -> Vecto
       (1024,)
     """
     index = whole(index)
-    if axis not in mesh.axis_names:
-        raise ValueError(f"`axis` is {axis!r}; expected one of those of `mesh`: {mesh.axis_names}.")
+    arguments.instance(mesh, "mesh", jax.sharding.Mesh, "`jax.make_mesh` returns one")
+    arguments.choice(axis, "axis", mesh.axis_names)
     shards = mesh.shape[axis]
     blocks = max(-(-len(index.codes) // shards), 1) * shards
     rows = blocks * scan.BLOCK

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int32
 
+from jax_maddness.core.arguments import choice
 from jax_maddness.core.validate import ROW_DTYPES
 from jax_maddness.learn import validate
 from jax_maddness.retrieval import scan
@@ -27,10 +28,8 @@ METHODS = ("kmeans", "trees")
 
 def options(metric: str, method: str, bias: Any) -> None:
     """Raises ValueError unless `metric` and `method` are known, and `bias` goes with the metric."""
-    if metric not in METRICS:
-        raise ValueError(f"`metric` is {metric!r}; expected one of {', '.join(map(repr, METRICS))}.")
-    if method not in METHODS:
-        raise ValueError(f"`method` is {method!r}; expected one of {', '.join(map(repr, METHODS))}.")
+    choice(metric, "metric", METRICS)
+    choice(method, "method", METHODS)
     if bias is not None and metric != "ip":
         raise ValueError(f"`bias` is added to products, but `metric` is {metric!r}. Leave it out, or use 'ip'.")
 

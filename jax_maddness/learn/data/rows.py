@@ -205,8 +205,10 @@ def _block_rows(count: int, num_features: int) -> int:
 
 def _read(x_train: Callable[[], Any]) -> Iterator[np.ndarray]:
     """Yields the batches as float32 rows, validated to have the same number of features."""
-    features = None
-    for batch in x_train():
+    batches, features = x_train(), None
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"`x_train()` is {type(batches).__name__}; expected a new iterator over batches at every call.")
+    for batch in batches:
         x = validate.samples(batch)
         features = features or x.shape[1]
         if x.shape[1] != features:

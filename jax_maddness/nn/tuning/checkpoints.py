@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jax_maddness.core.atomic import path_name
 from jax_maddness.nn.fingerprint import differences
 
 
@@ -20,6 +21,7 @@ class Checkpoints:
     `fingerprint` is, by name, of everything that decides the run's result.
 
     Raises:
+      TypeError: It is no path.
       ValueError: It is a file.
       ModuleNotFoundError: A folder is given, and orbax is not installed.
     """
@@ -34,7 +36,7 @@ class Checkpoints:
             raise ModuleNotFoundError(
                 "`checkpoint` needs orbax: pip install orbax-checkpoint", name=error.name
             ) from error
-        self._folder, self._args = pathlib.Path(folder).resolve(), orbax.args
+        self._folder, self._args = pathlib.Path(path_name(folder, "checkpoint")).resolve(), orbax.args
         if self._folder.exists() and not self._folder.is_dir():
             raise ValueError(f"`checkpoint` is {os.fspath(folder)!r}, a file; expected a folder, which may be new.")
         options = orbax.CheckpointManagerOptions(max_to_keep=1)

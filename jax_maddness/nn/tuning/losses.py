@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jax_maddness.nn.arguments import real
+from jax_maddness.core.arguments import real
 
 Loss = Callable[[Any, Any, Any], Any]
 """`loss(outputs, teacher_outputs, batch)` returns a scalar."""

@@ -1,12 +1,15 @@
-"""Validates arguments of the public functions for Flax models: an error names the argument and what to pass instead."""
+"""Validates arguments of public functions, whatever they are: an error names the argument and what to pass instead."""
 
 from __future__ import annotations
 
 import math
 import numbers
 import operator
+from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -75,3 +78,45 @@ def function(value: Any, name: str, signature: str) -> None:
     """
     if value is not None and not callable(value):
         raise TypeError(f"`{name}` is {value!r:.100}; expected a function, `{signature}`, or None.")
+
+
+def choice(value: Any, name: str, names: Sequence[str]) -> None:
+    """Raises unless an argument is one of several names.
+
+    Raises:
+      ValueError: It is none of them, or no string.
+    """
+    if not isinstance(value, str) or value not in names:
+        raise ValueError(f"`{name}` is {value!r:.100}; expected one of: {', '.join(map(repr, names))}.")
+
+
+def instance(value: Any, name: str, expected: type, source: str) -> None:
+    """Raises unless an argument is of the expected class.
+
+    Args:
+      value: the argument.
+      name: its name.
+      expected: the class.
+      source: where an instance comes from, for the message: "`fit` returns one".
+
+    Raises:
+      TypeError: It is of another class.
+    """
+    if not isinstance(value, expected):
+        raise TypeError(f"`{name}` is {type(value).__name__}; expected a {expected.__name__}: {source}.")
+
+
+def real_array(value: Any, name: str) -> Any:
+    """Returns an array of real numbers, or what NumPy reads as one, as an array of NumPy or JAX.
+
+    Raises:
+      TypeError: It is something else.
+    """
+    if not isinstance(value, np.ndarray | jax.Array):
+        try:
+            value = np.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"`{name}` is {type(value).__name__}; expected an array of real numbers: {error}") from None
+    if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+        raise TypeError(f"`{name}` is an array of {value.dtype}; expected one of real numbers.")
+    return value
