@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -129,7 +130,8 @@ def torch_linear(w: np.ndarray, threads: int) -> Callable[[Any], Any] | None:
             quantize = pytorch.ao.quantization.quantize_dynamic
             model = quantize(pytorch.nn.Sequential(linear), {pytorch.nn.Linear}, dtype=pytorch.qint8)
             model(pytorch.zeros(1, w.shape[0]))
-        except (AttributeError, RuntimeError, NotImplementedError):
+        except (AttributeError, RuntimeError, NotImplementedError) as error:
+            print(f"torch's int8 is not measured: {error}", file=sys.stderr)
             return None
     return model
 

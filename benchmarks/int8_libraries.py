@@ -10,8 +10,6 @@ is used as its own documentation says: torch's and ONNX Runtime's dynamic quanti
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
 import importlib.util
 import os
 import statistics
@@ -24,22 +22,13 @@ import numpy as np
 
 import jax_maddness
 from benchmarks import machine, timing
-from benchmarks.contenders import int8_columns, int8_dynamic, run, torch_linear
+from benchmarks.contenders import Contender, int8_columns, int8_dynamic, run, torch_linear
 from jax_maddness import FitConfig
 
 SHAPES = "8192x1024x1024,1000x768x3072,10000x512x100"
 """Rows x D x M."""
 Linear = Callable[[np.ndarray], Any]
 """A function of f32 rows `[N, D]` that computes a quantized product."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Timed:
-    """A contender of `timing.interleaved`."""
-
-    name: str
-    call: Callable[[], Any]
-    context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
 
 
 def onnxruntime_linear(w: np.ndarray, threads: int) -> Linear | None:
@@ -91,20 +80,20 @@ def openvino_linear(w: np.ndarray, threads: int, limit: float = 6.0) -> Linear |
     return lambda x: request.infer([x], share_inputs=True, share_outputs=True)
 
 
-def contenders(x: np.ndarray, w: np.ndarray, threads: int) -> Iterator[Timed]:
+def contenders(x: np.ndarray, w: np.ndarray, threads: int) -> Iterator[Contender]:
     """Yields XLA's products, ours, and those of the libraries that are installed."""
     rows, weights = jnp.asarray(x), jnp.asarray(w)
     op = jax_maddness.fit(x[:2000], w, num_codebooks=0, config=FitConfig("int8"), progress=False)
-    yield Timed(f"ours ({type(op.term).__name__})", run(jax_maddness.amm, rows, op))
-    yield Timed("XLA f32", run(jnp.matmul, rows, weights))
-    yield Timed("XLA int8", run(int8_dynamic, rows, *int8_columns(weights)))
+    yield Contender(f"ours ({type(op.term).__name__})", "amm", run(jax_maddness.amm, rows, op))
+    yield Contender("XLA f32", "rival", run(jnp.matmul, rows, weights))
+    yield Contender("XLA int8", "rival", run(int8_dynamic, rows, *int8_columns(weights)))
     for name, linear in (
         ("ONNX Runtime", onnxruntime_linear(w, threads)),
         ("OpenVINO", openvino_linear(w, threads)),
         ("torch", _torch(w, threads)),
     ):
         if linear is not None:
-            yield Timed(name, lambda linear=linear: linear(x))  # type: ignore[misc]
+            yield Contender(name, "rival", lambda linear=linear: linear(x))  # type: ignore[misc]
 
 
 def _torch(w: np.ndarray, threads: int) -> Linear | None:
@@ -137,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         figures = timing.interleaved(entrants, seconds=args.seconds, rounds=(5, 40))
         for entrant, own in zip(entrants, figures, strict=True):
             ratio = statistics.median(a / b for a, b in zip(own, figures[0], strict=True))
-            lines.append(f"| {shape} | {entrant.name} | {statistics.median(own):.3f} | {ratio:.2f} |")
+            lines.append(f"| {shape} | {entrant.what} | {statistics.median(own):.3f} | {ratio:.2f} |")
     facts["others"] = machine.others(before, machine.work())
     print(machine.headline(facts, None))
     print("| rows x D x M | product | ms | time / ours |\n|---|---|---|---|\n" + "\n".join(lines))

@@ -12,8 +12,6 @@ and layers.png; layers that layers.json has are measured again only with `--agai
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
 import functools
 import itertools
 import json
@@ -22,7 +20,7 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import jax
@@ -30,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jax_maddness
-from benchmarks import machine, timing
+from benchmarks import contenders, machine, timing
 from benchmarks.layers import picture, report
 from benchmarks.layers.contenders import OURS, Contender, ours, rivals
 from benchmarks.layers.sample import Layer, layers_in, stratified
@@ -40,39 +38,31 @@ COPIES = 4
 """Number of different blocks of rows that the calls of a contender take in turn."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Timed:
-    """A contender of `timing.interleaved`."""
-
-    call: Callable[[], Any]
-    context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
-
-
 def measure(layer: Layer, method: str, seconds: float, threads: int) -> list[dict[str, Any]]:
     """Returns a record of every product of a layer."""
     matrices = layer.load()
     exact = matrices.x_test.astype(np.float64) @ matrices.w + matrices.b
     center = matrices.x_train.mean(0, dtype=np.float64) @ matrices.w + matrices.b
     spread = np.square(exact - center).sum()
-    contenders = [*rivals(matrices, threads), *ours(matrices, method)]
+    entrants = [*rivals(matrices, threads), *ours(matrices, method)]
     x_test, shape = jnp.asarray(matrices.x_test), (layer.rows, layer.features)
-    errors = [np.square(np.asarray(c.prepare(x_test)()) - exact).sum() / spread for c in contenders]
+    errors = [np.square(np.asarray(c.prepare(x_test)()) - exact).sum() / spread for c in entrants]
     blocks = [jnp.asarray(np.resize(np.roll(matrices.x_test, -97 * i, axis=0), shape)) for i in range(COPIES)]
-    figures = timing.interleaved([_in_turn(c, blocks) for c in contenders], seconds=seconds, rounds=(5, 25))
+    figures = timing.interleaved([_in_turn(c, blocks) for c in entrants], seconds=seconds, rounds=(5, 25))
     facts = {"layer": layer.name, "model": layer.model, "domain": layer.domain, "method": method, "rows": layer.rows}
     facts |= {"features": layer.features, "outputs": layer.outputs}
     return [
         facts
         | {"name": c.name, "family": c.family, "ours": c.family in OURS, "nmse": float(error)}
         | {"ms": statistics.median(own), "time": _median_ratio(own, figures[0])}
-        for c, error, own in zip(contenders, errors, figures, strict=True)
+        for c, error, own in zip(entrants, errors, figures, strict=True)
     ]
 
 
-def _in_turn(contender: Contender, blocks: Sequence[jax.Array]) -> Timed:
+def _in_turn(contender: Contender, blocks: Sequence[jax.Array]) -> timing.Timed:
     """Returns a call of `contender` on one block after the other."""
     calls = itertools.cycle([contender.prepare(block) for block in blocks])
-    return Timed(lambda: next(calls)())
+    return contenders.Contender(contender.name, contender.family, lambda: next(calls)())
 
 
 def _median_ratio(own: Sequence[float], reference: Sequence[float]) -> float:

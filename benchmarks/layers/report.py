@@ -13,13 +13,32 @@ Record = dict[str, Any]
 
 NOISE = 1.05
 """Ratio of times that counts as equal."""
+WIDE = 128
+"""Number of outputs from which on layers have a table of their own."""
 GOALS = ((0.1, 4.0, 1), (0.001, 2.5, 48))
 """Largest NMSE and least speed-up of a goal, and the least number of outputs of layers that it is for."""
 
 
 def markdown(records: Sequence[Record]) -> str:
     """Returns the summary, the table of families, the medians by number of outputs, and the row of each layer."""
-    return "\n\n".join([summary(records), families(records), by_outputs(records), layers(records)]) + "\n"
+    wide = [r for r in records if r["outputs"] >= WIDE]
+    of_wide = f"The {len(by_layer(wide))} layers with at least {WIDE} outputs:\n\n" + families(wide)
+    parts = [summary(records), beside_low_rank(records), families(records), of_wide, by_outputs(records)]
+    return "\n\n".join([*parts, layers(records)]) + "\n"
+
+
+def beside_low_rank(records: Sequence[Record]) -> str:
+    """Returns a sentence with the time of our factors relative to XLA's low rank of the same rank."""
+    ratios = []
+    for own in by_layer(records).values():
+        theirs = {r["name"]: r["time"] for r in own if r["family"] == "XLA low rank"}
+        ours = [r for r in own if r["family"] == "factors" and f"XLA low {r['name']}" in theirs]
+        ratios += [r["time"] / theirs[f"XLA low {r['name']}"] for r in ours]
+    faster = sum(ratio < 1 for ratio in ratios)
+    median = f"{statistics.median(ratios):.2f}" if ratios else "-"
+    return (
+        f"Factors take {median} of the time of XLA's low rank: the median of {len(ratios)} pairs; {faster} are faster."
+    )
 
 
 def by_layer(records: Sequence[Record]) -> dict[str, list[Record]]:

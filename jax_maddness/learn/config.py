@@ -56,7 +56,7 @@ class FitConfig:
       rank: rank of int8 factors (`Factors`) for the principal directions of `x @ w`; the look-ups approximate the
         residual. They take `rank * (D + M)` int8 multiply-adds per row, about as long as `rank` codebooks where D and M
         are in the hundreds. With `num_codebooks=0` they stand alone. Together with `outliers` it is rounded up to a
-        multiple of 4. 0: none. `docs/terms.md` shows where they pay.
+        multiple of 4. 0: none. `docs/factors.md` shows where they pay.
       outliers: number of features that have a factor of their own, those that add most to the variance of `x @ w`. Each
         costs as much as 1 of `rank`. 0: none.
       steps: largest number of training steps of oblique trees, a multiple of 50. Training ends earlier when the error

@@ -54,7 +54,7 @@ class Watch:
                     return
                 except (NotImplementedError, ValueError) as error:
                     # JAX orders no callbacks of several devices, nor in some transformations of loops.
-                    if not any(word in str(error) for word in ("ordered effect", "rdered effects", "IO effect")):
+                    if not any(words in str(error).lower() for words in ("ordered effect", "io effect")):
                         raise
                 self._ordered = False
             unordered(*args)
