@@ -90,7 +90,7 @@ def choice(value: Any, name: str, names: Sequence[str]) -> None:
         raise ValueError(f"`{name}` is {value!r:.100}; expected one of: {', '.join(map(repr, names))}.")
 
 
-def instance(value: Any, name: str, expected: type, source: str) -> None:
+def instance(value: Any, name: str, expected: type, source: str = "") -> None:
     """Raises unless an argument is of the expected class.
 
     Args:
@@ -103,7 +103,8 @@ def instance(value: Any, name: str, expected: type, source: str) -> None:
       TypeError: It is of another class.
     """
     if not isinstance(value, expected):
-        raise TypeError(f"`{name}` is {type(value).__name__}; expected a {expected.__name__}: {source}.")
+        source = source and f": {source}"
+        raise TypeError(f"`{name}` is {type(value).__name__}; expected a {expected.__name__}{source}.")
 
 
 def real_array(value: Any, name: str) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
+from jax_maddness.core import arguments
 from jax_maddness.core.atomic import replace_file
 from jax_maddness.core.types import MaddnessOp
 from jax_maddness.learn import validate
@@ -156,7 +157,7 @@ def fit_budget(
       >>> fit_budget(x, np.ones((8, 3)), num_bytes=300, products=["codes"]).op
       MaddnessOp(8 -> 3, 2 codebooks, 272 bytes)
     """
-    validate.kind(config, FitConfig, "config")
+    arguments.instance(config, "config", FitConfig)
     limits = {"max_nmse": max_nmse, "num_bytes": num_bytes, "max_seconds": max_seconds}
     _validate(limits)
     x = validate.samples(x_train)

@@ -13,6 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from jax_maddness.core import arguments
 from jax_maddness.core.amm import amm
 from jax_maddness.core.encode import encode
 from jax_maddness.core.types import LEAVES, MaddnessOp
@@ -134,7 +135,7 @@ def evaluate(
       >>> jax_maddness.evaluate(op, x[1000:], np.ones((8, 3)), x_train=x[:1000]).nmse < 0.05
       True
     """
-    validate.kind(op, MaddnessOp, "op")
+    arguments.instance(op, "op", MaddnessOp)
     rows = _validated(x, "x")
     weights, offset = validate.product(rows.shape[-1], w, bias, "x")
     if weights.shape[1] != op.num_outputs:

@@ -96,7 +96,7 @@ def fit(
       MaddnessOp(8 -> 3, 2 codebooks, 272 bytes)
     """
     register_with_flax()
-    validate.kind(config, FitConfig, "config")
+    arguments.instance(config, "config", FitConfig)
     keep_weights = arguments.flag(keep_weights, "keep_weights")
     if not isinstance(extra, Sequence) or isinstance(extra, str):  # of an array nobody could say whether it is one
         raise TypeError(f"`extra` is {type(extra).__name__}; expected a list of arrays: `extra=(labels,)`.")

@@ -12,12 +12,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 
-def kind(value: object, expected: type, name: str) -> None:
-    """Raises `TypeError` unless `value`, the argument called `name`, is an instance of `expected`."""
-    if not isinstance(value, expected):
-        raise TypeError(f"`{name}` is {type(value).__name__}; expected a {expected.__name__}.")
-
-
 def codebooks(num_codebooks: int, num_features: int, least: int = 1) -> int:
     """Returns `num_codebooks` as an int, validated to be between `least` and `num_features`."""
     number = integer(num_codebooks)

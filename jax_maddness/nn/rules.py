@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Sequence
 
 from jax_maddness.core import arguments
-from jax_maddness.learn import validate
 from jax_maddness.learn.fit import FitConfig
 from jax_maddness.nn.layers.kinds import CODES, INT8, PRODUCTS
 from jax_maddness.nn.models.layer import Layer
@@ -73,8 +72,8 @@ class Rule:
     rank: int | None = None
 
     def __post_init__(self) -> None:
-        validate.kind(self.pattern, str, "pattern")
-        validate.kind(self.config, FitConfig, "config")
+        arguments.instance(self.pattern, "pattern", str)
+        arguments.instance(self.config, "config", FitConfig)
         for name in ("skip", "share"):
             object.__setattr__(self, name, arguments.flag(getattr(self, name), name))
         for name, least, otherwise in _INTEGERS:
@@ -134,7 +133,7 @@ def validated_rules(rules: Rule | Sequence[Rule]) -> tuple[Rule, ...]:
         raise TypeError(f"`rules` is {rules!r:.100}; expected a `Rule`, or a list of them: Rule('encoder/.*').")
     rules = (rules,) if isinstance(rules, Rule) else tuple(rules)
     for rule in rules:
-        validate.kind(rule, Rule, "rules")
+        arguments.instance(rule, "rules", Rule)
     if not rules:
         raise ValueError("`rules` is empty, so no layer would be replaced. Pass `[Rule('.*')]` for all of them.")
     return rules
