@@ -40,7 +40,8 @@ from jax_maddness.learn.budget import BudgetReport, fit_budget
 from jax_maddness.learn.config import FitConfig
 from jax_maddness.learn.evaluate import FitReport, evaluate
 from jax_maddness.learn.fit import fit
-from jax_maddness.retrieval.build import add_vectors, build_index, remove_vectors
+from jax_maddness.retrieval.build import build_index
+from jax_maddness.retrieval.change import add_vectors, remove_vectors
 from jax_maddness.retrieval.files import load_index, save_index
 from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.outlier_rows import OutlierRows, amm_with_exact_rows, fit_outlier_rows

@@ -23,6 +23,7 @@ from jax_maddness.core.pytrees import register_with_flax
 from jax_maddness.core.types import LEAVES, LookupTables, MaddnessOp, SplitTrees, Trees
 from jax_maddness.learn import validate
 from jax_maddness.learn.config import FitConfig
+from jax_maddness.learn.data import tails
 from jax_maddness.learn.data.modes import modes
 from jax_maddness.learn.data.rows import Rows, exponent, power_of_two
 from jax_maddness.learn.methods.auto import METHODS
@@ -33,8 +34,6 @@ from jax_maddness.learn.tables import factors, int8_product
 from jax_maddness.learn.tables.shrink import solve_shrunk
 from jax_maddness.learn.tables.solve import to_lookup_tables
 from jax_maddness.learn.tables.verdict import Verdict, unjudged
-
-_DOMINANT = 0.25  # share of the outputs' variance from which one row is called an outlier
 
 
 def fit(
@@ -88,7 +87,8 @@ def fit(
         without a loss or with rows in batches or shards.
 
     Warns:
-      UserWarning: on held-out rows, the look-ups are hardly better than the mean of the outputs, or not surely so.
+      UserWarning: on held-out rows, the look-ups are hardly better than the mean of the outputs, or not surely so; or
+        one row of at least 100 has a tenth or more of the outputs' variance.
 
     Example:
       >>> x = np.random.default_rng(0).standard_normal((1000, 8))
@@ -135,15 +135,18 @@ def learn(
         if config.method == "int8":
             return rows.agreed(int8_product.learn(rows, w, bias))
         # Steps that depend on the threads' order of sums may differ between processes: `agreed` takes the first one's.
+        exact = w
         low_rank, w = rows.agreed(factors.split(rows, w, config))
         if low_rank is not None:
             bias = bias + low_rank.constant
+        said = ""
         if num_codebooks:
             trees, tables, verdict = look_ups(rows, w, bias, num_codebooks, config, bar)
-            if warn and not verdict.useful:
-                warnings.warn(_harm(verdict, num_codebooks, rows.count, low_rank is not None), stacklevel=3)
+            said = "" if verdict.useful else _harm(verdict, num_codebooks, rows.count, low_rank is not None)
         else:
             trees, tables = without_codebooks(rows, w, bias)
+        if warn and (said := said or tails.warning(tails.largest_share(rows, exact), len(rows.sample))):
+            warnings.warn(said, stacklevel=3)
         tables, term = (tables, None) if low_rank is None else factors.joined(tables, low_rank)
         return rows.agreed(MaddnessOp(trees, tables, term=term))
 
@@ -187,12 +190,12 @@ def _harm(verdict: Verdict, num_codebooks: int, rows: int, has_factors: bool) ->
     """Returns the words of the warning about look-ups that bring next to nothing."""
     rival = "the factors alone" if has_factors else "the mean of the outputs"
     scaled = f", after their tables were multiplied by {verdict.factor:.2g}" if verdict.factor < 1 else ""
-    tails = ""
-    if verdict.largest > _DOMINANT:
-        tails = f" One row has {verdict.largest:.0%} of the outputs' variance: clip such rows, or keep them exact."
+    clip = ""
+    if verdict.largest > tails.DOMINANT:
+        clip = f" One row has {verdict.largest:.0%} of the outputs' variance: clip such rows, or keep them exact."
     return (
         f"The look-ups of {num_codebooks} codebooks are hardly better than {rival}: NMSE {verdict.nmse:.2g} on "
-        f"{len(verdict.errors):,} held-out rows, of {rows:,} rows in all{scaled}.{tails} Use more codebooks, more rows "
+        f"{len(verdict.errors):,} held-out rows, of {rows:,} rows in all{scaled}.{clip} Use more codebooks, more rows "
         "or factors (`FitConfig(rank=...)`), or keep the product exact."
     )
 

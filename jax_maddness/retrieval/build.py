@@ -1,4 +1,4 @@
-"""Builds and changes vector indices: prototypes, codes, and the recall that a number of candidates reaches.
+"""Builds vector indices: prototypes, codes, and the recall that a number of candidates reaches.
 
 All functions run outside of `jax.jit`.
 """
@@ -27,15 +27,15 @@ from jax_maddness.learn.progress import Progress
 from jax_maddness.retrieval import calibrate, quantizer, scan
 from jax_maddness.retrieval import validate as arguments
 from jax_maddness.retrieval.bias import shielded
-from jax_maddness.retrieval.frame import Frame, augmented, frame_of, in_frame, unit32
-from jax_maddness.retrieval.index import VectorIndex, whole
+from jax_maddness.retrieval.frame import augmented, frame_of, in_frame, unit32
+from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.powers import exponent_of
 
 SAMPLE = 2**15
 """Greatest number of vectors that prototypes are learned from."""
 CALIBRATION = 256
 """Greatest number of queries on which recall is measured."""
-_pack = jax.jit(scan.pack)
+pack = jax.jit(scan.pack)
 _SHRINK = 0.1
 """Weight of the identity that is added to the second moment of the queries, in units of its mean diagonal entry.
 
@@ -114,7 +114,7 @@ def build_index(
         encoded = augmented(rows, coded, metric, frame)
         moment = _moment(in_frame(like_queries, metric, frame))
         learned, trees = _learn(encoded[learned_from], moment, codebooks, method, seed, bar)
-        codes = _pack(_encode(encoded, learned, trees, bar))
+        codes = pack(encode(encoded, learned, trees, bar))
         vectors = arguments.held(unit32(rows) if metric == "cosine" else rows, dtype or np.float32, "database")
         index = VectorIndex(
             codes, learned, jnp.asarray(names), _on_device(added), jnp.asarray(vectors), trees, metric, len(rows)
@@ -128,134 +128,6 @@ def build_index(
 
 def _on_device(array: np.ndarray | None) -> jax.Array | None:
     return None if array is None else jnp.asarray(array)
-
-
-def add_vectors(
-    index: VectorIndex,
-    vectors: Float[ArrayLike, "added features"],
-    ids: Integer[ArrayLike, " added"] | Sequence[int] | None = None,
-    *,
-    bias: Float[ArrayLike, " added"] | None = None,
-) -> VectorIndex:
-    """Returns an index with `vectors` besides those of `index`, which is unchanged.
-
-    The new vectors are encoded with the prototypes of `index`, which were learned from other vectors: build a new index
-    when the distribution of the vectors has changed. The measured recall is kept from the index that was built. Call
-    the function outside of `jax.jit`.
-
-    Args:
-      index: an index that `build_index` made. A sharded index is gathered to one device.
-      vectors: the new vectors, `[added, features]`, of any real dtype, with finite values.
-      ids: their ids, distinct int32, `[added]`, none of which `index` has; None: those that follow its greatest id.
-      bias: number that is added to the products of each new vector, `[added]`; required if `index` was built with
-        `bias`, and not allowed otherwise.
-
-    Returns:
-      The new index, on one device.
-
-    Raises:
-      TypeError: an argument has the wrong type, or is traced.
-      ValueError: shapes do not match, values are not finite or overflow, an id exists already, or `bias` is missing or
-        not allowed.
-
-    Example:
-      >>> vectors = np.random.default_rng(0).standard_normal((1000, 8))
-      >>> index = add_vectors(build_index(vectors, 4), vectors[:2], ids=[5000, 5001])
-      >>> index.count, index.ids[-2:].tolist()
-      (1002, [5000, 5001])
-    """
-    index = whole(index)
-    biased = index.bias is not None and index.metric == "ip"
-    if (bias is None) == biased:
-        raise ValueError("`bias` is to be given if, and only if, `index` was built with one.")
-    rows = arguments.rows(arguments.array(vectors, "vectors"), index.metric, index.num_features, "vectors")
-    added = None if bias is None else arguments.bias(bias, len(rows))
-    old = np.asarray(index.ids)
-    new, order = arguments.names(ids, len(rows), int(old.max(initial=-1)) + 1)
-    if len(duplicates := np.intersect1d(old, new)):
-        raise ValueError(
-            f"`ids` has {len(duplicates)} that are there already, such as {duplicates[0]}. `remove_vectors` them first."
-        )
-    rows, added = rows[order], None if added is None else added[order]
-    with modes():
-        encoded, added = _encodable(rows, added, index)
-        codes = _encode(encoded, index.quantizer, index.trees, None)
-        names = np.concatenate([old, new])
-        rows = unit32(rows) if index.metric == "cosine" else rows
-        if index.vectors is not None:
-            rows = arguments.held(rows, index.vectors.dtype, "vectors")
-        return _rearranged(index, names, np.argsort(names), codes, rows, added)
-
-
-def _encodable(
-    rows: np.ndarray, added: np.ndarray | None, index: VectorIndex
-) -> tuple[Float[np.ndarray, "added features+1"], Float[np.ndarray, " added"] | None]:
-    """Returns new vectors as codes are made of them, and what the index keeps as their bias."""
-    if index.metric == "l2" and not index.sums_squares:
-        added = -np.einsum("vd,vd->v", rows, rows) / 2
-    origin = None if index.origin is None else np.asarray(index.origin)
-    metric = "l2" if index.sums_squares else "cosine" if index.metric == "cosine" else "ip"
-    encoded = augmented(rows, added, metric, Frame(origin, index.exponent))
-    # Codes represent numbers within these bounds only; farther ones, such as -1e9 for a mask, would drown the vector.
-    constants, mean = np.asarray(index.quantizer.constants), float(index.quantizer.center[-1])
-    least, most = mean + float(constants.min(1).sum()), mean + float(constants.max(1).sum())
-    encoded[:, -1] = np.clip(encoded[:, -1], least, most)
-    return encoded, added
-
-
-def remove_vectors(index: VectorIndex, ids: Integer[ArrayLike, " removed"] | Sequence[int]) -> VectorIndex:
-    """Returns an index without the vectors that have the given ids; `index` is unchanged.
-
-    The prototypes and the measured recall are kept. Call the function outside of `jax.jit`.
-
-    Args:
-      index: an index that `build_index` made. A sharded index is gathered to one device.
-      ids: distinct ids of the vectors to remove, integers, `[removed]`. For a mask, pass `np.flatnonzero(mask)` of ids.
-
-    Returns:
-      The new index, on one device.
-
-    Raises:
-      TypeError: `index` is not an index, or is traced, or `ids` are not integers.
-      ValueError: `index` has no vector with one of the ids, or one of them is there twice.
-
-    Example:
-      >>> vectors = np.random.default_rng(0).standard_normal((1000, 8))
-      >>> remove_vectors(build_index(vectors, 4), ids=[0, 999]).count
-      998
-    """
-    index = whole(index)
-    old = np.asarray(index.ids)
-    removed = arguments.removed(ids, old)
-    with modes():
-        return _rearranged(index, old, np.flatnonzero(~np.isin(old, removed)))
-
-
-def _rearranged(
-    index: VectorIndex,
-    names: np.ndarray,
-    order: np.ndarray,
-    codes: np.ndarray | None = None,
-    rows: np.ndarray | None = None,
-    added: np.ndarray | None = None,
-) -> VectorIndex:
-    """Appends `rows` and their codes to the vectors of `index`, and takes the vectors in the given order."""
-
-    def with_new(old: Any, new: np.ndarray | None) -> Any:
-        if old is None:
-            return None
-        both = np.asarray(old) if new is None else np.concatenate([np.asarray(old), new.astype(old.dtype)])
-        return jnp.asarray(both[order])
-
-    old_codes = np.asarray(scan.unpack(index.codes))[: index.count, : index.num_codebooks]
-    return dataclasses.replace(
-        index,
-        codes=_pack(with_new(old_codes, codes)),
-        ids=jnp.asarray(names[order]),
-        bias=with_new(index.bias, added),
-        vectors=with_new(index.vectors, rows),
-        count=len(order),
-    )
 
 
 def _learn(
@@ -273,9 +145,10 @@ def _learn(
     return quantizer.regress(sample, np.asarray(encode_by_trees(jnp.asarray(sample), trees)), center, moment), trees
 
 
-def _encode(
+def encode(
     encoded: np.ndarray, learned: quantizer.Quantizer, trees: ObliqueTrees | None, bar: Progress | None
 ) -> UInt8[np.ndarray, "vectors codebooks"]:
+    """Returns the codes of vectors as `augmented` made them: by `trees`, or the nearest prototypes without them."""
     step = (lambda: None) if bar is None else bar.step
     if bar is not None:
         bar.stage("codes")

@@ -9,6 +9,7 @@ from helpers import references
 
 from jax_maddness import FitConfig, amm, encode, evaluate, fit, fit_budget
 from jax_maddness.learn.data import rows as rows_file
+from jax_maddness.learn.data import tails
 from jax_maddness.learn.data.modes import modes
 from jax_maddness.learn.data.rows import Rows
 from jax_maddness.learn.tables import shrink
@@ -108,6 +109,28 @@ def test_warnings_say_what_to_do():
     assert "after their tables were multiplied by 0." in learned(x, w, 2)[1][0]
     with pytest.warns(UserWarning, match="hardly better than the mean"):
         fit_budget(x, w, num_bytes=500, products=["codes"])
+
+
+@pytest.mark.parametrize("method", ["paper", "axis", "oblique"])
+def test_heavy_tails_are_warned_of_even_where_held_out_rows_see_none(method):
+    x, _, w = problem(noise, 600)
+    config = FitConfig(method, steps=50)
+    x[7] *= 100  # one row decides; few random choices of held-out rows have it
+    assert any("heavy tails: one has" in text or "One row has" in text for text in learned(x, w, 4, config)[1])
+    assert any("heavy tails" in text for text in learned(x, w, 0, FitConfig(rank=2))[1])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_the_largest_share_of_a_row_is_that_of_its_outputs(scale):
+    x, _, w = problem(noise, 600)
+    x[7] *= 10
+    rows = Rows.of(np.float32(x * scale))
+    energy = ((x - x.mean(0, dtype=np.float64)) ** 2) @ (w**2).sum(1)
+    for weights in (w, np.float32(w * 1e30), np.float32(w * 1e-30)):
+        assert tails.largest_share(rows, weights) == pytest.approx(energy.max() / energy.sum(), rel=1e-4)
+    assert tails.largest_share(rows, 0 * w) == 0
+    assert not tails.warning(0.09, 10_000)
+    assert not tails.warning(0.2, 100)
 
 
 def test_constant_rows_are_no_reason_for_a_warning():

@@ -70,7 +70,9 @@ def _finite_number(score: Any) -> float:
     except (TypeError, ValueError):  # several numbers, or none
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"`metric` returned {score!r:.200}; expected a finite number, the larger the better.")
+        shape = getattr(score, "shape", ())
+        what = f"an array of shape {shape}" if shape else f"{score!r:.200}"
+        raise ValueError(f"`metric` returned {what}; expected a finite number, the larger the better.")
     return number
 
 
