@@ -77,7 +77,8 @@ class FitReport:
 
     def __str__(self) -> str:
         worst = np.nan_to_num(self.nmse_per_output, nan=-1).argmax()
-        quartiles = np.nanquantile(self.nmse_per_output, [0.25, 0.5, 0.75]) if np.isfinite(self.nmse) else [np.nan] * 3
+        known = self.nmse_per_output[np.isfinite(self.nmse_per_output)]
+        quartiles = np.quantile(known, [0.25, 0.5, 0.75]) if len(known) else [np.nan] * 3
         lines = [
             f"NMSE {self.nmse:.4g} (R2 {self.r2:.4g}) on {self.rows:,} rows",
             f"  encoder       {self.encoder:.4g}",
@@ -144,11 +145,11 @@ def evaluate(
             "learned for."
         )
     error, spread, occupancy = _errors(op, rows, weights, offset)
-    total, nmse = max(spread.sum(), _TINY), _nmse(error, spread)
+    nmse = _nmse(error, spread)
     step = np.asarray(taken_apart(op)[0].scale, np.float64)
     # Rounding to the nearest step has a variance of step^2 / 12 per look-up. This is an expectation, so it is bounded
     # by the measured error, of which it is to be a part.
-    rounding = min(float(op.num_codebooks * _count(rows) * (step**2).sum() / 12 / total), nmse)
+    rounding = min(_quotient(op.num_codebooks * _count(rows) * (step**2).sum() / 12, spread.sum()), nmse)
     train_nmse, shift, train_rows, simpler = None, 0.0, None, None
     if x_train is not None:
         train = _validated(x_train, "x_train")
@@ -195,7 +196,13 @@ def _validated(x: Any, name: str) -> Any:
 
 def _nmse(error: np.ndarray, spread: np.ndarray) -> float:
     """Returns the NMSE over all outputs, given squared errors and squared distances from the mean."""
-    return float(error.sum() / max(spread.sum(), _TINY))
+    return _quotient(error.sum(), spread.sum())
+
+
+def _quotient(error: float, spread: float) -> float:
+    """Returns `error / spread`; where nothing is spread, 0 without an error, and else infinity or close to it."""
+    with np.errstate(over="ignore"):
+        return float(np.float64(error) / max(spread, _TINY))
 
 
 def _count(x: Any) -> int:
@@ -225,7 +232,20 @@ def _errors(
         if op.num_codebooks:
             codes = np.asarray(encode(jax.numpy.asarray(rows), op.trees))
             occupancy += (codes[:, :, None] == np.arange(LEAVES)).sum(0)
-    return error, spread, occupancy / len(x)
+    return *_without_rounding(error, spread, x, w, bias), occupancy / len(x)
+
+
+def _without_rounding(
+    error: np.ndarray, spread: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns 0 as the spread of outputs that differ by rounding errors of float32 alone, and as such an error of them.
+
+    The quotient of two rounding errors says nothing: it is near 1 for an op that is right.
+    """
+    rounding = np.finfo(np.float32).eps * (np.abs(x).max(0) @ np.abs(w).astype(np.float64) + np.abs(bias))
+    constant = spread <= len(x) * rounding**2
+    negligible = constant & (error <= len(x) * (4 * rounding) ** 2)
+    return np.where(negligible, 0, error), np.where(constant, 0, spread)
 
 
 def _errors_of_shards(

@@ -119,6 +119,21 @@ def test_a_constant_output_has_no_error_of_its_own(problem):
     assert "worst" in str(report)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("kind", ["one row", "the same row", "zero", "a large offset"])
+def test_where_outputs_vary_by_rounding_alone_nothing_is_wrong(kind, scale, rng):
+    x = rng.standard_normal((40, FEATURES))
+    x = {"one row": x[:1], "the same row": np.repeat(x[:1], 40, 0), "zero": 0 * x, "a large offset": x + 1e7}[kind]
+    x, w = np.float32(x * scale), rng.standard_normal((FEATURES, 5)).astype(np.float32)
+    op = fit(x, w, np.ones(5), num_codebooks=2, config=PAPER)
+    report = evaluate(op, x, w, np.ones(5))
+    assert report.nmse == 0
+    assert np.isnan(report.nmse_per_output).all()
+    assert "NMSE 0" in str(report)
+    wrong = dataclasses.replace(op, tables=dataclasses.replace(op.tables, offset=2 * op.tables.offset))
+    assert evaluate(wrong, x, w, np.ones(5)).nmse > 1
+
+
 def test_errors_say_what_to_do(problem):
     op, x, w, bias, _ = problem
     with pytest.raises(TypeError, match="`op` is str; expected a MaddnessOp"):
