@@ -38,6 +38,7 @@ from jax_maddness.core.types import (
 )
 from jax_maddness.learn.budget import BudgetReport, fit_budget
 from jax_maddness.learn.config import FitConfig
+from jax_maddness.learn.costs import CostModel, measure_costs
 from jax_maddness.learn.evaluate import FitReport, evaluate
 from jax_maddness.learn.fit import fit
 from jax_maddness.retrieval.build import build_index
@@ -67,6 +68,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BudgetReport",
+    "CostModel",
     "ExactTerm",
     "Factors",
     "FitConfig",
@@ -95,6 +97,7 @@ __all__ = [
     "load",
     "load_index",
     "max_over_positions",
+    "measure_costs",
     "remove_vectors",
     "retain_freed_memory",
     "save",

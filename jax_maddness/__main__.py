@@ -1,4 +1,4 @@
-"""The command line of the package: `python -m jax_maddness doctor`."""
+"""The command line of the package: `python -m jax_maddness doctor` and `python -m jax_maddness tune`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from jax_maddness import doctor
+from jax_maddness.learn import costs
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -13,8 +14,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jax_maddness", description="Matrix products by look-up, in JAX.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("doctor", help="report versions and tiers, run a self-test; exit status 1 on a problem")
-    parser.parse_args(argv)
-    return doctor.main()
+    commands.add_parser("tune", help="measure the times by which `fit` chooses sizes, and keep them in a file")
+    return tune() if parser.parse_args(argv).command == "tune" else doctor.main()
+
+
+def tune() -> int:
+    """Measures the cost model of this machine anew, keeps it in its file and prints both; returns 0."""
+    model = costs.measure_costs(progress=True)
+    path = costs.file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    costs.save(path, model)
+    print(f"{path}: {model.machine}")
+    for name in costs.PARTS:
+        print(f"{name:>12}  {1e12 * getattr(model, name):.4g} ps")
+    return 0
 
 
 if __name__ == "__main__":

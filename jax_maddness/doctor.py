@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterator
 
@@ -13,7 +12,9 @@ import numpy as np
 import jax_maddness
 from jax_maddness import testing
 from jax_maddness.core import aggregate, amm, encode, ffi
+from jax_maddness.core.machine import processor, threads
 from jax_maddness.core.types import LookupTables, MaddnessOp, ObliqueTrees, SplitTrees
+from jax_maddness.learn import costs
 
 
 def report() -> tuple[list[tuple[str, str]], list[str]]:
@@ -26,7 +27,7 @@ def report() -> tuple[list[tuple[str, str]], list[str]]:
         ("jax_maddness", jax_maddness.__version__),
         ("jax, jaxlib", f"{jax.__version__}, {jax.lib.__version__}"),
         ("python, numpy", f"{platform.python_version()}, {np.__version__}"),
-        ("machine", f"{platform.machine()}, {_cpu_name()}, {_threads()} threads"),
+        ("machine", f"{platform.machine()}, {processor()}, {threads()} threads"),
         ("devices", ", ".join(str(d) for d in jax.devices())),
     ]
     try:
@@ -43,6 +44,8 @@ def report() -> tuple[list[tuple[str, str]], list[str]]:
         facts.append(("active tier", str(ffi.active_tier())))
     except ValueError as error:
         return facts, [str(error)]
+    path = costs.file()
+    facts.append(("costs", f"{path}" if costs.read(path) else "not measured yet (python -m jax_maddness tune)"))
     with testing.force_backend("ffi"):
         problems = list(_self_test())
     facts.append(("self-test", "failed" if problems else "every tier agrees with pure JAX"))
@@ -106,15 +109,3 @@ def _examples() -> list[tuple[MaddnessOp, jax.Array]]:
 
 def _dotted(version: tuple[int, int] | None) -> str:
     return "none" if version is None else ".".join(map(str, version))
-
-
-def _threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown CPU"

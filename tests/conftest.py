@@ -18,6 +18,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".pytest_cache/xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ["JAX_MADDNESS_COSTS"] = str(pathlib.Path(__file__).parents[1] / ".pytest_cache/costs.json")
 
 import numpy as np
 import pytest

@@ -10,6 +10,7 @@ from flax import nnx
 
 import jax_maddness
 from jax_maddness import FitConfig, Rule
+from jax_maddness.learn.costs import PARTS
 
 WRONG = {"an object": object(), "strings": np.array(["a", "b"]), "a dict": {"a": 1}}
 NOT_TESTED = {"progress"}  # any object may say yes or no there
@@ -58,6 +59,7 @@ def calls(tmp_path_factory):
         "load_index": {"path": folder / "index"},
         "load_model": {"path": folder / "model", "model": net},
         "max_over_positions": {"x": rows, "op": op},
+        "measure_costs": {},
         "plan": {"model": net, **learning, "max_seconds": 1.0},
         "prune_unused_outputs": {"model": fast, "batch": batches[0]},
         "remove_vectors": {"index": index, "ids": [3]},
@@ -69,6 +71,7 @@ def calls(tmp_path_factory):
         "shard_index": {"index": index, "mesh": jax.make_mesh((1,), ("i",)), "axis": "i"},
         "top_k": {"x": rows[:4], "op_or_index": op},
         "with_small_batch_tables": {"op": op},
+        "CostModel": {"machine": "a machine", **dict.fromkeys(PARTS, 0.0)},
         "FitConfig": {},
         "Rule": {"pattern": "first"},
     }
@@ -79,7 +82,7 @@ FUNCTIONS = [
     for name in dir(jax_maddness)
     if inspect.isfunction(getattr(jax_maddness, name)) and inspect.signature(getattr(jax_maddness, name)).parameters
 ]
-OPTIONS = ["FitConfig", "Rule"]
+OPTIONS = ["CostModel", "FitConfig", "Rule"]
 ARGUMENTS = [
     (name, argument)
     for name in FUNCTIONS + OPTIONS

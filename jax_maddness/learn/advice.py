@@ -12,8 +12,8 @@ from jax_maddness.core.types import LEAVES, MaddnessOp
 from jax_maddness.learn.config import REPORTED_SHARE, FitConfig
 from jax_maddness.learn.data.held_out import split
 from jax_maddness.learn.data.rows import Rows
-from jax_maddness.learn.fit import learn
 from jax_maddness.learn.progress import Progress
+from jax_maddness.learn.steps import learn
 
 _AMPLE = 20  # training rows per code from which more bring little, as a rule of thumb
 _LARGER = 1.3  # ratio from which an error counts as larger than another

@@ -20,7 +20,6 @@ from jax_maddness.learn.config import REPORTED_SHARE, FitConfig
 from jax_maddness.learn.data.held_out import split
 from jax_maddness.learn.data.rows import Rows
 from jax_maddness.learn.evaluate import evaluate
-from jax_maddness.learn.fit import learn
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.sizes import (
     PRODUCT_NAMES,
@@ -33,6 +32,7 @@ from jax_maddness.learn.sizes import (
     seconds_of,
     smallest,
 )
+from jax_maddness.learn.steps import learn
 from jax_maddness.learn.tables.factors import rounding
 
 MOST_HELD_OUT = 4096

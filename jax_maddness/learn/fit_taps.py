@@ -19,10 +19,10 @@ from jax_maddness.core.types import LookupTables, MaddnessOp, Trees
 from jax_maddness.learn.config import FitConfig
 from jax_maddness.learn.data.modes import modes
 from jax_maddness.learn.data.rows import Rows, exponent, power_of_two
-from jax_maddness.learn.fit import tables_for, without_codebooks
 from jax_maddness.learn.methods.auto import METHODS
 from jax_maddness.learn.methods.learned import Learned
 from jax_maddness.learn.progress import Progress
+from jax_maddness.learn.steps import tables_for, without_codebooks
 from jax_maddness.learn.tables import factors
 from jax_maddness.learn.tables.factors import FloatFactors
 

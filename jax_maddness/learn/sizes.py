@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -172,12 +173,16 @@ def placeholder(features: int, outputs: int, codebooks: int, config: FitConfig) 
 
 
 def seconds_of(op: MaddnessOp, x: np.ndarray) -> float:
-    """Returns the least time of a call on the rows of `x`, in seconds, over at least five calls and 0.1 s."""
-    rows, call = jnp.asarray(x[:16384]), jax.jit(amm)
-    jax.block_until_ready(call(rows, op))  # compiles, which is not a cost of a call
+    """Returns the least time of a call on the rows of `x`, in seconds; on 16,384 of them at most."""
+    return least_seconds(jax.jit(amm), jnp.asarray(x[:16384]), op)
+
+
+def least_seconds(call: Callable[..., Any], *args: Any) -> float:
+    """Returns the least time of a compiled call, in seconds, over at least five calls and 0.1 s."""
+    jax.block_until_ready(call(*args))  # compiles, which is not a cost of a call
     times: list[float] = []
     while len(times) < 5 or (sum(times) < 0.1 and len(times) < 1000):
         start = time.perf_counter()
-        jax.block_until_ready(call(rows, op))
+        jax.block_until_ready(call(*args))
         times.append(time.perf_counter() - start)
     return min(times)

@@ -17,11 +17,11 @@ from jax_maddness.learn import validate
 from jax_maddness.learn.config import HELD_OUT_SHARE, FitConfig
 from jax_maddness.learn.data.held_out import split
 from jax_maddness.learn.data.rows import Rows
-from jax_maddness.learn.fit import learn
 from jax_maddness.learn.fit_taps import first_tap, fit_taps
 from jax_maddness.learn.methods.auto import method_of
 from jax_maddness.learn.progress import Progress
 from jax_maddness.learn.refit import refit_tables
+from jax_maddness.learn.steps import learn
 from jax_maddness.nn.capture import Captured, record
 from jax_maddness.nn.layers.exact_kernel import fit_exact_kernel
 from jax_maddness.nn.layers.form import Form

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from jax_maddness.core import arguments
-from jax_maddness.learn.fit import FitConfig
+from jax_maddness.learn.config import FitConfig
 from jax_maddness.nn.layers.kinds import CODES, INT8, PRODUCTS
 from jax_maddness.nn.models.layer import Layer
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from jax_maddness.core.atomic import path_name, replace_file, validate_regular
 from jax_maddness.core.restore import restored
-from jax_maddness.learn.fit import FitConfig
+from jax_maddness.learn.config import FitConfig
 from jax_maddness.nn.layers.kinds import CODES, INT8, LOW_RANK
 from jax_maddness.nn.planning.verdict import LayerPlan, Option, predicted
 from jax_maddness.nn.replacement import Replacement
