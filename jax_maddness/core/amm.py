@@ -53,7 +53,7 @@ def amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... ou
     """
     validate.op(op)
     x = validate.rows(x, op.trees, op.term)
-    return _amm(x, op)
+    return _compiled(x, op)
 
 
 @jax.custom_jvp
@@ -130,6 +130,8 @@ def _jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 
 _amm.defjvp(_jvp, symbolic_zeros=True)
+# Outside of any `jit`, a call is compiled as one function; inside of one, it becomes a part of the caller.
+_compiled = jax.jit(lambda x, op: _amm(x, op), inline=True)
 
 
 def _sums(x: Array, op: MaddnessOp) -> Float[Array, "... outputs"]:

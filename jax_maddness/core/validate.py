@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -11,6 +15,7 @@ from jax_maddness.core.types import LookupTables, MaddnessOp, Term
 
 ROW_DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
 """The dtypes that rows may have."""
+_VALID = "_is_valid"
 
 
 def rows(x: Array, split_trees: Trees, term: Term | None = None) -> Array:
@@ -19,7 +24,7 @@ def rows(x: Array, split_trees: Trees, term: Term | None = None) -> Array:
     _kind(split_trees, Trees, "trees")
     if x.dtype not in ROW_DTYPES:
         raise TypeError(f"`x` is {x.dtype}; expected float32, bfloat16 or float16. Cast it: `x.astype(jnp.float32)`.")
-    split_trees.validate()
+    _once(split_trees, split_trees.validate)
     if x.ndim < 1 or x.shape[-1] < 1:
         raise ValueError(f"`x` has shape {x.shape}; expected [..., features] with at least one feature.")
     features = split_trees.row_features
@@ -50,7 +55,7 @@ def codes(array: Array, tables: LookupTables) -> Array:
 def trees(split_trees: Trees) -> None:
     """Raises unless the arrays of `split_trees` agree with each other."""
     _kind(split_trees, Trees, "trees")
-    split_trees.validate()
+    _once(split_trees, split_trees.validate)
     if split_trees.num_codebooks < 1:
         raise ValueError("`trees` has no codebook; expected at least one.")
 
@@ -58,6 +63,20 @@ def trees(split_trees: Trees) -> None:
 def op(maddness_op: MaddnessOp) -> None:
     """Raises unless the arrays of `maddness_op` agree with each other."""
     _kind(maddness_op, MaddnessOp, "op")
+    _once(maddness_op, lambda: _op(maddness_op))
+
+
+def _once(value: Any, validate: Callable[[], None]) -> None:
+    """Calls `validate` unless this very object was valid before: its arrays are never exchanged.
+
+    Otherwise every call outside of `jax.jit` would take as long to validate as to compute a few rows.
+    """
+    if not getattr(value, _VALID, False):
+        validate()
+        object.__setattr__(value, _VALID, True)  # the dataclasses are frozen
+
+
+def _op(maddness_op: MaddnessOp) -> None:
     _kind(maddness_op.trees, Trees, "trees")
     term, codebooks = maddness_op.term, maddness_op.trees.num_codebooks
     if term is not None and not isinstance(term, Term):
@@ -98,7 +117,7 @@ def _as_array(x: Array, name: str) -> Array:
         # NumPy's default dtype is no choice of the user's. JAX itself rounds it to float32 unless x64 is enabled.
         with np.errstate(over="ignore"):
             x = x.astype(np.float32)
-    return jnp.asarray(x)
+    return x if isinstance(x, jax.Array) else jnp.asarray(x)
 
 
 def _kind(value: object, expected: type, name: str) -> None:

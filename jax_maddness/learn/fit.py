@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from jax_maddness.core import arguments
 from jax_maddness.core.pytrees import register_with_flax
-from jax_maddness.core.types import MaddnessOp
+from jax_maddness.core.types import SMALL_BATCH, MaddnessOp, with_small_batch_tables
 from jax_maddness.learn import validate
 from jax_maddness.learn.choose import chosen
 from jax_maddness.learn.config import FitConfig
@@ -30,6 +30,7 @@ def fit(
     config: FitConfig = FitConfig(),
     extra: Sequence[ArrayLike] = (),
     keep_weights: bool = False,
+    rows: int | None = None,
     costs: CostModel | None = None,
     progress: bool | None = None,
 ) -> MaddnessOp:
@@ -61,6 +62,8 @@ def fit(
         minutes.
       extra: arrays for `config.loss`, with an entry for each row of `x_train`: labels, weights, or a teacher's outputs.
       keep_weights: whether to keep `w` in the op, for gradients with respect to `x`.
+      rows: number of rows of a later call of `amm`, which is quicker for at most 8 rows with tables in a second layout:
+        the op then has both (`with_small_batch_tables`). None: one layout, which suits more rows.
       costs: the times by which sizes are chosen; None: those of this machine, which are measured once, in some seconds,
         and kept in a file (`python -m jax_maddness tune`). With given costs, the choice is the same on every machine.
       progress: whether to show a progress bar on stderr; None shows it where learning takes longer than two seconds.
@@ -92,16 +95,18 @@ def fit(
         raise TypeError(f"`extra` is {type(extra).__name__}; expected a list of arrays: `extra=(labels,)`.")
     if extra and config.loss is None:
         raise ValueError("`extra` is given without a `loss`. Pass the loss that wants it: `FitConfig(loss=...)`.")
-    rows = Rows.of(x_train, extra)
-    weights, offset = validate.product(rows.num_features, w, bias)
+    rows_per_call = SMALL_BATCH + 1 if rows is None else arguments.integer(rows, "rows", 1, ", or None")
+    training = Rows.of(x_train, extra)
+    weights, offset = validate.product(training.num_features, w, bias)
     if costs is not None:
         arguments.instance(costs, "costs", CostModel, "`measure_costs` returns one")
     with Progress(progress) as bar:
         if num_codebooks is None:
-            codebooks, config = chosen(rows, weights, offset, config, bar, costs)
+            codebooks, config = chosen(training, weights, offset, config, bar, costs)
         else:
-            codebooks = num_codebooks_of(num_codebooks, rows.num_features, config)
-        op = learn(rows, weights, offset, codebooks, config, bar, warn=True)
+            codebooks = num_codebooks_of(num_codebooks, training.num_features, config)
+        op = learn(training, weights, offset, codebooks, config, bar, warn=True)
+    op = with_small_batch_tables(op) if rows_per_call <= SMALL_BATCH and op.num_codebooks else op
     return dataclasses.replace(op, weights=jnp.asarray(weights)) if keep_weights else op
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jax_maddness.core.amm import amm
-from jax_maddness.core.types import MaddnessOp
+from jax_maddness.core.types import SMALL_BATCH, MaddnessOp, with_small_batch_tables
 from jax_maddness.learn import validate
 from jax_maddness.learn.config import HELD_OUT_SHARE, FitConfig
 from jax_maddness.learn.data.held_out import split
@@ -155,7 +155,10 @@ def learn_unit(
             config = dataclasses.replace(config, method=method_of(op.trees))
         op = first_tap(op, unit.form.taps) if shares_codes else op
         ops.append(dataclasses.replace(op, weights=jnp.asarray(group_w)) if keep_weights else op)
-    return CodesReplacement(_stacked(ops, unit.stack_shape), shares_codes, kernel)
+    op = _stacked(ops, unit.stack_shape)
+    if unit.form.taps == 1 and kernel is None and unit.rows_per_call <= SMALL_BATCH:
+        op = with_small_batch_tables(op)
+    return CodesReplacement(op, shares_codes, kernel)
 
 
 def _stacked(ops: list[MaddnessOp], stack_shape: tuple[int, ...]) -> MaddnessOp:

@@ -65,6 +65,12 @@ class Unit:
         return (*[self.steps] * bool(self.steps), *[self.form.groups] * (self.form.groups > 1))
 
     @property
+    def rows_per_call(self) -> int:
+        """The largest number of rows that one call of the first layer multiplies, in one step of a scan."""
+        per_row = self.first.shape[1] * self.form.groups
+        return max(call.y.size // per_row for call in self.first.calls)
+
+    @property
     def num_codebooks(self) -> int:
         """Number of codebooks C of the op; for a convolution, of the codes that a whole patch sees."""
         return self.rule.codebooks(self.shape[0])

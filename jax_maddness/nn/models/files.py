@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -119,6 +120,7 @@ def _validate_ops(model: Model) -> None:
                     validate_finite(name, array.astype(np.float32))
             if kind is None:
                 continue
+            _validate_copy(op)
             trees = {name: op[f"trees_{name}"] for name in kind.array_names()}
             limit = kind.validate_values(trees, spec_of[owner].num_features)
             for term in TERMS:
@@ -127,6 +129,12 @@ def _validate_ops(model: Model) -> None:
                     term.validate_values(arrays_of_term, limit, op["tables_values"].shape[-2])
         except ValueError as error:
             raise ValueError(f"the op {owner!r}: {error}") from None
+
+
+def _validate_copy(op: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError unless the tables for small batches, if there are any, hold the entries of the others."""
+    if "tables_by_code" in op and not np.array_equal(op["tables_by_code"], np.moveaxis(op["tables_values"], -3, -1)):
+        raise ValueError("`tables_by_code` is no copy of `tables_values`.")
 
 
 def _read(
