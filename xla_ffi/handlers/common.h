@@ -14,8 +14,8 @@
 
 namespace jax_maddness {
 
-constexpr int64_t kTasksPerWorker = 4;       // so that a slow core does not hold up the rest
-constexpr double kCyclesPerWorker = 50'000;  // about 20 us: with less work a helper is not worth waking
+constexpr int64_t kTasksPerWorker = 4;        // so that a slow core does not hold up the rest
+constexpr double kCyclesPerWorker = 100'000;  // about 35 us, as long as it takes to wake a helper
 
 template <typename T>
 T* data(const Named& array) {

@@ -3,6 +3,7 @@
 #define JAX_MADDNESS_HANDLERS_PARALLEL_H_
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -32,14 +33,28 @@ class TaskQueue {
   // Returns when every task is finished, all of them being taken already: it never waits for a helper to start.
   void wait() {
     const auto done = [this] { return finished_.load(std::memory_order_acquire) == tasks_; };
-    for (int spin = 0; spin < 1000; ++spin) {
-      if (done()) return;
-    }
+    // A thread that sleeps takes as long to wake as most tasks take to finish.
+    const auto patience = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
+    do {
+      for (int check = 0; check < 16; ++check) {
+        if (done()) return;
+        relax();
+      }
+    } while (std::chrono::steady_clock::now() < patience);
     std::unique_lock<std::mutex> lock(mutex_);
     all_finished_.wait(lock, done);
   }
 
  private:
+  // Leaves the core to its other thread, if it has one, for some tens of cycles.
+  static void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+
   const int64_t tasks_;
   void (*const run_)(const void*, int64_t, int64_t);
   const void* const function_;
