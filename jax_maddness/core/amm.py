@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, UInt8
 
-from jax_maddness.core import aggregate, encode, validate
+from jax_maddness.core import aggregate, arguments, encode, validate
 from jax_maddness.core.stack import Stacked
-from jax_maddness.core.types import KINDS, LookupTables, MaddnessOp, Trees
+from jax_maddness.core.types import KINDS, LookupTables, MaddnessOp, SplitTrees, Trees
 
 
-def amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... outputs"]:
+def amm(x: Float[Array, "... features"], op: MaddnessOp, *, feature_major: bool = False) -> Float[Array, "... outputs"]:
     """Approximates `x @ w + b` by look-ups: `scale * aggregate(encode(x)) + offset`, together with a term if any.
 
     The method is that of Blalock & Guttag (2021), with exact sums in place of their averages. Codes and sums are the
@@ -34,6 +34,10 @@ def amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... ou
       x: rows of float32, bfloat16 or float16, with any leading dimensions, including none and empty ones. NumPy's
         float64 is rounded to float32, with and without x64.
       op: the op that `fit` returned for `w` and `b`.
+      feature_major: whether `x` lies in memory feature by feature, as `x_by_feature.T` does inside of `jax.jit`. It
+        changes the time alone, not the result: of such rows only the features that trees compare are read, 4 of them
+        for each codebook, and nothing is transposed. Static under `jax.jit`. It serves ops with `SplitTrees` and
+        without a term, for more rows than `with_small_batch_tables` serves; others take the rows as ever.
 
     Returns:
       The approximate product, in the dtype of `x`, with the leading dimensions of `x`.
@@ -53,20 +57,22 @@ def amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... ou
     """
     validate.op(op)
     x = validate.rows(x, op.trees, op.term)
-    return _compiled(x, op)
+    return _compiled(x, op, arguments.flag(feature_major, "feature_major"))
 
 
-@jax.custom_jvp
-def _amm(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... outputs"]:
-    looked_up = functools.partial(_looked_up, x, op)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _amm(x: Float[Array, "... features"], op: MaddnessOp, feature_major: bool) -> Float[Array, "... outputs"]:
+    looked_up = functools.partial(_looked_up, x, op, feature_major)
     return looked_up() if op.term is None else op.term.amm(x, op.trees, op.tables, looked_up)
 
 
-def _looked_up(x: Float[Array, "... features"], op: MaddnessOp) -> Float[Array, "... outputs"]:
+def _looked_up(x: Float[Array, "... features"], op: MaddnessOp, feature_major: bool) -> Float[Array, "... outputs"]:
     """Computes the outputs of the look-ups alone."""
     tables, by_code = op.tables, op.tables.by_code_for(x)
     stacked = _stacked[type(op.trees)]
     call, entries = (stacked.by_output, tables.values) if by_code is None else (stacked.by_code, by_code)
+    if feature_major and by_code is None and isinstance(op.trees, SplitTrees):
+        call = _by_feature
     scale, offset = (a.astype(jnp.float32) for a in (tables.scale, tables.offset))
     return call(x, *op.trees.arrays(), entries, scale, offset)
 
@@ -107,9 +113,9 @@ def _amm_of_codes_jvp(dtype: jnp.dtype, primals: tuple, tangents: tuple) -> tupl
     return y, (sums * _along_rows(dtables.scale, y) + _along_rows(dtables.offset, y)).astype(dtype)
 
 
-def _jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _jvp(feature_major: bool, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (x, op), (dx, dop) = primals, tangents
-    y = _amm(x, op)
+    y = _amm(x, op, feature_major)
     if op.weights is None and not _is_zero(dx):
         raise ValueError(
             "The derivative of `amm` with respect to `x` is that of the exact product, and `op` does not keep `w`. "
@@ -131,7 +137,7 @@ def _jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 _amm.defjvp(_jvp, symbolic_zeros=True)
 # Outside of any `jit`, a call is compiled as one function; inside of one, it becomes a part of the caller.
-_compiled = jax.jit(lambda x, op: _amm(x, op), inline=True)
+_compiled = jax.jit(lambda *args: _amm(*args), static_argnums=2, inline=True)
 
 
 def _sums(x: Array, op: MaddnessOp) -> Float[Array, "... outputs"]:
@@ -208,6 +214,12 @@ def _calls(kind: type[Trees]) -> _Calls:
 
 
 _stacked = {kind: _calls(kind) for kind in KINDS}
+_by_feature = Stacked(
+    definition(SplitTrees),
+    "jax_maddness_amm_by_feature",
+    f"b d {{rows}}, {SplitTrees.dimensions}, b m c k, b m, b m -> b {{rows}} m",
+    by_feature=True,
+)
 _of_codes = {
     dtype: Stacked(
         definition_of_codes(dtype), "jax_maddness_amm_of_codes", "b {rows} c, b m c k, b m, b m -> b {rows} m"

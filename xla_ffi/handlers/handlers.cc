@@ -7,13 +7,6 @@
 namespace jax_maddness {
 namespace {
 
-// Adds scale and offset to tables.
-Tables rescaling(Tables tables, const Named& scale, const Named& offset, const Problem& problem, const Task& task) {
-  tables.scale = per_output<float>(scale, problem, task);
-  tables.offset = per_output<float>(offset, problem, task);
-  return tables;
-}
-
 ffi::Error aggregate(ffi::ThreadPool pool, ffi::AnyBuffer codes_, ffi::AnyBuffer values_,
                      ffi::Result<ffi::AnyBuffer> sums_) {
   return guarded([&](const Tier& tier) {

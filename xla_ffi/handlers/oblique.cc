@@ -18,7 +18,7 @@ class Oblique final : public TreeArrays {
         scale_{"feature scale", scale} {}
 
   int64_t check(const Named& x) const override {
-    const int64_t ops = x.dim(0), codebooks = check_codebooks(x, features_), width = features_.last();
+    const int64_t ops = x.dim(0), codebooks = check_codebooks(x, x.last(), features_), width = features_.last();
     if (width < 1 || width > kMaxWidth) {
       throw InvalidArgument(describe(features_) + " must have a width of 1 to " + std::to_string(kMaxWidth) + ".");
     }

@@ -51,6 +51,12 @@ inline Rows rows_of(const Named& x, FloatType type, const Problem& problem, cons
   return {data<const char>(x) + first * width(type), type, task.rows.count, features};
 }
 
+// The rows of a task in an x whose rows stand feature by feature.
+inline ByFeature by_feature_of(const Named& x, FloatType type, const Problem& problem, const Task& task) {
+  const int64_t first = task.op * problem.rows * x.dim(1) + task.rows.begin;
+  return {data<const char>(x) + first * width(type), type, task.rows.count, problem.rows};
+}
+
 // Rows of codes, or of u.
 template <typename T>
 const T* bytes_of(const Named& array, const Problem& problem, const Task& task) {
@@ -73,6 +79,14 @@ inline Tables by_code_of(const Named& by_code, const Problem& problem, const Tas
 template <typename T>
 const T* per_output(const Named& array, const Problem& problem, const Task& task) {
   return data<const T>(array) + task.op * problem.outputs + task.outputs.begin;
+}
+
+// Adds scale and offset to tables.
+inline Tables rescaling(Tables tables, const Named& scale, const Named& offset, const Problem& problem,
+                        const Task& task) {
+  tables.scale = per_output<float>(scale, problem, task);
+  tables.offset = per_output<float>(offset, problem, task);
+  return tables;
 }
 
 inline Output output_of(const Named& y, FloatType type, const Problem& problem, const Task& task, bool streams) {

@@ -33,10 +33,10 @@ class TreeArrays {
 
 // The checks of both kinds: x has features, and `per_codebook` is [ops, codebooks, ...]. Returns the
 // number of codebooks.
-inline int64_t check_codebooks(const Named& x, const Named& per_codebook) {
+inline int64_t check_codebooks(const Named& x, int64_t features, const Named& per_codebook) {
   if (per_codebook.rank() != 3) throw InvalidArgument(describe(per_codebook) + " must have three dimensions.");
   if (per_codebook.dim(1) < 1) throw InvalidArgument(describe(per_codebook) + " must have at least one codebook.");
-  if (x.last() < 1) throw InvalidArgument(describe(x) + " must have at least one feature.");
+  if (features < 1) throw InvalidArgument(describe(x) + " must have at least one feature.");
   return per_codebook.dim(1);
 }
 

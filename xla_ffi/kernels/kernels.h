@@ -18,6 +18,8 @@ struct Tier {
 
   size_t (*scratch_bytes)(int64_t features, int64_t codebooks);
   void (*encode)(const Rows& x, const Trees& trees, uint8_t* codes, void* scratch) noexcept;
+  // The same for rows that stand feature by feature.
+  void (*encode_by_feature)(const ByFeature& x, const Trees& trees, uint8_t* codes) noexcept;
   void (*aggregate)(const uint8_t* codes, int64_t rows, const Tables& tables, int32_t* sums, int64_t stride,
                     void* scratch) noexcept;
   // Merges some rows of sums, `stride` elements apart, into the greatest sums of earlier rows.

@@ -3,6 +3,7 @@
 // clang-format off: columns
 //   name          shape                      type          range, order
 //   x             [rows][features]           f32|bf16|f16  row-major, dense
+//   x by feature  [features][rows]           f32|bf16|f16  the same numbers, feature by feature
 //   indices       [codebooks][4]             i32           the feature compared at level l; 0 <= index < features
 //   thresholds    [codebooks][15]            f32           heap order: node j of level l stands at 2^l - 1 + j
 //   codes         [rows][codebooks]          u8            0..15; kernels that read codes use the low 4 bits only
@@ -112,6 +113,14 @@ struct Rows {
   FloatType type;
   int64_t count;
   int64_t features;  // also the distance between rows, in elements
+};
+
+// Rows that stand feature by feature. A task may own some of the rows.
+struct ByFeature {
+  const void* data;
+  FloatType type;
+  int64_t count;   // of rows
+  int64_t stride;  // distance between features, in elements: >= count
 };
 
 struct Trees {

@@ -72,7 +72,8 @@ struct Sizes {
 // Right calls of all handlers: rows of 3 features, 2 codebooks that project 4 of them, rank 8; 2 queries, 7 vectors.
 std::vector<Call> calls(const Sizes& sizes = {}) {
   const int64_t b = sizes.ops, n = sizes.rows, m = sizes.outputs;
-  const Array x{kF32, {b, n, 3}}, codes{kU8, {b, n, 2}}, y{kF32, {b, n, m}}, sums{kS32, {b, n, m}};
+  const Array x{kF32, {b, n, 3}}, by_feature{kF32, {b, 3, n}}, codes{kU8, {b, n, 2}}, y{kF32, {b, n, m}},
+      sums{kS32, {b, n, m}};
   const Array indices{kS32, {b, 2, 4}}, thresholds{kF32, {b, 2, 15}};
   const Array features{kS32, {b, 2, 4}}, projections{kS8, {b, 2, 4, 4}}, integers{kS32, {b, 2, 15}},
       center{kF32, {b, 3}};
@@ -86,6 +87,7 @@ std::vector<Call> calls(const Sizes& sizes = {}) {
       {amm_handler, "amm", {x, indices, thresholds, values, scale, scale}, {y}},
       {amm_of_codes_handler, "amm_of_codes", {codes, values, scale, scale}, {y}},
       {amm_by_code_handler, "amm_by_code", {x, indices, thresholds, by_code, scale, scale}, {y}},
+      {amm_by_feature_handler, "amm_by_feature", {by_feature, indices, thresholds, values, scale, scale}, {y}},
       {encode_oblique_handler, "encode_oblique", {x, features, projections, integers, center, center}, {codes}},
       {amm_oblique_handler,
        "amm_oblique",

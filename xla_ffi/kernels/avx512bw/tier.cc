@@ -136,6 +136,7 @@ void aggregate_packed(const Scratch& scratch, int64_t rows, const Tables& tables
 
 // clang-format off: in this order
 #include "xla_ffi/kernels/avx512/ops.inc"
+#include "xla_ffi/kernels/shared/by_feature.inc"
 #include "xla_ffi/kernels/shared/small_batch.inc"
 #include "xla_ffi/kernels/avx512bw/factors.inc"
 #include "xla_ffi/kernels/avx512/table_sums.inc"

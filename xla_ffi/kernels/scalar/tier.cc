@@ -115,6 +115,7 @@ void add_up(const uint8_t* codes, int64_t pairs, const uint8_t* tables, BlockSum
 }
 
 // clang-format off: in this order
+#include "xla_ffi/kernels/shared/by_feature.inc"
 #include "xla_ffi/kernels/shared/small_batch.inc"
 #include "xla_ffi/kernels/scalar/factors.inc"
 #include "xla_ffi/kernels/scalar/table_sums.inc"
