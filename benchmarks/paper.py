@@ -31,7 +31,7 @@ CODEBOOKS = (2, 4, 8, 16, 32, 64)
 _SETS = 4  # of rows, 20 MB each: more than caches hold
 
 
-def of_columns(x_by_feature: jax.Array, op: MaddnessOp) -> jax.Array:
+def by_feature(x_by_feature: jax.Array, op: MaddnessOp) -> jax.Array:
     """Multiplies rows that stand feature by feature, `[features, rows]`."""
     return jax_maddness.amm(x_by_feature.T, op, feature_major=True)
 
@@ -40,13 +40,16 @@ def contenders(outputs: int) -> Iterator[Contender]:
     """Yields the exact products, and ours of both orders for each number of codebooks."""
     rng = np.random.default_rng(0)
     sets = [rng.standard_normal((ROWS, FEATURES), np.float32) for _ in range(_SETS)]
-    turned = [np.ascontiguousarray(x.T) for x in sets]
+    sets_by_feature = [np.ascontiguousarray(x.T) for x in sets]
     w = rng.standard_normal((FEATURES, outputs), np.float32)
     yield Contender("XLA f32", "rival", _changing(jax.jit(jnp.matmul), sets, jnp.asarray(w)))
     yield Contender("NumPy f32", "rival", _changing(np.matmul, sets, w, convert=np.asarray))
     for codebooks in CODEBOOKS:
         op = jax_maddness.fit(sets[0][:2000], w, num_codebooks=codebooks, config=FitConfig("paper"), progress=False)
-        for name, call, rows in (("row by row", jax_maddness.amm, sets), ("feature by feature", of_columns, turned)):
+        for name, call, rows in (
+            ("row by row", jax_maddness.amm, sets),
+            ("feature by feature", by_feature, sets_by_feature),
+        ):
             yield Contender(f"{name}, C = {codebooks}", "amm", _changing(jax.jit(call), rows, op), codebooks)
 
 

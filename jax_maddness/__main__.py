@@ -19,15 +19,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def tune() -> int:
-    """Measures the cost model of this machine anew, keeps it in its file and prints both; returns 0."""
+    """Measures the cost model of this machine anew, keeps it in its file and prints both; returns 1 if it cannot."""
     model = costs.measure_costs(progress=True)
-    path = costs.file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    costs.save(path, model)
-    print(f"{path}: {model.machine}")
+    kept = True
+    try:
+        costs.keep(model)
+        print(f"{costs.file()}: {model.machine}")
+    except OSError as error:
+        kept = False
+        print(f"{model.machine}; these times are not kept: {error}")
     for name in costs.PARTS:
         print(f"{name:>12}  {1e12 * getattr(model, name):.4g} ps")
-    return 0
+    return 0 if kept else 1
 
 
 if __name__ == "__main__":

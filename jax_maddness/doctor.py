@@ -44,8 +44,8 @@ def report() -> tuple[list[tuple[str, str]], list[str]]:
         facts.append(("active tier", str(ffi.active_tier())))
     except ValueError as error:
         return facts, [str(error)]
-    path = costs.file()
-    facts.append(("costs", f"{path}" if costs.read(path) else "not measured yet (python -m jax_maddness tune)"))
+    measured = costs.read(costs.file()) is not None
+    facts.append(("costs", str(costs.file()) if measured else "not measured yet (python -m jax_maddness tune)"))
     with testing.force_backend("ffi"):
         problems = list(_self_test())
     facts.append(("self-test", "failed" if problems else "every tier agrees with pure JAX"))

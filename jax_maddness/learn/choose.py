@@ -13,6 +13,7 @@ from jax_maddness.learn import costs as cost_model
 from jax_maddness.learn.config import REPORTED_SHARE, FitConfig
 from jax_maddness.learn.costs import CostModel
 from jax_maddness.learn.data.held_out import split
+from jax_maddness.learn.data.modes import modes
 from jax_maddness.learn.data.rows import Rows
 from jax_maddness.learn.evaluate import evaluate
 from jax_maddness.learn.progress import Progress
@@ -26,6 +27,7 @@ _FEATURES_PER_CODEBOOK = 16  # of the largest number of codebooks; more bring li
 _MOST_HELD_OUT = 4096
 
 
+@modes()
 def chosen(
     rows: Rows,
     w: Float[np.ndarray, "features outputs"],

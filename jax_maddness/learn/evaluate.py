@@ -20,10 +20,11 @@ from jax_maddness.core.types import LEAVES, MaddnessOp
 from jax_maddness.learn import advice, validate
 from jax_maddness.learn.data import sharded
 from jax_maddness.learn.data.modes import modes
-from jax_maddness.learn.data.rows import exponent
+from jax_maddness.learn.data.rows import exponent, power_of_two
 from jax_maddness.learn.tables.factors import taken_apart
 
 _BLOCK = 8192  # rows whose products are in memory at once
+_OF_MEAN, _OF_SHARDED_MEAN = 2.0**-40, 2.0**-20  # relative errors of means in float64, and over devices in float32
 _TINY = np.finfo(np.float64).tiny  # keeps quotients defined where outputs are constant and have no spread
 
 
@@ -36,6 +37,7 @@ class FitReport:
 
     Attributes:
       nmse: |y - y_exact|^2 / |y_exact - mean|^2 over all rows and outputs, with the mean of each output.
+        Where no output varies, it is 0 if the op is right but for rounding.
       nmse_per_output: NMSE of every output alone, float64 `[M]`; NaN for an output whose exact values are constant.
       encoder: part of `nmse` that 16 prototypes per codebook cannot express: the remainder of the other two parts.
       quantization: part of `nmse` that rounding the tables to 8 bits is expected to add, a twelfth of a squared step
@@ -221,31 +223,40 @@ def _errors(
         with modes():
             return _errors_of_shards(op, x, w, bias)
     call = jax.jit(amm)
-    center = x.mean(0, dtype=np.float64) @ w.astype(np.float64) + bias
+    mean, wide = x.mean(0, dtype=np.float64), w.astype(np.float64)
+    center, square = mean @ wide + bias, np.zeros(x.shape[1])
     error, spread = np.zeros(w.shape[1]), np.zeros(w.shape[1])
     occupancy = np.zeros((op.num_codebooks, LEAVES))
     for start in range(0, len(x), _BLOCK):
         rows = x[start : start + _BLOCK]
-        exact = rows @ w + bias
-        error += ((np.asarray(call(rows, op), np.float64) - exact) ** 2).sum(0)
-        spread += ((exact - center) ** 2).sum(0)
+        # About the mean, so that a large mean or bias does not round away what varies.
+        deviation = ((rows - mean).astype(np.float32) @ w).astype(np.float64)
+        error += ((np.asarray(call(rows, op), np.float64) - center - deviation) ** 2).sum(0)
+        spread += (deviation**2).sum(0)
+        square += np.square(rows, dtype=np.float64).sum(0)
         if op.num_codebooks:
             codes = np.asarray(encode(jax.numpy.asarray(rows), op.trees))
             occupancy += (codes[:, :, None] == np.arange(LEAVES)).sum(0)
-    return *_without_rounding(error, spread, x, w, bias), occupancy / len(x)
+    terms = square @ wide**2
+    return *_without_rounding(error, spread, _OF_MEAN**2 * terms, terms + len(x) * center**2), occupancy / len(x)
 
 
 def _without_rounding(
-    error: np.ndarray, spread: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray
+    error: np.ndarray, spread: np.ndarray, least: np.ndarray, terms: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns 0 as the spread of outputs that differ by rounding errors of float32 alone, and as such an error of them.
+    """Returns 0 as the spread of outputs that are constant, and as their error if they are right but for rounding.
 
     The quotient of two rounding errors says nothing: it is near 1 for an op that is right.
+
+    Args:
+      error: squared errors of each output, summed over rows, as are the others.
+      spread: squared distances from the mean.
+      least: the greatest spread of outputs that are constant: what the rounding of the mean of the rows leaves.
+      terms: squares of the terms of the product, `x_d w_d`, and of the mean output.
     """
-    rounding = np.finfo(np.float32).eps * (np.abs(x).max(0) @ np.abs(w).astype(np.float64) + np.abs(bias))
-    constant = spread <= len(x) * rounding**2
-    negligible = constant & (error <= len(x) * (4 * rounding) ** 2)
-    return np.where(negligible, 0, error), np.where(constant, 0, spread)
+    constant = spread <= least
+    right = constant & (error <= (4 * np.finfo(np.float32).eps) ** 2 * terms)
+    return np.where(right, 0, error), np.where(constant, 0, spread)
 
 
 def _errors_of_shards(
@@ -254,32 +265,50 @@ def _errors_of_shards(
     """Returns the results of `_errors` for sharded rows, computed on the devices that have them.
 
     Devices sum in float32, so each output is measured in units of a power of two near one step of its tables, in which
-    squares do not overflow.
+    squares do not overflow. Numbers of float64 are handed to them as two of float32.
     """
-    mean = sharded.mean(x, exponent(sharded.validated_magnitude(x, "x")))
-    center = (mean @ w.astype(np.float64) + bias).astype(np.float32)
+    scale = exponent(sharded.validated_magnitude(x, "x"))
+    mean, wide = sharded.mean(x, scale), w.astype(np.float64)
+    center = mean @ wide + bias
+    near, near_outputs = mean.astype(np.float32), center.astype(np.float32)
+    rest, rest_of_outputs = (near - mean) @ wide, near_outputs - center
     powers = np.array([exponent(float(step)) for step in np.asarray(op.tables.scale)])
     inverse = np.ldexp(np.float32(1), -powers)
     op = jax.tree.map(np.asarray, op)
-    error, spread, occupancy = sharded.fetch(_sums(x.sharding, x, op, w, bias, center, inverse))
-    unit = np.ldexp(1.0, 2 * powers)
-    return error * unit, spread * unit, occupancy / _count(x)
+    singles = (np.float32(a) for a in (rest, rest_of_outputs))
+    smaller = power_of_two(-scale)  # squares of features do not overflow either
+    error, spread, square, occupancy = sharded.fetch(
+        _sums(x.sharding, x, op, w, near, near_outputs, *singles, inverse, smaller)
+    )
+    unit, count = np.ldexp(1.0, 2 * powers), _count(x)
+    terms = np.ldexp(square.astype(np.float64), 2 * scale) @ wide**2
+    least, all_terms = _OF_SHARDED_MEAN**2 * terms, terms + count * center**2
+    return *_without_rounding(error * unit, spread * unit, least, all_terms), occupancy / count
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _sums(sharding: Any, x: Array, *others: Any) -> tuple[Array, Array, Array]:
-    """Returns the sums of `_errors` over all sharded rows: squared errors, squared distances, and counts of leaves."""
+def _sums(sharding: Any, x: Array, *others: Any) -> tuple[Array, ...]:
+    """Returns the sums of `_errors` over all sharded rows.
 
-    def local(x: Array, op: MaddnessOp, w: Array, bias: Array, center: Array, inverse: Array) -> tuple[Array, ...]:
+    These are squared errors, squared distances from the mean, squares of the features, and counts of leaves.
+    """
+
+    def local(
+        x: Array, op: MaddnessOp, w: Array, mean: Array, center: Array, rest: Array, rest_of_outputs: Array,
+        inverse: Array, smaller: Array,
+    ) -> tuple[Array, ...]:  # fmt: skip
         def add(total: tuple[Array, ...], rows: Array, counted: Array) -> tuple[Array, ...]:
-            exact = jnp.matmul(rows, w, precision="highest") + bias
-            error, spread = (jnp.where(counted[:, None], (a - exact) * inverse, 0) for a in (amm(rows, op), center))
+            deviation = jnp.matmul(rows - mean, w, precision="highest") + rest
+            off = (amm(rows, op) - center) - (deviation - rest_of_outputs)
+            error, spread = (jnp.where(counted[:, None], a * inverse, 0) for a in (off, deviation))
+            square = jnp.where(counted[:, None], rows * smaller, 0)
             codes = encode(rows, op.trees) if op.num_codebooks else jnp.zeros((len(rows), 0), jnp.uint8)
-            leaves = codes[:, :, None] == jnp.arange(LEAVES)
-            sums = (error**2).sum(0), (spread**2).sum(0), (leaves & counted[:, None, None]).sum(0)
+            leaves = (codes[:, :, None] == jnp.arange(LEAVES)) & counted[:, None, None]
+            sums = (error**2).sum(0), (spread**2).sum(0), (square**2).sum(0), leaves.sum(0)
             return jax.tree.map(jnp.add, total, sums)
 
         zero = jnp.zeros(op.num_outputs, jnp.float32)
-        return sharded.over_blocks(x, _BLOCK, add, (zero, zero, jnp.zeros((op.num_codebooks, LEAVES), jnp.int32)))
+        counts = jnp.zeros((op.num_codebooks, LEAVES), jnp.int32)
+        return sharded.over_blocks(x, _BLOCK, add, (zero, zero, jnp.zeros(x.shape[-1], jnp.float32), counts))
 
     return sharded.over_shards(local, lax.psum, sharding, x, *others)

@@ -56,14 +56,16 @@ def fit(
       bias: vector `[M]` that is added to every row of the product; None stands for zeros.
       num_codebooks: number of codebooks, C, from 1 to the number of features. Inference takes C look-ups per row and
         output. 0 where `config` asks for factors, which then stand alone, or for method "int8". None: chosen, together
-        with the rank where `config` leaves both open, so that the error on held-out rows is the least of codes, factors
-        and mixes that are four times as quick as XLA's product in float32; that takes about three times as long.
+        with the rank, from what `costs` says is four times as quick as XLA's product in float32: the whole product in
+        int8 if that is; else codes with at most D/16 codebooks, factors or both, whichever has the least error on
+        held-out rows, which takes about three times as long to learn. D/16 where nothing is as quick, where rows are
+        out of the range of int8, or where `config` has a rank, outliers or a loss.
       config: options of learning; by default the method with the least error on held-out rows, which takes seconds to
         minutes.
       extra: arrays for `config.loss`, with an entry for each row of `x_train`: labels, weights, or a teacher's outputs.
       keep_weights: whether to keep `w` in the op, for gradients with respect to `x`.
       rows: number of rows of a later call of `amm`, which is quicker for at most 8 rows with tables in a second layout:
-        the op then has both (`with_small_batch_tables`). None: one layout, which suits more rows.
+        the op then has both (`with_small_batch_tables`, of which `save` keeps one). None: one layout, for more rows.
       costs: the times by which sizes are chosen; None: those of this machine, which are measured once, in some seconds,
         and kept in a file (`python -m jax_maddness tune`). With given costs, the choice is the same on every machine.
       progress: whether to show a progress bar on stderr; None shows it where learning takes longer than two seconds.
@@ -81,7 +83,7 @@ def fit(
 
     Warns:
       UserWarning: on held-out rows, the look-ups are hardly better than the mean of the outputs, or not surely so; or
-        one row of at least 100 has a tenth or more of the outputs' variance.
+        one row has more than a tenth of the outputs' variance (among 100 to 250 rows: more than 25 / rows).
 
     Example:
       >>> x = np.random.default_rng(0).standard_normal((1000, 8))

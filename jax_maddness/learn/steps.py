@@ -49,14 +49,14 @@ def learn(
         low_rank, w = rows.agreed(factors.split(rows, w, config))
         if low_rank is not None:
             bias = bias + low_rank.constant
-        said = ""
+        warning = ""
         if num_codebooks:
             trees, tables, verdict = look_ups(rows, w, bias, num_codebooks, config, bar)
-            said = "" if verdict.useful else _harm(verdict, num_codebooks, rows.count, low_rank is not None)
+            warning = "" if verdict.useful else _harm(verdict, num_codebooks, rows.count, low_rank is not None)
         else:
             trees, tables = without_codebooks(rows, w, bias)
-        if warn and (said := said or tails.warning(tails.largest_share(rows, exact), len(rows.sample))):
-            warnings.warn(said, stacklevel=3)
+        if warn and (warning := warning or tails.warning(tails.largest_share(rows, exact), len(rows.sample))):
+            warnings.warn(warning, stacklevel=3)
         tables, term = (tables, None) if low_rank is None else factors.joined(tables, low_rank)
         return rows.agreed(MaddnessOp(trees, tables, term=term))
 

@@ -47,7 +47,9 @@ def replace(
         Or the result of `plan`: its choices, with the ops that it learned, if it still holds them. For a model with
         other weights than it was made for, ops are learned anew from `batches`, with a warning.
       batches: inputs of the model like those that it is for, or a function that returns an iterator over them, always
-        the same. With `captured`, the first batch alone is read. A plan that holds its ops needs none.
+        the same. Layers that see at most 8 rows in the first batch get both layouts of tables
+        (`with_small_batch_tables`). With `captured`, the first batch alone is read. A plan that holds its ops needs
+        none.
       calibrate: `"independent"`: each op is learned from the layer's inputs in the exact model. `"prefix"`: layer by
         layer, each op is learned from the layer's inputs where all layers before it are replaced already, and for the
         exact model's values, so that it corrects their errors; the batches are read once for every layer.

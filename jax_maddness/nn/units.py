@@ -66,7 +66,7 @@ class Unit:
 
     @property
     def rows_per_call(self) -> int:
-        """The largest number of rows that one call of the first layer multiplies, in one step of a scan."""
+        """The largest number of rows of a call of the first layer in the first batch, in one step of a scan."""
         per_row = self.first.shape[1] * self.form.groups
         return max(call.y.size // per_row for call in self.first.calls)
 

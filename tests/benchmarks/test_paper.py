@@ -20,4 +20,4 @@ def test_a_run_prints_the_table_and_draws_it(monkeypatch, capsys, tmp_path):
 def test_both_orders_are_the_same_product(rng):
     x = rng.standard_normal((50, 16)).astype(np.float32)
     op = fit(x, np.ones((16, 3)), num_codebooks=2, config=FitConfig("paper"))
-    np.testing.assert_array_equal(paper.of_columns(jnp.asarray(x.T), op), amm(jnp.asarray(x), op))
+    np.testing.assert_array_equal(paper.by_feature(jnp.asarray(x.T), op), amm(jnp.asarray(x), op))

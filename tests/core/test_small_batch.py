@@ -45,7 +45,7 @@ def test_the_same_bits_for_16_bit_rows(tier, rng, dtype):
 
 
 def test_many_outputs_on_several_threads(tier, rng):
-    op, x = random_op(rng, 64, 128, 9001), random_rows(rng, 2, 64)
+    op, x = random_op(rng, 64, 128, 19001), random_rows(rng, 4, 64)
     assert_same(amm(x, with_small_batch_tables(op)), amm(x, op))
 
 

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
-from jax_maddness import CostModel, FitConfig, measure_costs
+from jax_maddness import CostModel, FitConfig, measure_costs, testing
 from jax_maddness.__main__ import main
+from jax_maddness.core import ffi
 from jax_maddness.learn import costs
 
 KNOWN = CostModel(
@@ -79,6 +81,7 @@ def test_a_machine_is_measured_once(file, timed):
         lambda model: json.dumps({"format": 1, **dataclasses.asdict(model), "row": float("nan")}),
         lambda model: json.dumps({"format": 1, **dataclasses.asdict(model), "row": "1"}),
         lambda model: json.dumps({"format": 1, **dataclasses.asdict(model), "unknown": 1}),
+        lambda model: json.dumps({"format": 1, **dataclasses.asdict(model), "row": 10**400}),
     ],
 )
 def test_a_file_of_no_use_is_replaced(text, file, timed):
@@ -93,6 +96,41 @@ def test_a_file_of_no_use_is_replaced(text, file, timed):
 def test_a_file_that_cannot_be_written_is_done_without(file, timed):
     file.parent.write_text("a file where a folder should be")
     assert costs.costs().machine == costs.this_machine()
+
+
+def test_a_user_without_a_home_is_measured_every_time(monkeypatch, timed):
+    for name in ("JAX_MADDNESS_COSTS", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(costs.pathlib.Path, "home", no_home)
+    assert costs.file() is None
+    assert costs.costs().machine == costs.this_machine()
+    with pytest.raises(OSError, match="JAX_MADDNESS_COSTS"):
+        costs.keep(KNOWN)
+    assert main(["tune"]) == 1
+
+
+def test_the_backend_is_a_part_of_the_machine():
+    with testing.force_backend("jax"):
+        assert "pure JAX" in costs.this_machine()
+    assert ("pure JAX" in costs.this_machine()) == (not ffi.enabled())
+
+
+def test_it_is_measured_whatever_the_callers_settings_are(monkeypatch):
+    dtypes = []
+
+    def least_seconds(call, *args):
+        dtypes.extend(leaf.dtype for leaf in jax.tree.leaves(args))
+        return 1e-3
+
+    monkeypatch.setattr(costs, "least_seconds", least_seconds)
+    monkeypatch.setattr(costs, "seconds_of", lambda op, x: 1e-3)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        measure_costs()
+    assert set(dtypes) == {np.dtype(np.float32)}
 
 
 def test_tune_measures_and_keeps(file, timed, capsys):

@@ -130,7 +130,9 @@ def test_only_sums_are_sent(rng):
         sharded._sums.lower(x.sharding, x, one, center),
         sharded.statistics.lower(x.sharding, 64, x, trees, one, center),
         sharded._bits_at.lower(x.sharding, x, places),
-        evaluate_file._sums.lower(x.sharding, x, op, np.ones((8, 3), np.float32), *np.ones((3, 3), np.float32)),
+        evaluate_file._sums.lower(
+            x.sharding, x, op, np.ones((8, 3), np.float32), center, *np.ones((4, 3), np.float32), one
+        ),
     ]
     for text in (lowered.compile().as_text() for lowered in compiled):
         assert "all-reduce" in text
@@ -194,5 +196,5 @@ def test_two_processes_that_have_half_of_the_rows_each(tmp_path, monkeypatch):
     monkeypatch.setattr(rows_file, "RESERVOIR", one_of_two.FEW)
     on_four = fit(on_mesh(x, P("r")), w, num_codebooks=one_of_two.CODEBOOKS, config=one_of_two.PAPER)
     assert_same(load(tmp_path / "few.0"), on_four, x)
-    for name in ("all", "few", "nmse"):
+    for name in ("all", "few", "nmse", "chosen"):
         assert (tmp_path / f"{name}.0").read_bytes() == (tmp_path / f"{name}.1").read_bytes()

@@ -143,7 +143,7 @@ def test_donation_constants_and_loops(backend, problem):
 def test_the_same_from_any_number_of_threads(tier, rng):
     """Large enough for several threads, with ties across their ranges, for one query and for many."""
     codes = rng.integers(0, 256, (1000, 4, 64), np.uint8)
-    for queries in (7, 70):
+    for queries in (20, 70):
         tables = rng.integers(0, 3, (queries, 8, 16), np.uint8)
         assert_same(scan.scan(codes, tables, 63_999, 100), expected(codes, tables, 63_999, 100))
 

@@ -36,6 +36,7 @@ Sizes random_sizes(Random& random) {
                                                               {'k', {1, 16}},
                                                               {'v', {0, 80}},
                                                               {'e', {0, 3}},
+                                                              {'a', {0, large ? 3000 : 200}},
                                                               {'n', {0, 200}}};
   for (const auto& [letter, bound] : bounds) sizes.of[letter] = random_size(random, bound.first, bound.second);
   if (random.below(20) == 0) sizes.of['c'] = 100 + random.below(157);
@@ -205,7 +206,11 @@ void run_case(uint64_t seed) {
   const Signature& signature =
       signatures()[static_cast<size_t>(random.below(static_cast<int64_t>(signatures().size())))];
   Call call = random_call(signature, random);
-  const int64_t features = call.args[0].dims.empty() ? 0 : call.args[0].dims.back();
+  const std::vector<std::string> described = words(signature.args[0]);
+  const auto of_features = std::find(described.begin(), described.end(), "d");
+  const int64_t features = of_features == described.end() || *(of_features - 1) == "*"
+                               ? (call.args[0].dims.empty() ? 0 : call.args[0].dims.back())
+                               : call.args[0].dims[static_cast<size_t>(of_features - described.begin() - 1)];
   const size_t args = call.args.size(), arrays = args + call.results.size();
   const auto at = [&](size_t i) { return i < args ? &call.args[i] : &call.results[i - args]; };
   for (int64_t i = random.below(2) * (1 + random.below(3)); i > 0; --i) {

@@ -103,6 +103,22 @@ void test_parallel_for() {
   }
 }
 
+// The caller has nothing left to do, and gives up its core before the helper is done.
+void test_a_caller_sleeps_until_helpers_are_done() {
+  Pool pool{Pool::kPrompt, {}};
+  std::atomic<bool> helps{false}, done{false};
+  parallel_for(pool, 2, 2, [&](int64_t, int64_t worker) {
+    if (worker == 0) {
+      while (!helps) std::this_thread::yield();  // so that the helper has the other task
+    } else {
+      helps = true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      done = true;
+    }
+  });
+  CHECK(done, "parallel_for returned before its helper%s", "");
+}
+
 }  // namespace
 }  // namespace jax_maddness::testing
 
@@ -123,5 +139,6 @@ int main(int argc, char** argv) {
   test_default_is_the_best_of_this_cpu();
   test_set_tier();
   test_parallel_for();
+  test_a_caller_sleeps_until_helpers_are_done();
   std::printf("dispatch: %s\n", default_tier().c_str());
 }

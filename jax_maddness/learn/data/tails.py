@@ -1,4 +1,4 @@
-"""Rows with heavy tails, of which one decides more than all others together: what is measured on them holds for few."""
+"""Rows with heavy tails, of which one has a large share of the outputs' variance: what they measure holds for few."""
 
 from __future__ import annotations
 
