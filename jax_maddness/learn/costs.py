@@ -62,7 +62,7 @@ class CostModel:
       >>> costs = CostModel("a machine", row=1e-8, feature=1e-11, output=1e-10, tree=1e-9, projection=1e-11,
       ...     look_up=1e-11, rounding=1e-11, factor=1e-11, int8=1e-11, exact=2e-11)
       >>> f"{costs.seconds(1000, 512, 256, 32, FitConfig('paper')):.2g}"
-      '0.00016'
+      '0.00015'
     """
 
     machine: str

@@ -86,6 +86,7 @@ def fit(
         one row has more than a tenth of the outputs' variance (among 100 to 250 rows: more than 25 / rows).
 
     Example:
+      >>> import numpy as np
       >>> x = np.random.default_rng(0).standard_normal((1000, 8))
       >>> fit(x, np.ones((8, 3)), num_codebooks=2, config=FitConfig("paper"))
       MaddnessOp(8 -> 3, 2 codebooks, 272 bytes)

@@ -51,6 +51,7 @@ def add_vectors(
         not allowed.
 
     Example:
+      >>> from jax_maddness import build_index
       >>> vectors = np.random.default_rng(0).standard_normal((1000, 8))
       >>> index = add_vectors(build_index(vectors, 4), vectors[:2], ids=[5000, 5001])
       >>> index.count, index.ids[-2:].tolist()
@@ -112,6 +113,7 @@ def remove_vectors(index: VectorIndex, ids: Integer[ArrayLike, " removed"] | Seq
       ValueError: `index` has no vector with one of the ids, or one of them is there twice.
 
     Example:
+      >>> from jax_maddness import build_index
       >>> vectors = np.random.default_rng(0).standard_normal((1000, 8))
       >>> remove_vectors(build_index(vectors, 4), ids=[0, 999]).count
       998
