@@ -12,6 +12,8 @@ import subprocess
 import time
 from typing import Any
 
+from jax_maddness.core.machine import processor, threads
+
 VERSIONS = ("jax_maddness", "jax", "jaxlib", "numpy", "torch", "faiss-cpu", "onnxruntime", "openvino")
 """Packages whose versions are reported."""
 QUIET = 0.05
@@ -28,9 +30,9 @@ def facts() -> dict[str, Any]:
             continue
     info = _cpuinfo()
     return {
-        "cpu": info.get("model name", platform.processor() or "unknown CPU"),
+        "cpu": processor(),
         "vendor": info.get("vendor_id", ""),
-        "processors": len(os.sched_getaffinity(0)),
+        "processors": threads(),
         "caches": _caches(),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "python": platform.python_version(),

@@ -72,7 +72,7 @@ def _looked_up(x: Float[Array, "... features"], op: MaddnessOp, feature_major: b
     stacked = _stacked[type(op.trees)]
     call, entries = (stacked.by_output, tables.values) if by_code is None else (stacked.by_code, by_code)
     if feature_major and by_code is None and isinstance(op.trees, SplitTrees):
-        call = _by_feature
+        call, x = _by_feature, jnp.moveaxis(x, -1, 0)
     scale, offset = (a.astype(jnp.float32) for a in (tables.scale, tables.offset))
     return call(x, *op.trees.arrays(), entries, scale, offset)
 
@@ -199,6 +199,11 @@ def definition_by_code(kind: type[Trees]) -> _Definition:
     return amm_by_code
 
 
+def definition_by_feature(x: Array, *arrays: Array) -> Float[Array, "ops ... outputs"]:
+    """Computes `definition(SplitTrees)` for rows that stand feature by feature, `x [ops, features, ...]`."""
+    return definition(SplitTrees)(jnp.moveaxis(x, 1, -1), *arrays)
+
+
 class _Calls(NamedTuple):
     by_output: Stacked
     by_code: Stacked
@@ -215,10 +220,10 @@ def _calls(kind: type[Trees]) -> _Calls:
 
 _stacked = {kind: _calls(kind) for kind in KINDS}
 _by_feature = Stacked(
-    definition(SplitTrees),
+    definition_by_feature,
     "jax_maddness_amm_by_feature",
     f"b d {{rows}}, {SplitTrees.dimensions}, b m c k, b m, b m -> b {{rows}} m",
-    by_feature=True,
+    row_axis=2,
 )
 _of_codes = {
     dtype: Stacked(

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,26 +28,9 @@ _SHARDS_FROM = (0, 10)
 """The oldest version of JAX whose shard_map can be used on every mesh with Explicit axes."""
 
 
-def on_platform(definition: Callable[..., Any], target: str, *args: Array, by_feature: bool = False) -> Any:
-    """Computes `definition(*args)`, an array or a tuple: by the kernel `target` on CPU, by itself elsewhere.
-
-    With `by_feature`, the first argument is `[ops, features, ...]`; the definition takes it as `[ops, ..., features]`.
-    """
-    if by_feature:
-        definition = functools.partial(_of_features, definition)
-    call = functools.partial(_ffi_call_by_feature if by_feature else _ffi_call, definition, target)
-    return lax.platform_dependent(*args, cpu=call, default=definition)
-
-
-def _of_features(definition: Callable[..., Any], x: Array, *args: Array) -> Any:
-    return definition(jnp.moveaxis(x, 1, -1), *args)
-
-
-def _ffi_call_by_feature(definition: Callable[..., Array], target: str, x: Array, *args: Array) -> Array:
-    """Calls a kernel whose first argument is `[ops, features, rows]`, and its result `[ops, rows, outputs]`."""
-    lead = x.shape[2:]
-    y = _ffi_call(definition, target, x.reshape(*x.shape[:2], math.prod(lead)), *args)
-    return y.reshape(x.shape[0], *lead, y.shape[-1])
+def on_platform(definition: Callable[..., Any], target: str, *args: Array) -> Any:
+    """Computes `definition(*args)`, an array or a tuple: by the kernel `target` on CPU, by itself elsewhere."""
+    return lax.platform_dependent(*args, cpu=functools.partial(_ffi_call, definition, target), default=definition)
 
 
 def _ffi_call(definition: Callable[..., Any], target: str, *args: Array) -> Any:
@@ -76,8 +58,7 @@ class Stacked:
       sums_rows: whether the result sums over rows. Then the other arguments have rows, too, and a batch of rows is
         treated as a batch of ops.
       num_rows: how many of the first arguments have rows.
-      by_feature: whether the target takes the first argument feature by feature. Inside, and in the rule, it is
-        `[ops, features, ...]`; the definition and callers have its features last.
+      row_axis: the place of the dimensions of rows in the arguments that have rows: 2 in `[ops, features, ...]`.
     """
 
     def __init__(
@@ -87,26 +68,22 @@ class Stacked:
         rule: str,
         sums_rows: bool = False,
         num_rows: int = 1,
-        by_feature: bool = False,
+        row_axis: int = 1,
     ):
         self._definition = definition
         self._target = target
         self._rule = rule
         self._sums_rows = sums_rows
         self._num_rows = num_rows
-        self._by_feature = by_feature
+        self._row_axis = row_axis
         self._vmapped = custom_vmap(self._dispatch)
         self._vmapped.def_vmap(self._batch)
         # Outside of any `jit`, a call is compiled as one function; inside of one, it becomes a part of the caller.
-        self._one_op = jax.jit(self._of_one_op, inline=True)
+        self._one_op = jax.jit(lambda *args: self._vmapped(*(a[None] for a in args))[0], inline=True)
 
     def __call__(self, *args: Array) -> Array:
         """Computes the result for one op: the arguments and the result have no leading dimension `ops`."""
         return self._one_op(*args)
-
-    def _of_one_op(self, x: Array, *args: Array) -> Array:
-        x = jnp.moveaxis(x, -1, 0) if self._by_feature else x
-        return self._vmapped(x[None], *(a[None] for a in args))[0]
 
     def _batch(self, axis_size: int, in_batched: list[bool], *args: Array) -> tuple[Array, bool]:
         def batched(some: slice) -> list[Array]:
@@ -114,7 +91,7 @@ class Stacked:
             return [a if is_batched else jnp.broadcast_to(a, (axis_size, *a.shape)) for a, is_batched in pairs]
 
         if not any(in_batched[self._num_rows :]) and not self._sums_rows:
-            rows = [jnp.moveaxis(a, 0, 2 if self._by_feature else 1) for a in batched(slice(self._num_rows))]
+            rows = [jnp.moveaxis(a, 0, self._row_axis) for a in batched(slice(self._num_rows))]
             return jnp.moveaxis(self._vmapped(*rows, *args[self._num_rows :]), 1, 0), True
         num_ops = args[0].shape[int(in_batched[0])]
         result = self._vmapped(*(a.reshape(axis_size * num_ops, *a.shape[2:]) for a in batched(slice(None))))
@@ -122,7 +99,7 @@ class Stacked:
 
     def _dispatch(self, *args: Array) -> Array:
         if not ffi.enabled():
-            return _of_features(self._definition, *args) if self._by_feature else self._definition(*args)
+            return self._definition(*args)
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.explicit_axes and jax.__version_info__ >= _SHARDS_FROM:
             return self._on_shards(*args)
@@ -138,7 +115,7 @@ class Stacked:
         return call
 
     def _on_platform(self, *args: Array) -> Array:
-        return on_platform(self._definition, self._target, *args, by_feature=self._by_feature)
+        return on_platform(self._definition, self._target, *args)
 
     def _on_shards(self, *args: Array) -> Array:
         """Runs on the shards of a mesh with Explicit axes, over which the shardings are known while tracing.

@@ -1,4 +1,6 @@
 // The handlers for trees that compare features: their arrays, and the bindings to XLA.
+#include <algorithm>
+
 #include "xla/ffi/api/ffi.h"
 #include "xla_ffi/handlers/handlers.h"
 #include "xla_ffi/handlers/operands.h"
@@ -71,6 +73,17 @@ ffi::Error amm(ffi::ThreadPool pool, AnyBuffer x, AnyBuffer indices, AnyBuffer t
 
 constexpr int64_t kChunk = 1024;  // rows that are encoded before the tables are read: 4 KiB of a feature
 
+// Checks that y is [ops, ..., outputs] for an x that is [ops, features, ...].
+void check_rows_by_feature(const Named& y, const Named& x, int64_t outputs) {
+  const auto dims = y.buffer.dimensions(), like = x.buffer.dimensions();
+  if (dims.size() == like.size() && dims.front() == like.front() && dims.back() == outputs &&
+      std::equal(dims.begin() + 1, dims.end() - 1, like.begin() + 2)) {
+    return;
+  }
+  throw InvalidArgument(describe(y) + " must have the ops and rows of " + describe(x) + ", with " +
+                        std::to_string(outputs) + " as the last.");
+}
+
 ffi::Error amm_by_feature(ffi::ThreadPool pool, AnyBuffer x_, AnyBuffer indices, AnyBuffer thresholds,
                           AnyBuffer values_, AnyBuffer scale_, AnyBuffer offset_, ffi::Result<AnyBuffer> y_) {
   return guarded([&](const Tier& tier) {
@@ -78,14 +91,14 @@ ffi::Error amm_by_feature(ffi::ThreadPool pool, AnyBuffer x_, AnyBuffer indices,
     const Named x{"x", x_}, y{"y", *y_}, values{"values", values_}, scale{"scale", scale_}, offset{"offset", offset_};
     Problem problem{0, 0, 0, 0, true};
     const FloatType type = check_float_type(x);
-    if (x.rank() != 3) throw InvalidArgument(describe(x) + " must have three dimensions.");
+    if (x.rank() < 2) throw InvalidArgument(describe(x) + " must have at least two dimensions.");
     problem.ops = x.dim(0);
-    problem.rows = x.dim(2);
+    problem.rows = count_rows(y);
     problem.codebooks = trees.check_features(x, x.dim(1));
     check_values(values, &problem);
     check_rescaling(scale, offset, problem);
     if (y.buffer.element_type() != x_.element_type()) throw InvalidArgument("y must have the type of x.");
-    check_shape(y, {problem.ops, problem.rows, problem.outputs});
+    check_rows_by_feature(y, x, problem.outputs);
     if (problem.outputs == 0) return;
     const size_t of_tier = (tier.scratch_bytes(0, problem.codebooks) + 63) / 64 * 64;
     const auto of_codes = static_cast<size_t>(std::min(kChunk, problem.rows) * problem.codebooks);

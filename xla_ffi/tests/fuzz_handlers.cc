@@ -36,7 +36,6 @@ Sizes random_sizes(Random& random) {
                                                               {'k', {1, 16}},
                                                               {'v', {0, 80}},
                                                               {'e', {0, 3}},
-                                                              {'a', {0, large ? 3000 : 200}},
                                                               {'n', {0, 200}}};
   for (const auto& [letter, bound] : bounds) sizes.of[letter] = random_size(random, bound.first, bound.second);
   if (random.below(20) == 0) sizes.of['c'] = 100 + random.below(157);

@@ -34,7 +34,7 @@ inline const std::vector<Signature>& signatures() {
       {amm_handler, "amm", {x, indices, thresholds, values, scale, scale}, {y}},
       {amm_of_codes_handler, "amm_of_codes", {codes, values, scale, scale}, {"f o * m"}},
       {amm_by_code_handler, "amm_by_code", {x, indices, thresholds, by_code, scale, scale}, {y}},
-      {amm_by_feature_handler, "amm_by_feature", {"x o d a", indices, thresholds, values, scale, scale}, {"x o a m"}},
+      {amm_by_feature_handler, "amm_by_feature", {"x o d *", indices, thresholds, values, scale, scale}, {y}},
       {encode_oblique_handler, "encode_oblique", {x, features, projections, integers, center, center}, {codes}},
       {amm_oblique_handler,
        "amm_oblique",
