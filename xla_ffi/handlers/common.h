@@ -14,8 +14,9 @@
 
 namespace jax_maddness {
 
-constexpr int64_t kTasksPerWorker = 4;        // so that a slow core does not hold up the rest
-constexpr double kCyclesPerWorker = 100'000;  // about 35 us, as long as it takes to wake a helper
+constexpr int64_t kMostOfARow = int64_t{1} << 40;  // features, or codebooks: only empty arrays have more
+constexpr int64_t kTasksPerWorker = 4;             // so that a slow core does not hold up the rest
+constexpr double kCyclesPerWorker = 100'000;       // about 35 us, as long as it takes to wake a helper
 
 template <typename T>
 T* data(const Named& array) {

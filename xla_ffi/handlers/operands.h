@@ -41,6 +41,7 @@ inline Problem problem_of_codes(const Named& codes, const Named& values) {
   Problem problem{0, count_rows(codes), codes.last(), 0, false};
   problem.ops = codes.dim(0);
   if (problem.codebooks < 1) throw InvalidArgument(describe(codes) + " must have at least one codebook.");
+  if (problem.codebooks > kMostOfARow) throw InvalidArgument(describe(codes) + " is too large.");
   check_values(values, &problem);
   return problem;
 }

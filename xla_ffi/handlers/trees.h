@@ -2,6 +2,7 @@
 #ifndef JAX_MADDNESS_HANDLERS_TREES_H_
 #define JAX_MADDNESS_HANDLERS_TREES_H_
 
+#include <algorithm>
 #include <utility>
 
 #include "xla_ffi/handlers/common.h"
@@ -37,6 +38,9 @@ inline int64_t check_codebooks(const Named& x, int64_t features, const Named& pe
   if (per_codebook.rank() != 3) throw InvalidArgument(describe(per_codebook) + " must have three dimensions.");
   if (per_codebook.dim(1) < 1) throw InvalidArgument(describe(per_codebook) + " must have at least one codebook.");
   if (features < 1) throw InvalidArgument(describe(x) + " must have at least one feature.");
+  if (std::max(features, per_codebook.dim(1)) > kMostOfARow) {
+    throw InvalidArgument(describe(x) + " or " + describe(per_codebook) + " is too large.");
+  }
   return per_codebook.dim(1);
 }
 
