@@ -16,7 +16,20 @@ from jax_maddness.core.stack import Stacked
 from jax_maddness.core.types import KINDS, LookupTables, MaddnessOp, SplitTrees, Trees
 
 
-def amm(x: Float[Array, "... features"], op: MaddnessOp, *, feature_major: bool = False) -> Float[Array, "... outputs"]:
+class _Order(NamedTuple):
+    """Whether rows lie in memory feature by feature, and whether the result is to lie so."""
+
+    x_by_feature: bool
+    y_by_feature: bool
+
+
+def amm(
+    x: Float[Array, "... features"],
+    op: MaddnessOp,
+    *,
+    feature_major: bool = False,
+    feature_major_result: bool = False,
+) -> Float[Array, "... outputs"]:
     """Approximates `x @ w + b` by look-ups: `scale * aggregate(encode(x)) + offset`, together with a term if any.
 
     The method is that of Blalock & Guttag (2021), with exact sums in place of their averages. Codes and sums are the
@@ -38,6 +51,8 @@ def amm(x: Float[Array, "... features"], op: MaddnessOp, *, feature_major: bool 
         changes the time alone, not the result: of such rows only the features that trees compare are read, 4 of them
         for each codebook, and nothing is transposed. Static under `jax.jit`. It serves ops with `SplitTrees` and
         without a term, for more rows than `with_small_batch_tables` serves; others take the rows as ever.
+      feature_major_result: with `feature_major`, whether the result is to lie so, too, so that `amm(...).T` inside of
+        `jax.jit`, and the next layer with `feature_major`, transpose nothing. It changes the time alone.
 
     Returns:
       The approximate product, in the dtype of `x`, with the leading dimensions of `x`.
@@ -57,24 +72,27 @@ def amm(x: Float[Array, "... features"], op: MaddnessOp, *, feature_major: bool 
     """
     validate.op(op)
     x = validate.rows(x, op.trees, op.term)
-    return _compiled(x, op, arguments.flag(feature_major, "feature_major"))
+    flags = {"feature_major": feature_major, "feature_major_result": feature_major_result}
+    return _compiled(x, op, _Order(*(arguments.flag(flag, name) for name, flag in flags.items())))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _amm(x: Float[Array, "... features"], op: MaddnessOp, feature_major: bool) -> Float[Array, "... outputs"]:
-    looked_up = functools.partial(_looked_up, x, op, feature_major)
+def _amm(x: Float[Array, "... features"], op: MaddnessOp, order: _Order) -> Float[Array, "... outputs"]:
+    looked_up = functools.partial(_looked_up, x, op, order)
     return looked_up() if op.term is None else op.term.amm(x, op.trees, op.tables, looked_up)
 
 
-def _looked_up(x: Float[Array, "... features"], op: MaddnessOp, feature_major: bool) -> Float[Array, "... outputs"]:
+def _looked_up(x: Float[Array, "... features"], op: MaddnessOp, order: _Order) -> Float[Array, "... outputs"]:
     """Computes the outputs of the look-ups alone."""
     tables, by_code = op.tables, op.tables.by_code_for(x)
     stacked = _stacked[type(op.trees)]
     call, entries = (stacked.by_output, tables.values) if by_code is None else (stacked.by_code, by_code)
-    if feature_major and by_code is None and isinstance(op.trees, SplitTrees):
-        call, x = _by_feature, jnp.moveaxis(x, -1, 0)
     scale, offset = (a.astype(jnp.float32) for a in (tables.scale, tables.offset))
-    return call(x, *op.trees.arrays(), entries, scale, offset)
+    arrays = (*op.trees.arrays(), entries, scale, offset)
+    if not (order.x_by_feature and by_code is None and isinstance(op.trees, SplitTrees)):
+        return call(x, *arrays)
+    x = jnp.moveaxis(x, -1, 0)
+    return jnp.moveaxis(_by_feature_and_output(x, *arrays), 0, -1) if order.y_by_feature else _by_feature(x, *arrays)
 
 
 def amm_of_codes(
@@ -113,9 +131,9 @@ def _amm_of_codes_jvp(dtype: jnp.dtype, primals: tuple, tangents: tuple) -> tupl
     return y, (sums * _along_rows(dtables.scale, y) + _along_rows(dtables.offset, y)).astype(dtype)
 
 
-def _jvp(feature_major: bool, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _jvp(order: _Order, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (x, op), (dx, dop) = primals, tangents
-    y = _amm(x, op, feature_major)
+    y = _amm(x, op, order)
     if op.weights is None and not _is_zero(dx):
         raise ValueError(
             "The derivative of `amm` with respect to `x` is that of the exact product, and `op` does not keep `w`. "
@@ -204,6 +222,11 @@ def definition_by_feature(x: Array, *arrays: Array) -> Float[Array, "ops ... out
     return definition(SplitTrees)(jnp.moveaxis(x, 1, -1), *arrays)
 
 
+def definition_by_feature_and_output(x: Array, *arrays: Array) -> Float[Array, "ops outputs ..."]:
+    """Computes the same output by output."""
+    return jnp.moveaxis(definition_by_feature(x, *arrays), -1, 1)
+
+
 class _Calls(NamedTuple):
     by_output: Stacked
     by_code: Stacked
@@ -224,6 +247,13 @@ _by_feature = Stacked(
     "jax_maddness_amm_by_feature",
     f"b d {{rows}}, {SplitTrees.dimensions}, b m c k, b m, b m -> b {{rows}} m",
     row_axis=2,
+)
+_by_feature_and_output = Stacked(
+    definition_by_feature_and_output,
+    "jax_maddness_amm_by_feature_and_output",
+    f"b d {{rows}}, {SplitTrees.dimensions}, b m c k, b m, b m -> b m {{rows}}",
+    row_axis=2,
+    result_row_axis=2,
 )
 _of_codes = {
     dtype: Stacked(

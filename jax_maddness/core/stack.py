@@ -59,6 +59,7 @@ class Stacked:
         treated as a batch of ops.
       num_rows: how many of the first arguments have rows.
       row_axis: the place of the dimensions of rows in the arguments that have rows: 2 in `[ops, features, ...]`.
+      result_row_axis: the same in the result.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Stacked:
         sums_rows: bool = False,
         num_rows: int = 1,
         row_axis: int = 1,
+        result_row_axis: int = 1,
     ):
         self._definition = definition
         self._target = target
@@ -76,6 +78,7 @@ class Stacked:
         self._sums_rows = sums_rows
         self._num_rows = num_rows
         self._row_axis = row_axis
+        self._result_row_axis = result_row_axis
         self._vmapped = custom_vmap(self._dispatch)
         self._vmapped.def_vmap(self._batch)
         # Outside of any `jit`, a call is compiled as one function; inside of one, it becomes a part of the caller.
@@ -92,7 +95,7 @@ class Stacked:
 
         if not any(in_batched[self._num_rows :]) and not self._sums_rows:
             rows = [jnp.moveaxis(a, 0, self._row_axis) for a in batched(slice(self._num_rows))]
-            return jnp.moveaxis(self._vmapped(*rows, *args[self._num_rows :]), 1, 0), True
+            return jnp.moveaxis(self._vmapped(*rows, *args[self._num_rows :]), self._result_row_axis, 0), True
         num_ops = args[0].shape[int(in_batched[0])]
         result = self._vmapped(*(a.reshape(axis_size * num_ops, *a.shape[2:]) for a in batched(slice(None))))
         return result.reshape(axis_size, num_ops, *result.shape[1:]), True

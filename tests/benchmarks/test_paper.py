@@ -13,11 +13,13 @@ def test_a_run_prints_the_table_and_draws_it(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(paper.jax_maddness, "retain_freed_memory", lambda: True)
     paper.main(["--seconds", "0.1", "--output", str(tmp_path / "picture.png")])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert len(lines) == 1 + 2 * (2 + 2 * 2)
+    assert len(lines) == 1 + 2 * (2 + 2 * 3)
     assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
-def test_both_orders_are_the_same_product(rng):
+def test_all_orders_are_the_same_product(rng):
     x = rng.standard_normal((50, 16)).astype(np.float32)
     op = fit(x, np.ones((16, 3)), num_codebooks=2, config=FitConfig("paper"))
-    np.testing.assert_array_equal(paper.by_feature(jnp.asarray(x.T), op), amm(jnp.asarray(x), op))
+    y = amm(jnp.asarray(x), op)
+    np.testing.assert_array_equal(paper.by_feature(jnp.asarray(x.T), op), y)
+    np.testing.assert_array_equal(paper.both_by_feature(jnp.asarray(x.T), op), y.T)

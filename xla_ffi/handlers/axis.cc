@@ -73,17 +73,19 @@ ffi::Error amm(ffi::ThreadPool pool, AnyBuffer x, AnyBuffer indices, AnyBuffer t
 
 constexpr int64_t kChunk = 1024;  // rows that are encoded before the tables are read: 4 KiB of a feature
 
-// Checks that y is [ops, ..., outputs] for an x that is [ops, features, ...].
-void check_rows_by_feature(const Named& y, const Named& x, int64_t outputs) {
+// Checks that y is [ops, ..., outputs], or [ops, outputs, ...] if `by_output`, for an x that is [ops, features, ...].
+void check_rows_by_feature(const Named& y, const Named& x, int64_t outputs, bool by_output) {
   const auto dims = y.buffer.dimensions(), like = x.buffer.dimensions();
-  if (dims.size() == like.size() && dims.front() == like.front() && dims.back() == outputs &&
-      std::equal(dims.begin() + 1, dims.end() - 1, like.begin() + 2)) {
+  const auto* const rows = dims.begin() + (by_output ? 2 : 1);
+  if (dims.size() == like.size() && dims.front() == like.front() && (by_output ? dims[1] : dims.back()) == outputs &&
+      std::equal(like.begin() + 2, like.end(), rows)) {
     return;
   }
   throw InvalidArgument(describe(y) + " must have the ops and rows of " + describe(x) + ", with " +
-                        std::to_string(outputs) + " as the last.");
+                        std::to_string(outputs) + (by_output ? " as the second." : " as the last."));
 }
 
+template <bool kByOutput>
 ffi::Error amm_by_feature(ffi::ThreadPool pool, AnyBuffer x_, AnyBuffer indices, AnyBuffer thresholds,
                           AnyBuffer values_, AnyBuffer scale_, AnyBuffer offset_, ffi::Result<AnyBuffer> y_) {
   return guarded([&](const Tier& tier) {
@@ -91,14 +93,13 @@ ffi::Error amm_by_feature(ffi::ThreadPool pool, AnyBuffer x_, AnyBuffer indices,
     const Named x{"x", x_}, y{"y", *y_}, values{"values", values_}, scale{"scale", scale_}, offset{"offset", offset_};
     Problem problem{0, 0, 0, 0, true};
     const FloatType type = check_float_type(x);
-    if (x.rank() < 2) throw InvalidArgument(describe(x) + " must have at least two dimensions.");
     problem.ops = x.dim(0);
-    problem.rows = count_rows(y);
+    problem.rows = count_rows(x, 2, x.rank());
     problem.codebooks = trees.check_features(x, x.dim(1));
     check_values(values, &problem);
     check_rescaling(scale, offset, problem);
     if (y.buffer.element_type() != x_.element_type()) throw InvalidArgument("y must have the type of x.");
-    check_rows_by_feature(y, x, problem.outputs);
+    check_rows_by_feature(y, x, problem.outputs, kByOutput);
     if (problem.outputs == 0) return;
     const size_t of_tier = (tier.scratch_bytes(0, problem.codebooks) + 63) / 64 * 64;
     const auto of_codes = static_cast<size_t>(std::min(kChunk, problem.rows) * problem.codebooks);
@@ -108,7 +109,11 @@ ffi::Error amm_by_feature(ffi::ThreadPool pool, AnyBuffer x_, AnyBuffer indices,
       for (int64_t n = 0; n < task.rows.count; n += kChunk) {
         const Task part{task.op, {task.rows.begin + n, std::min(kChunk, task.rows.count - n)}, task.outputs};
         trees.encode_by_feature(tier, task.op, by_feature_of(x, type, problem, part), codes);
-        tier.amm_of_codes(codes, part.rows.count, tables, output_of(y, type, problem, part, streams), scratch);
+        if (kByOutput) {
+          tier.amm_of_codes_by_output(codes, part.rows.count, tables, by_output_of(y, type, problem, part), scratch);
+        } else {
+          tier.amm_of_codes(codes, part.rows.count, tables, output_of(y, type, problem, part, streams), scratch);
+        }
       }
     });
   });
@@ -141,7 +146,8 @@ auto bind_tables() {
 XLA_FFI_DEFINE_HANDLER(bound_encode, encode, bind_trees().Ret<AnyBuffer>());  // codes
 XLA_FFI_DEFINE_HANDLER(bound_amm, amm<false>, bind_tables());
 XLA_FFI_DEFINE_HANDLER(bound_amm_by_code, amm<true>, bind_tables());
-XLA_FFI_DEFINE_HANDLER(bound_amm_by_feature, amm_by_feature, bind_tables());
+XLA_FFI_DEFINE_HANDLER(bound_amm_by_feature, amm_by_feature<false>, bind_tables());
+XLA_FFI_DEFINE_HANDLER(bound_amm_by_feature_and_output, amm_by_feature<true>, bind_tables());
 XLA_FFI_DEFINE_HANDLER(bound_amm_factors, amm_factors<false>, bind_factors(bind_trees()));
 XLA_FFI_DEFINE_HANDLER(bound_amm_factors_by_code, amm_factors<true>, bind_factors(bind_trees()));
 
@@ -151,6 +157,9 @@ XLA_FFI_Error* encode_handler(XLA_FFI_CallFrame* frame) { return bound_encode(fr
 XLA_FFI_Error* amm_handler(XLA_FFI_CallFrame* frame) { return bound_amm(frame); }
 XLA_FFI_Error* amm_by_code_handler(XLA_FFI_CallFrame* frame) { return bound_amm_by_code(frame); }
 XLA_FFI_Error* amm_by_feature_handler(XLA_FFI_CallFrame* frame) { return bound_amm_by_feature(frame); }
+XLA_FFI_Error* amm_by_feature_and_output_handler(XLA_FFI_CallFrame* frame) {
+  return bound_amm_by_feature_and_output(frame);
+}
 XLA_FFI_Error* amm_factors_handler(XLA_FFI_CallFrame* frame) { return bound_amm_factors(frame); }
 XLA_FFI_Error* amm_factors_by_code_handler(XLA_FFI_CallFrame* frame) { return bound_amm_factors_by_code(frame); }
 

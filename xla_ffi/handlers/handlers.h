@@ -6,7 +6,8 @@
 //   aggregate           codes u8 [B, ..., C], values u8 [B, M, C, 16]                         sums i32 [B, ..., M]
 //   amm                 x, indices, thresholds, values, scale f32 [B, M], offset f32 [B, M]   y [B, ..., M]
 //   amm_by_code         the same with by_code u8 [B, C, 16, M] in place of values             y
-//   amm_by_feature      the same as amm with x [B, D, ...]: the rows stand feature by feature   y
+//   amm_by_feature      as amm, with x [B, D, ...]: the rows stand feature by feature         y
+//   amm_by_feature_and_output   the same                                                      y [B, M, ...]
 //   amm_of_codes        codes, values, scale, offset                                          y
 //
 //   encode_oblique, amm_oblique, amm_oblique_by_code: as above, with these in place of indices and thresholds:
@@ -53,6 +54,7 @@ XLA_FFI_Error* amm_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* amm_of_codes_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* amm_by_code_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* amm_by_feature_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* amm_by_feature_and_output_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* encode_oblique_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* amm_oblique_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* amm_oblique_by_code_handler(XLA_FFI_CallFrame* frame);

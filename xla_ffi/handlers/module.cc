@@ -24,6 +24,7 @@ nb::dict registrations() {
   handlers["jax_maddness_amm_of_codes"] = capsule(jax_maddness::amm_of_codes_handler);
   handlers["jax_maddness_amm_by_code"] = capsule(jax_maddness::amm_by_code_handler);
   handlers["jax_maddness_amm_by_feature"] = capsule(jax_maddness::amm_by_feature_handler);
+  handlers["jax_maddness_amm_by_feature_and_output"] = capsule(jax_maddness::amm_by_feature_and_output_handler);
   handlers["jax_maddness_encode_oblique"] = capsule(jax_maddness::encode_oblique_handler);
   handlers["jax_maddness_amm_oblique"] = capsule(jax_maddness::amm_oblique_handler);
   handlers["jax_maddness_amm_oblique_by_code"] = capsule(jax_maddness::amm_oblique_by_code_handler);

@@ -95,6 +95,12 @@ inline Output output_of(const Named& y, FloatType type, const Problem& problem, 
   return {data<char>(y) + first * width(type), type, problem.outputs, streams};
 }
 
+// The rows and outputs of a task in a y that stands output by output.
+inline Output by_output_of(const Named& y, FloatType type, const Problem& problem, const Task& task) {
+  const int64_t first = (task.op * problem.outputs + task.outputs.begin) * problem.rows + task.rows.begin;
+  return {data<char>(y) + first * width(type), type, problem.rows};
+}
+
 }  // namespace jax_maddness
 
 #endif  // JAX_MADDNESS_HANDLERS_OPERANDS_H_

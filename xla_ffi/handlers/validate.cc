@@ -52,13 +52,16 @@ void check_rows(const Named& array, const Named& like, int64_t last) {
 
 int64_t count_rows(const Named& array) {
   if (array.rank() < 2) throw InvalidArgument(describe(array) + " must have at least two dimensions.");
-  const auto dims = array.buffer.dimensions();
+  return count_rows(array, 1, array.rank() - 1);
+}
+
+int64_t count_rows(const Named& array, size_t begin, size_t end) {
+  if (end < begin || array.rank() < end) throw InvalidArgument(describe(array) + " has too few dimensions.");
+  const auto* const dims = array.buffer.dimensions().begin();
   int64_t rows = 1;
-  for (const int64_t* dim = dims.begin() + 1; dim != dims.end() - 1; ++dim) {
-    if (*dim == 0) return 0;  // before a product of large dimensions overflows
-  }
-  for (const int64_t* dim = dims.begin() + 1; dim != dims.end() - 1; ++dim) {
-    if (__builtin_mul_overflow(rows, *dim, &rows)) throw InvalidArgument(describe(array) + " is too large.");
+  if (std::find(dims + begin, dims + end, 0) != dims + end) return 0;  // a product of the others may overflow
+  for (size_t i = begin; i < end; ++i) {
+    if (__builtin_mul_overflow(rows, dims[i], &rows)) throw InvalidArgument(describe(array) + " is too large.");
   }
   return rows;
 }

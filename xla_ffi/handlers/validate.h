@@ -44,6 +44,9 @@ void check_rows(const Named& array, const Named& like, int64_t last);
 // The product of all dimensions between the first and the last; throws when the rank is below two or it overflows.
 int64_t count_rows(const Named& array);
 
+// The product of the dimensions from `begin` to before `end`; throws when there are fewer, or it overflows.
+int64_t count_rows(const Named& array, size_t begin, size_t end);
+
 void check_indices(const Named& indices, int64_t features);
 
 // Checks that no entry of a uint8 array is greater than `most`.

@@ -29,6 +29,9 @@ struct Tier {
   // amm for codes that are given.
   void (*amm_of_codes)(const uint8_t* codes, int64_t rows, const Tables& tables, const Output& y,
                        void* scratch) noexcept;
+  // The same for y output by output: y.stride is the distance between outputs.
+  void (*amm_of_codes_by_output)(const uint8_t* codes, int64_t rows, const Tables& tables, const Output& y,
+                                 void* scratch) noexcept;
   // amm with tables by code (shared/small_batch.inc): faster for small batches.
   void (*amm_by_code)(const Rows& x, const Trees& trees, const Tables& tables, const Output& y, void* scratch) noexcept;
 

@@ -14,6 +14,7 @@
 //   scale         [outputs]                  f32
 //   offset        [outputs]                  f32
 //   y             [rows][outputs]            as x          y[n][m] = fma(scale[m], f32(sums[n][m]), offset[m])
+//   y by output   [outputs][rows]            as x          the same numbers, output by output
 //
 // Oblique trees, which compare projections instead of features
 //   features      [codebooks][width]         i32           the features that a codebook projects;
@@ -152,7 +153,8 @@ struct Tables {
 struct Output {
   void* data;
   FloatType type;
-  int64_t stride;        // distance between rows, in elements: >= outputs, so that a task may own some of the columns
+  int64_t stride;        // distance between rows, in elements: >= outputs, so that a task may own some of the columns;
+                         // of y by output, the distance between outputs: >= rows
   bool streams = false;  // advice: write whole lines past the cache
 };
 

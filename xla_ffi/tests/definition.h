@@ -95,6 +95,21 @@ struct Run {
     return out.values();
   }
 
+  // From output by output to row by row.
+  template <typename T>
+  std::vector<T> amm_by_output(const std::vector<uint8_t>& codes, int64_t stride) const {
+    Random random(6);
+    const Input<uint8_t> in = noisy(codes, random);
+    const int64_t apart = p.rows + stride - p.outputs;
+    Result<T> out(p.outputs, p.rows, apart);
+    const Tables tables{values.data(), scale.data(), offset.data(), p.outputs, p.codebooks};
+    tier.amm_of_codes_by_output(in.data(), p.rows, tables, {out.data(), p.type, apart}, scratch.data());
+    const std::vector<T> by_output = out.values();
+    std::vector<T> y(by_output.size());
+    for (int64_t i = 0; i < p.rows * p.outputs; ++i) y[i] = by_output[i % p.outputs * p.rows + i / p.outputs];
+    return y;
+  }
+
   template <typename T>
   std::vector<T> amm_by_code(int64_t stride) const {
     Result<T> out(p.rows, p.outputs, stride);
@@ -139,6 +154,8 @@ void check_amm(const Run& run, const std::vector<int32_t>& sums, int64_t stride)
   const Problem& p = run.p;
   const std::vector<T> y = run.amm<T>(stride);
   CHECK(on_bochs || y == run.amm_of_codes<T>(p.codes(), stride), "tier %s: amm_of_codes differs from amm",
+        run.tier.name);
+  CHECK(on_bochs || y == run.amm_by_output<T>(p.codes(), stride), "tier %s: amm_of_codes_by_output differs from amm",
         run.tier.name);
   CHECK(on_bochs || y == run.amm_by_code<T>(stride), "tier %s: amm_by_code differs from amm", run.tier.name);
   for (size_t i = 0; i < y.size(); ++i) {

@@ -73,7 +73,7 @@ struct Sizes {
 std::vector<Call> calls(const Sizes& sizes = {}) {
   const int64_t b = sizes.ops, n = sizes.rows, m = sizes.outputs;
   const Array x{kF32, {b, n, 3}}, by_feature{kF32, {b, 3, n}}, codes{kU8, {b, n, 2}}, y{kF32, {b, n, m}},
-      sums{kS32, {b, n, m}};
+      by_output{kF32, {b, m, n}}, sums{kS32, {b, n, m}};
   const Array indices{kS32, {b, 2, 4}}, thresholds{kF32, {b, 2, 15}};
   const Array features{kS32, {b, 2, 4}}, projections{kS8, {b, 2, 4, 4}}, integers{kS32, {b, 2, 15}},
       center{kF32, {b, 3}};
@@ -88,6 +88,10 @@ std::vector<Call> calls(const Sizes& sizes = {}) {
       {amm_of_codes_handler, "amm_of_codes", {codes, values, scale, scale}, {y}},
       {amm_by_code_handler, "amm_by_code", {x, indices, thresholds, by_code, scale, scale}, {y}},
       {amm_by_feature_handler, "amm_by_feature", {by_feature, indices, thresholds, values, scale, scale}, {y}},
+      {amm_by_feature_and_output_handler,
+       "amm_by_feature_and_output",
+       {by_feature, indices, thresholds, values, scale, scale},
+       {by_output}},
       {encode_oblique_handler, "encode_oblique", {x, features, projections, integers, center, center}, {codes}},
       {amm_oblique_handler,
        "amm_oblique",

@@ -198,6 +198,7 @@ void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Outpu
 }
 
 // clang-format off: in this order
+#include "xla_ffi/kernels/avx2/by_output.inc"
 #include "xla_ffi/kernels/shared/by_feature.inc"
 #include "xla_ffi/kernels/shared/small_batch.inc"
 #include "xla_ffi/kernels/avx2/factors.inc"

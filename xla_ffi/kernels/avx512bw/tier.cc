@@ -117,6 +117,16 @@ int64_t aggregate_by_loading(const Scratch& scratch, int64_t rows, const Tables&
   return min(m, tables.outputs);
 }
 
+// Arranges packed codes for shuffling, block by block: use(n, rows, codes).
+template <typename Use>
+INLINE void in_blocks(const Scratch& scratch, int64_t rows, int64_t groups, const Use& use) {
+  for (int64_t n = 0; n < rows; n += kFewRows) {
+    const int64_t count = min(kFewRows, rows - n);
+    arrange(scratch.packed + n / kVector * groups * kLine, divide_up(count, kVector), groups, scratch.codes);
+    use(n, count, scratch.codes);
+  }
+}
+
 // Computes the other outputs, or all if rows are few, by shuffling.
 template <typename Result>
 void aggregate_packed(const Scratch& scratch, int64_t rows, const Tables& tables, const Destination& to) {
@@ -126,16 +136,15 @@ void aggregate_packed(const Scratch& scratch, int64_t rows, const Tables& tables
   const Tables by_shuffling = {tables.values + m * codebooks * kLeaves,
                                tables.scale == nullptr ? nullptr : tables.scale + m,
                                tables.offset == nullptr ? nullptr : tables.offset + m, tables.outputs - m, codebooks};
-  for (int64_t n = 0; n < rows; n += kFewRows) {
-    const int64_t count = min(kFewRows, rows - n);
-    arrange(scratch.packed + n / kVector * groups * kLine, divide_up(count, kVector), groups, scratch.codes);
+  in_blocks(scratch, rows, groups, [&](int64_t n, int64_t count, const uint8_t* codes) INLINE_LAMBDA {
     const Destination place = {to.data + n * to.stride + m * Result::kWidth, to.stride, to.streams};
-    aggregate_block<Result>(scratch.codes, count, by_shuffling, place, *scratch.work);
-  }
+    aggregate_block<Result>(codes, count, by_shuffling, place, *scratch.work);
+  });
 }
 
 // clang-format off: in this order
 #include "xla_ffi/kernels/avx512/ops.inc"
+#include "xla_ffi/kernels/avx512/by_output.inc"
 #include "xla_ffi/kernels/shared/by_feature.inc"
 #include "xla_ffi/kernels/shared/small_batch.inc"
 #include "xla_ffi/kernels/avx512bw/factors.inc"

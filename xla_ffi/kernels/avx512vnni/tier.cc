@@ -79,8 +79,14 @@ void aggregate_packed(const Scratch& scratch, int64_t rows, const Tables& tables
   aggregate_block<Result>(scratch.packed, rows, tables, to, *scratch.work);
 }
 
+template <typename Use>
+INLINE void in_blocks(const Scratch& scratch, int64_t rows, int64_t /*groups*/, const Use& use) {
+  use(0, rows, scratch.packed);
+}
+
 // clang-format off: in this order
 #include "xla_ffi/kernels/avx512/ops.inc"
+#include "xla_ffi/kernels/avx512/by_output.inc"
 #include "xla_ffi/kernels/shared/by_feature.inc"
 #include "xla_ffi/kernels/shared/small_batch.inc"
 #include "xla_ffi/kernels/avx512vnni/factors.inc"

@@ -82,6 +82,17 @@ void amm_of_codes(const uint8_t* codes, int64_t rows, const Tables& tables, cons
   }
 }
 
+void amm_of_codes_by_output(const uint8_t* codes, int64_t rows, const Tables& tables, const Output& y,
+                            void* /*scratch*/) noexcept {
+  const CountDenormals guard;
+  for (int64_t m = 0; m < tables.outputs; ++m) {
+    for (int64_t n = 0; n < rows; ++n) {
+      const float total = static_cast<float>(sum(codes + n * tables.codebooks, tables, m));
+      store_float(y.data, y.type, m * y.stride + n, __builtin_fmaf(tables.scale[m], total, tables.offset[m]));
+    }
+  }
+}
+
 // For shared/scan.inc.
 struct BlockSums {
   uint16_t of[kSideBySide];
