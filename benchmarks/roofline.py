@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks import records
 from benchmarks.records import Measurement
 
-ROOFS = {"avx512vnni": 64.0, "avx512bw": 64.0, "avx2": 31.0, "neon": 32.0}
+ROOFS = {"avx512amx": 64.0, "avx512vnni": 64.0, "avx512bw": 64.0, "avx2": 31.0, "neon": 32.0}
 """Look-ups per cycle that the instructions of a tier allow. `vpermb` looks 64 up, once a cycle, on port 5. Without it,
 AVX-512 loads 64 entries and adds them up in two instructions, on two ports; AVX2 takes 3.1 (one shuffle, the rest to
 add exactly) for 32 look-ups, on three of Intel's ports. NEON takes two for 16, on the four pipes of an Apple M1 (a

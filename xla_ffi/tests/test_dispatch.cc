@@ -1,4 +1,7 @@
 // The choice of the tier, and the splitting of tasks, on threads and pools of its own.
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <fstream>
@@ -29,24 +32,40 @@ const Needs kNeeds[] = {
 #undef JAX_MADDNESS_TIER
 };
 
+std::string without(std::string text, char dropped) {
+  text.erase(std::remove(text.begin(), text.end(), dropped), text.end());
+  return text;
+}
+
+// Linux lists AMX where it may still refuse it to a process. `supported` has asked.
+bool may_use_tiles() {
+  unsigned long permitted = 0;
+#if defined(SYS_arch_prctl)
+  constexpr long kGetPermission = 0x1022, kTileData = 18;  // ARCH_GET_XCOMP_PERM, XFEATURE_XTILEDATA
+  if (syscall(SYS_arch_prctl, kGetPermission, &permitted) == 0) permitted = permitted >> kTileData & 1;
+#endif
+  return permitted == 1;
+}
+
 // /proc/cpuinfo is the judge: a tier is supported exactly where the kernel lists every extension that its file is
-// compiled with: -mavx512vnni is avx512_vnni there.
+// compiled with (-mavx512vnni is avx512_vnni there), and permits what needs permission.
 void test_default_is_the_best_of_this_cpu() {
   std::ifstream file("/proc/cpuinfo");
   std::stringstream text;
   text << file.rdbuf();
-  std::string cpu = text.str();
-  cpu.erase(std::remove(cpu.begin(), cpu.end(), '_'), cpu.end());
+  const std::string cpu = without(text.str(), '_');
   for (const Tier* tier : all_tiers()) {
+    const bool supported = tier->supported();
     bool listed = true;
     for (const Needs& needs : kNeeds) {
       std::istringstream flags(needs.tier == tier->name ? needs.flags : "");
       for (std::string flag; flags >> flag;) {
-        listed = listed && cpu.find(" " + flag.substr(std::strlen("-m")) + " ") != std::string::npos;
+        const std::string extension = without(flag.substr(std::strlen("-m")), '-');
+        listed = listed && cpu.find(" " + extension + " ") != std::string::npos;
+        if (extension == "amxtile") listed = listed && may_use_tiles();
       }
     }
-    CHECK(tier->supported() == listed, "%s: supported is %d, /proc/cpuinfo says %d", tier->name, tier->supported(),
-          listed);
+    CHECK(supported == listed, "%s: supported is %d, /proc/cpuinfo says %d", tier->name, supported, listed);
   }
   CHECK(default_tier() == supported_tiers().front()->name, "default: %s", default_tier().c_str());
 }

@@ -111,6 +111,21 @@ void test_largest_sums() {
   }
 }
 
+// Whole, cut and few tiles of AMX: 16 or 32 rows x 64 features or directions x 16, 32 or 48 outputs.
+void test_tiles() {
+  Random random(7);
+  for (const Tier* tier : tested_tiers()) {
+    for (const int64_t rows : {9, 16, 17, 31, 32, 33, 49}) {
+      for (const int64_t outputs : {16, 48, 70, 130}) {
+        const int64_t inner = 60 + 4 * random.below(20);
+        check_random_factors(*tier, random, {rows, inner + 1, 64, outputs, 1}, FloatType::kF32);
+        check_random_factors(*tier, random, {rows, 129, inner, outputs, 1}, FloatType::kBF16);
+        check_random_factors(*tier, random, {rows, inner + random.below(4), 0, outputs, 1}, FloatType::kF32, true);
+      }
+    }
+  }
+}
+
 // -128 in u, which no kernel computes, or in `up`.
 void test_least() {
   Random random(6);
@@ -144,6 +159,7 @@ int main(int argc, char** argv) {
     test_rows();
     test_ties();
     test_largest_sums();
+    test_tiles();
     test_least();
   });
 }

@@ -41,47 +41,13 @@ namespace {
 #include "xla_ffi/kernels/avx512/output.inc"
 #include "xla_ffi/kernels/avx512vnni/look_up.inc"
 #include "xla_ffi/kernels/avx512/aggregate.inc"
+#include "xla_ffi/kernels/avx512vnni/blocks.inc"
 // clang-format on
-
-// The scratch memory, in this order: Workspace, packed codes, memory of the encoder.
-struct Scratch {
-  Workspace* work;
-  uint8_t* packed;
-  char* of_encoder;
-
-  static int64_t bytes(int64_t codebooks) {
-    const int64_t lines = kManyRows / kVector * divide_up(codebooks, kGroup);
-    return int64_t{sizeof(Workspace)} + (lines + kTurned) * kLine;  // unpack reads up to kTurned - 1 lines too many
-  }
-
-  Scratch(void* memory, int64_t codebooks) {
-    auto* const begin = static_cast<char*>(memory);
-    work = reinterpret_cast<Workspace*>(begin);
-    packed = reinterpret_cast<uint8_t*>(begin + sizeof(Workspace));
-    of_encoder = begin + bytes(codebooks);
-  }
-};
 
 bool supported() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
-}
-
-constexpr int64_t kCachedTables = 1 << 20;  // bytes
-
-int64_t rows_at_once(const Tables& tables) {
-  return tables.outputs * tables.codebooks * kLeaves > kCachedTables ? kManyRows : kFewRows;
-}
-
-template <typename Result>
-void aggregate_packed(const Scratch& scratch, int64_t rows, const Tables& tables, const Destination& to) {
-  aggregate_block<Result>(scratch.packed, rows, tables, to, *scratch.work);
-}
-
-template <typename Use>
-INLINE void in_blocks(const Scratch& scratch, int64_t rows, int64_t /*groups*/, const Use& use) {
-  use(0, rows, scratch.packed);
 }
 
 // clang-format off: in this order
@@ -90,6 +56,7 @@ INLINE void in_blocks(const Scratch& scratch, int64_t rows, int64_t /*groups*/, 
 #include "xla_ffi/kernels/shared/by_feature.inc"
 #include "xla_ffi/kernels/shared/small_batch.inc"
 #include "xla_ffi/kernels/avx512vnni/factors.inc"
+#include "xla_ffi/kernels/avx512/no_tiles.inc"
 #include "xla_ffi/kernels/avx512/table_sums.inc"
 #include "xla_ffi/kernels/shared/factors.inc"
 #include "xla_ffi/kernels/avx512/scan.inc"

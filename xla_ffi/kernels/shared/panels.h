@@ -37,6 +37,11 @@ struct DirectOutputs {
   bool streams;
 };
 
+// What a tier holds during a call that multiplies `rows` rows, where that is nothing.
+struct NoProductState {
+  explicit NoProductState(int64_t /*rows*/) {}
+};
+
 }  // namespace
 }  // namespace jax_maddness
 
