@@ -10,7 +10,6 @@ import functools
 import os
 import pathlib
 import platform
-import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -22,16 +21,18 @@ from jax_maddness.core import arguments
 from jax_maddness.core.ffi import active_tier
 from jax_maddness.learn.config import REPORTED_SHARE
 from jax_maddness.learn.data.held_out import split
-from jax_maddness.learn.progress import Progress
 from jax_maddness.nn import fingerprint
 from jax_maddness.nn.batches import Batches, peek, validate_limits, validate_rows
 from jax_maddness.nn.calibrate import learn_unit, unlearnable, validate_captured
 from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, Captured, record
 from jax_maddness.nn.diff import Diff, diff, validate_diff
-from jax_maddness.nn.layers.kinds import CODES, PRODUCTS
+from jax_maddness.nn.layers.kinds import PRODUCTS
 from jax_maddness.nn.layers.promotion import with_standard_promotion
 from jax_maddness.nn.models.model import Model, adapt, layers_of
+from jax_maddness.nn.planning.bench import ModelBench
+from jax_maddness.nn.planning.clock import Clock
 from jax_maddness.nn.planning.report import WEIGHTS, Plan
+from jax_maddness.nn.planning.resume import resumed
 from jax_maddness.nn.planning.score import Metric, Score, name_of
 from jax_maddness.nn.planning.search import Search
 from jax_maddness.nn.planning.verdict import LayerPlan
@@ -52,7 +53,7 @@ def plan(
     max_drop: float = 0.01,
     metric: Metric | None = None,
     ratios: Sequence[int] = RATIOS,
-    products: Sequence[str] = (CODES,),
+    products: Sequence[str] = PRODUCTS,
     max_seconds: float = 600.0,
     path: str | os.PathLike[str] | None = None,
     max_rows: int = MAX_ROWS,
@@ -60,13 +61,17 @@ def plan(
     call: Callable[[Any, Any], Any] | None = None,
     progress: bool | None = None,
 ) -> Plan:
-    """Measures every layer that `rules` match, and decides which become look-ups so that the model gets faster.
+    """Measures every layer that `rules` match, and decides by which products the model gets faster.
 
-    The last fifth of the batches is held out for the metric: layers are captured and learned from the others. A layer
-    is replaced only if codes gain more than 5 % and more than the noise, if neither int8 nor low rank is both as fast
-    and as close, and if the metric allows it. First each layer alone is replaced, then all of these together; if that
-    costs too much, more codebooks are tried, and in the end only the layers that gain most for what they cost are
-    replaced. If the whole model is then not measurably faster, it stays as it is.
+    The last fifth of the batches is held out for the metric: layers are captured and learned from the others. First the
+    whole model in int8 is tried, which is a safe answer in seconds; then mixes of products, those that are learned
+    quickly before look-ups. A mix becomes the answer only if its drop is at most `max_drop` and if the whole model is
+    faster than with the answer so far, by more than 2 % and more than the noise, measured in turns. If no mix is faster
+    than the model as it is, nothing is replaced.
+
+    The search may be ended at any time, by `max_seconds` or by Ctrl-C: the plan is then the best answer so far, and
+    `finished` is False. Ctrl-C does not stop the program: it warns, and a second one, or one before there is an answer,
+    raises `KeyboardInterrupt` as usual.
 
     Args:
       model: an `nnx.Module`, in the mode in which it is to be used (`model.eval()`); or `(module, variables)` of linen.
@@ -76,9 +81,11 @@ def plan(
       metric: `metric(model's output, batch)` is a number, the larger the better; the mean over batches counts. None:
         the negative of |y - y_exact|^2 / |y_exact - mean|^2 of the model's outputs.
       ratios: features per codebook to try.
-      products: the products that may replace a layer: `"codes"`, `"int8"` and `"low rank"`, whichever is fastest. The
-        others are measured all the same, and a layer for which one of them would be better stays as it is.
-      max_seconds: no measurement is begun later; the first trace, capture and the last comparison come on top.
+      products: the products that may replace a layer, some of `"codes"`, `"factors"` (in int8, up to the whole
+        product), `"int8"` (XLA's) and `"low rank"` (in floats). No others are learned, but int8, which takes no time,
+        is measured to compare.
+      max_seconds: the time of all of it. A step is not begun if it is expected to end later, and learning look-ups is
+        interrupted. Only the first trace, the first batches and the metric of the model as it is are never left out.
       path: a JSON file, written after each step. If it exists, its measurements are not made again: it is refused
         unless the model, the batches, the metric and the other arguments are those of its measurements. `max_drop` and
         `max_seconds` may differ. Of a metric, its bytecode and the constants and arrays it refers to are compared, and
@@ -105,6 +112,7 @@ def plan(
     max_drop = arguments.real(max_drop, "max_drop", "a number >= 0, in units of the metric, such as 0.01")
     ratios, products = _validated_ratios(ratios), _validated_products(products)
     _validate(max_drop, max_seconds, metric, call, path)
+    clock = Clock(progress, float(max_seconds))
     rules, adapted = validated_rules(rules), adapt(model, call)
     given = list(peek(batches)[1])
     layers = layers_of(adapted, given[0])
@@ -121,20 +129,47 @@ def plan(
         fingerprint=_fingerprint(adapted, given, metric, max_rows, max_bytes),
     )
     if path is not None and pathlib.Path(path).exists():
-        result = _resumed(Plan.from_json(path), result)
+        result = resumed(Plan.from_json(path), result)
     result.example = jax.tree.map(_abstract, given[0])
     if result.finished:
         return result
     train, held_out = _split(given)
-    with Progress(progress, "plan") as bar:
-        deadline = time.perf_counter() + max_seconds
-        score = Score(adapted, held_out, metric)
-        rows = _Rows(adapted, to_plan, train, (max_rows, max_bytes), bar)
+    with clock:
+        rows = _Rows(adapted, to_plan, train, (max_rows, max_bytes), clock)
         reasons = rows.unlearnable()
         result.layers = tuple(_with_reason(line, reasons) for line in result.layers)
-        to_plan = [unit for unit in to_plan if unit.owner not in reasons]
-        Search(result, adapted, to_plan, score, given[0], rows.learn, rows.held_out, deadline, path).run()
+        bench = ModelBench(
+            adapted,
+            {unit.owner: unit for unit in to_plan if unit.owner not in reasons},
+            {name: how["num_codebooks"] for name, how in result.how.items()},
+            Score(adapted, held_out, metric),
+            given[0],
+            rows.learn,
+            rows.held_out,
+            result.learned,
+        )
+        _search(result, bench, clock, path)
     return result
+
+
+def _search(result: Plan, bench: ModelBench, clock: Clock, path: str | os.PathLike[str] | None) -> None:
+    """Completes a plan, which is written to `path` after each step; an interrupt ends the search with a warning."""
+
+    def write() -> None:
+        if path is not None:
+            result.to_json(path)
+
+    try:
+        interrupted = Search(result, bench, clock, list(bench.units), write).run()
+    except Exception as error:
+        # A model or metric of the user's may raise: the message stays its own.
+        kept = f"is kept in {os.fspath(path)!r}" if path is not None else "is lost: it needs a `path`"
+        error.add_note(f"`plan` was not finished. What it has measured so far {kept}.")
+        raise
+    if interrupted:
+        # Level 5 is the caller of `plan`.
+        words = "`plan` was interrupted: this is the best answer so far. Interrupt again to stop the program."
+        warnings.warn(words, UserWarning, stacklevel=5)
 
 
 def _validate(max_drop: float, max_seconds: Any, metric: Any, call: Any, path: Any) -> None:
@@ -227,50 +262,17 @@ def _with_reason(line: LayerPlan, reasons: Mapping[str, str]) -> LayerPlan:
     return dataclasses.replace(line, words=f"stays: {reasons[line.name]}", unmeasured=False)
 
 
-def _resumed(old: Plan, fresh: Plan) -> Plan:
-    """Returns `old`, if it is a plan for the purpose of `fresh`.
-
-    Raises:
-      ValueError: It is a plan for another one.
-    """
-
-    def purpose(plan: Plan) -> dict[str, Any]:
-        lines = [(line.name, line.paths, line.kind, line.shape, line.rows, line.products) for line in plan.layers]
-        return {"layers": lines, "rules": plan.how, "metric": plan.metric, "machine": plan.machine}
-
-    before, now = purpose(old), purpose(fresh)
-    for name, value in now.items():
-        if before[name] != value:
-            raise ValueError(
-                f"`path` has a plan for another model, or made otherwise: {name} were {before[name]}, but are {value}. "
-                "Pass another `path`, or delete that file."
-            )
-    if not old.fingerprint:
-        raise ValueError(
-            "`path` has a plan of an earlier version, which did not record what it was measured on: it cannot be told "
-            "whether it is for another model. It was left as it is, and `replace` takes it. Pass another `path`."
-        )
-    if different := fingerprint.differences(old.fingerprint, fresh.fingerprint):
-        raise ValueError(
-            f"`path` has a plan for another model, or made otherwise: it was measured with other {different}. It was "
-            "left as it is. Pass what it was measured with, or another `path`."
-        )
-    if old.max_drop != fresh.max_drop:  # the measurements do not depend on it, the verdicts do
-        old.max_drop, old.finished = fresh.max_drop, False
-    return old
-
-
 class _Rows:
     """Rows to learn from and held-out rows of every unit; they are captured when they are first asked for."""
 
     def __init__(
-        self, model: Model, to_plan: Sequence[Unit], batches: list[Any], limits: tuple[int, int], bar: Progress
+        self, model: Model, to_plan: Sequence[Unit], batches: list[Any], limits: tuple[int, int], clock: Clock
     ):
-        self._model, self._units, self._batches, self._limits, self._bar = model, to_plan, batches, limits, bar
+        self._model, self._units, self._batches, self._limits, self._clock = model, to_plan, batches, limits, clock
 
     def learn(self, unit: Unit) -> Replacement:
         """Learns the replacement of a unit, without its exact kernel."""
-        return learn_unit(unit, self._split_rows[unit.owner][0], False, self._bar)
+        return learn_unit(unit, self._split_rows[unit.owner][0], False, self._clock)
 
     def held_out(self, unit: Unit) -> list[np.ndarray]:
         """Returns the held-out rows of a unit, `[rows, groups, D]` for each step of a scan."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from jax_maddness.core import arguments
 from jax_maddness.learn.config import FitConfig
-from jax_maddness.nn.layers.kinds import CODES, INT8, PRODUCTS
+from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, PRODUCTS
 from jax_maddness.nn.models.layer import Layer
 
 CONVOLUTIONS = ("auto", "shared", "patches")
@@ -35,9 +35,11 @@ class Rule:
         0: none, where `config` asks for factors, or for method "int8".
       skip: leave these layers as they are.
       config: decides how their ops are learned.
-      product: the kind of product that replaces the layer: look-ups, `"codes"`; or, for comparison and where a plan
-        finds it faster, `"int8"` (dynamic) or `"low rank"`. Of the attributes below, these two use `share` alone.
-      rank: the rank for `"low rank"`; None: an eighth of the lesser of features and outputs.
+      product: the kind of product that replaces the layer: look-ups, `"codes"`; factors in int8 without codes,
+        `"factors"`; XLA's int8 with dynamic steps, `"int8"`; or a product of low rank in floats, `"low rank"`. Of the
+        attributes below, the last two use `share` alone, and factors `conv` and `share`.
+      rank: the rank for `"factors"` and `"low rank"`; None: an eighth of the lesser of features and outputs. Factors of
+        full rank are the whole product in int8 (`FitConfig("int8")`).
       conv: convolutions encode each position once and share the codes among the taps (`"shared"`), or encode whole
         patches (`"patches"`); `"auto"` takes the one with the smaller error on held-out rows.
       share: layers of one parent that read the same array, as query, key and value do, share one op, whose codes are
@@ -117,6 +119,8 @@ class Rule:
 
     def codebooks(self, num_features: int) -> int:
         """Returns the number of codebooks for a product with so many features: at most one per feature."""
+        if self.product == FACTORS:
+            return 0
         if self.num_codebooks is None:
             return 0 if self.config.method == "int8" else max(1, num_features // _FEATURES_PER_CODEBOOK)
         return min(self.num_codebooks, num_features)

@@ -189,7 +189,7 @@ def test_a_plan_goes_on_only_with_what_it_was_measured_with(tmp_path, monkeypatc
 
         return metric
 
-    arguments = {"metric": metric_of(np.ones(4)), "max_drop": 100.0, "path": path}
+    arguments = {"metric": metric_of(np.ones(4)), "max_drop": 100.0, "path": path, "products": ["codes"]}
     plan(Model(0), batches(), RULE, **arguments, max_seconds=0)
     found = plan(Model(0), batches(), RULE, **arguments)  # more time
     assert found.replaced

@@ -15,31 +15,18 @@ from typing import Any
 from jax_maddness.core.atomic import path_name, replace_file, validate_regular
 from jax_maddness.core.restore import restored
 from jax_maddness.learn.config import FitConfig
-from jax_maddness.nn.layers.kinds import CODES, INT8, LOW_RANK
-from jax_maddness.nn.planning.verdict import LayerPlan, Option, predicted
+from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, LOW_RANK
+from jax_maddness.nn.planning.verdict import LayerPlan, Option, Trial, predicted
 from jax_maddness.nn.replacement import Replacement
 from jax_maddness.nn.rules import Rule
 
-_FORMAT, _VERSION = "jax_maddness.plan", 4
-"""Version 3 added `LayerPlan.unmeasured`, version 4 `Plan.fingerprint`; older files are read, too."""
-_READABLE = (2, 3, 4)
+_FORMAT, _VERSION = "jax_maddness.plan", 5
+"""Version 3 added `LayerPlan.unmeasured`, version 4 `Plan.fingerprint`, version 5 `Trial.measured` and factors; older
+files are read, too."""
+_READABLE = (2, 3, 4, 5)
+_COLUMNS = (INT8, LOW_RANK, FACTORS, CODES)
 WEIGHTS = "weights of `model`"
 """The name in `Plan.fingerprint` of the model's arrays."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """A model with some layers replaced, run on the held-out batches.
-
-    Attributes:
-      replaced: for each replaced line its name, the kind of product, and its size.
-      speedup: predicted from the layers' times.
-      drop: of the metric.
-    """
-
-    replaced: tuple[tuple[str, str, int], ...]
-    speedup: float
-    drop: float
 
 
 @dataclasses.dataclass
@@ -100,8 +87,8 @@ class Plan:
         return rules
 
     def __str__(self) -> str:
-        head = "| layer | D -> M (rows) | share | exact ms | int8 | low rank | codes | verdict |"
-        lines = [head, "|---|---|---|---|---|---|---|---|"]
+        head = "| layer | D -> M (rows) | share | exact ms | int8 | low rank | factors | codes | verdict |"
+        lines = [head, "|---|---|---|---|---|---|---|---|---|"]
         lines += [f"| {' | '.join(cells(layer, self.exact_ms))} |" for layer in self.layers]
         return "\n".join([*lines, *self.totals()])
 
@@ -175,7 +162,7 @@ class Plan:
 
     def _page(self) -> str:
         """Returns the page as HTML."""
-        names = ("layer", "D -> M (rows)", "share", "exact ms", "int8", "low rank", "codes", "verdict")
+        names = ("layer", "D -> M (rows)", "share", "exact ms", "int8", "low rank", "factors", "codes", "verdict")
         rows = ["".join(f"<th>{html.escape(name)}</th>" for name in names)]
         rows += ["".join(f"<td>{html.escape(c)}</td>" for c in cells(line, self.exact_ms)) for line in self.layers]
         parts = [
@@ -205,14 +192,15 @@ def cells(layer: LayerPlan, exact_ms: float) -> list[str]:
     d, m = layer.shape
     about = [layer.name or "(the model)", f"{d} -> {m} ({layer.rows:,})"]
     if not layer.options:
-        return [*about, "", "", "", "", "", layer.words]
+        return [*about, *[""] * 6, layer.words]
     share = f"{layer.exact.ms / exact_ms:.0%}" if exact_ms else ""
-    others = ["; ".join(_option_cell(o) for o in layer.options if o.kind == kind) for kind in (INT8, LOW_RANK, CODES)]
+    others = ["; ".join(_option_cell(o) for o in layer.options if o.kind == kind) for kind in _COLUMNS]
     return [*about, share, f"{layer.exact.ms:.3g}", *others, layer.words]
 
 
 def _option_cell(option: Option) -> str:
-    name = {LOW_RANK: f"r = {option.size}: ", CODES: f"C = {option.size}: "}.get(option.kind, "")
+    rank = f"r = {option.size}: "
+    name = {LOW_RANK: rank, FACTORS: rank, CODES: f"C = {option.size}: "}.get(option.kind, "")
     return f"{name}{option.ms:.3g} ({option.nmse:.2g})"
 
 
