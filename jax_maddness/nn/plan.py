@@ -6,19 +6,18 @@ batches --capture--> rows --learn--> replacements --measure--> options --run the
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import os
 import pathlib
-import platform
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from jax_maddness.core import arguments
-from jax_maddness.core.ffi import active_tier
 from jax_maddness.learn.config import REPORTED_SHARE
 from jax_maddness.learn.data.held_out import split
 from jax_maddness.nn import fingerprint
@@ -29,9 +28,11 @@ from jax_maddness.nn.diff import Diff, diff, validate_diff
 from jax_maddness.nn.layers.kinds import PRODUCTS
 from jax_maddness.nn.layers.promotion import with_standard_promotion
 from jax_maddness.nn.models.model import Model, adapt, layers_of
+from jax_maddness.nn.planning import about, validate
 from jax_maddness.nn.planning.bench import ModelBench
 from jax_maddness.nn.planning.clock import Clock
-from jax_maddness.nn.planning.report import WEIGHTS, Plan
+from jax_maddness.nn.planning.record import WEIGHTS
+from jax_maddness.nn.planning.report import Plan
 from jax_maddness.nn.planning.resume import resumed
 from jax_maddness.nn.planning.score import Metric, Score, name_of
 from jax_maddness.nn.planning.search import Search
@@ -60,6 +61,7 @@ def plan(
     max_bytes: int = MAX_BYTES,
     call: Callable[[Any, Any], Any] | None = None,
     progress: bool | None = None,
+    only_look: bool = False,
 ) -> Plan:
     """Measures every layer that `rules` match, and decides by which products the model gets faster.
 
@@ -92,7 +94,9 @@ def plan(
         not lists, dicts and objects that it may change.
       max_rows, max_bytes: of each layer's sample, as for `capture`.
       call: `call(model, batch)` runs the model, if `model(batch)` does not.
-      progress: show a progress bar; None shows it if this takes longer than two seconds.
+      progress: show a progress line; None shows it after two seconds.
+      only_look: only time the model and its layers as they are, in seconds: the plan then says which share of the time
+        could be gained at most, and nothing is replaced or written.
 
     Returns:
       The plan: `print` it, and pass it to `replace`.
@@ -110,8 +114,9 @@ def plan(
           fast = jax_maddness.replace(model, plan)
     """
     max_drop = arguments.real(max_drop, "max_drop", "a number >= 0, in units of the metric, such as 0.01")
-    ratios, products = _validated_ratios(ratios), _validated_products(products)
-    _validate(max_drop, max_seconds, metric, call, path)
+    only_look = arguments.flag(only_look, "only_look")
+    ratios, products = validate.ratios_of(ratios), validate.products_of(products)
+    validate.arguments_of_plan(max_drop, max_seconds, metric, call, path)
     clock = Clock(progress, float(max_seconds))
     rules, adapted = validated_rules(rules), adapt(model, call)
     given = list(peek(batches)[1])
@@ -124,19 +129,22 @@ def plan(
         _lines(change, to_plan, products),
         max_drop,
         name_of(metric),
-        _machine(),
+        about.machine(),
         how={unit.owner: _how(unit, ratios) for unit in to_plan},
-        fingerprint=_fingerprint(adapted, given, metric, max_rows, max_bytes),
+        fingerprint={} if only_look else _fingerprint(adapted, given, metric, max_rows, max_bytes),
+        date=datetime.date.today().isoformat(),
+        versions=about.versions(),
+        batch=about.shapes(given[0]),
     )
-    if path is not None and pathlib.Path(path).exists():
+    if path is not None and not only_look and pathlib.Path(path).exists():
         result = resumed(Plan.from_json(path), result)
-    result.example = jax.tree.map(_abstract, given[0])
+    result.example = jax.tree.map(about.abstract, given[0])
     if result.finished:
         return result
     train, held_out = _split(given)
     with clock:
         rows = _Rows(adapted, to_plan, train, (max_rows, max_bytes), clock)
-        reasons = rows.unlearnable()
+        reasons = {} if only_look else rows.unlearnable()
         result.layers = tuple(_with_reason(line, reasons) for line in result.layers)
         bench = ModelBench(
             adapted,
@@ -148,11 +156,13 @@ def plan(
             rows.held_out,
             result.learned,
         )
-        _search(result, bench, clock, path)
+        _search(result, bench, clock, None if only_look else path, only_look)
     return result
 
 
-def _search(result: Plan, bench: ModelBench, clock: Clock, path: str | os.PathLike[str] | None) -> None:
+def _search(
+    result: Plan, bench: ModelBench, clock: Clock, path: str | os.PathLike[str] | None, only_look: bool
+) -> None:
     """Completes a plan, which is written to `path` after each step; an interrupt ends the search with a warning."""
 
     def write() -> None:
@@ -160,7 +170,7 @@ def _search(result: Plan, bench: ModelBench, clock: Clock, path: str | os.PathLi
             result.to_json(path)
 
     try:
-        interrupted = Search(result, bench, clock, list(bench.units), write).run()
+        interrupted = Search(result, bench, clock, list(bench.units), write, only_look).run()
     except Exception as error:
         # A model or metric of the user's may raise: the message stays its own.
         kept = f"is kept in {os.fspath(path)!r}" if path is not None else "is lost: it needs a `path`"
@@ -172,34 +182,6 @@ def _search(result: Plan, bench: ModelBench, clock: Clock, path: str | os.PathLi
         warnings.warn(words, UserWarning, stacklevel=5)
 
 
-def _validate(max_drop: float, max_seconds: Any, metric: Any, call: Any, path: Any) -> None:
-    """Validates arguments, so that no mistake is found only after minutes of measurements."""
-    if max_drop < 0:
-        raise ValueError(f"`max_drop` is {max_drop!r}; expected a number >= 0.")
-    if arguments.real(max_seconds, "max_seconds", "a number of seconds") < 0:
-        raise ValueError(f"`max_seconds` is {max_seconds!r}; expected a number of seconds, 0 or more.")
-    arguments.function(metric, "metric", "metric(outputs, batch)")
-    arguments.function(call, "call", "call(model, batch)")
-    if path is not None and not isinstance(path, str | os.PathLike):
-        raise TypeError(f"`path` is {path!r:.100}; expected the name of a JSON file.")
-    if path is not None and (pathlib.Path(path).is_dir() or not pathlib.Path(path).absolute().parent.is_dir()):
-        raise ValueError(f"`path` is {os.fspath(path)!r}; expected the name of a JSON file in a folder that exists.")
-
-
-def _validated_ratios(ratios: Any) -> tuple[int, ...]:
-    ratios = tuple(ratios) if isinstance(ratios, Iterable) and not isinstance(ratios, str) else (ratios,)
-    if not ratios:
-        raise ValueError("`ratios` is empty; expected features per codebook, such as (32, 16, 8).")
-    return tuple(arguments.integer(ratio, "ratios", 1, ", or several, such as (32, 16, 8)") for ratio in ratios)
-
-
-def _validated_products(products: Any) -> tuple[str, ...]:
-    given = (products,) if isinstance(products, str) or not isinstance(products, Iterable) else tuple(products)
-    if not given or not all(isinstance(product, str) and product in PRODUCTS for product in given):
-        raise ValueError(f"`products` is {products!r}; expected some of: {', '.join(map(repr, PRODUCTS))}.")
-    return given
-
-
 def _split(batches: list[Any]) -> tuple[list[Any], list[Any]]:
     """Returns the batches to learn from, and the held-out ones."""
     count = max(1, round(REPORTED_SHARE * len(batches)))
@@ -208,14 +190,6 @@ def _split(batches: list[Any]) -> tuple[list[Any], list[Any]]:
         # Level 4 is the caller of `plan`.
         warnings.warn("There is one batch only: the metric is of what ops are learned from.", stacklevel=4)
     return train or held_out, held_out
-
-
-def _abstract(a: Any) -> Any:
-    return jax.ShapeDtypeStruct(a.shape, a.dtype) if hasattr(a, "shape") and hasattr(a, "dtype") else a
-
-
-def _machine() -> str:
-    return f"{platform.machine()}, {os.cpu_count()} CPUs, {jax.default_backend()}, tier {active_tier()}"
 
 
 def _how(unit: Unit, ratios: Sequence[int]) -> dict[str, Any]:
@@ -239,7 +213,11 @@ def _lines(change: Diff, to_plan: Sequence[Unit], products: tuple[str, ...]) -> 
             lines.append(LayerPlan(layer.path, (layer.path,), layer.kind, layer.shape, 0, words=words))
         elif unit.first.path == layer.path:
             rows = unit.form.num_rows(unit.first.calls[0].x)
-            lines.append(LayerPlan(unit.owner, unit.paths, layer.kind, unit.shape, rows, products=products))
+            lines.append(
+                LayerPlan(
+                    unit.owner, unit.paths, layer.kind, unit.shape, rows, products=products, groups=unit.form.groups
+                )
+            )
     return tuple(lines)
 
 

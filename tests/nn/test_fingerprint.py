@@ -17,7 +17,7 @@ from jax_maddness.nn import fingerprint
 from jax_maddness.nn.calibrate import learn_unit
 from jax_maddness.nn.models.model import adapt, layers_of
 from jax_maddness.nn.planning import measure
-from jax_maddness.nn.planning.report import WEIGHTS
+from jax_maddness.nn.planning.record import WEIGHTS
 from jax_maddness.nn.planning.verdict import LayerPlan
 from jax_maddness.nn.tuning import losses
 from jax_maddness.nn.units import units

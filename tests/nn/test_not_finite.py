@@ -16,9 +16,9 @@ from jax_maddness import FitConfig, Rule, finetune, replace
 from jax_maddness.nn.nmse import nmse
 from jax_maddness.nn.planning import verdict
 from jax_maddness.nn.planning.mix import Mixer
-from jax_maddness.nn.planning.report import Plan, Trial
+from jax_maddness.nn.planning.report import Plan
 from jax_maddness.nn.planning.score import Score, relative_error
-from jax_maddness.nn.planning.verdict import LayerPlan, Option
+from jax_maddness.nn.planning.verdict import LayerPlan, Option, Trial
 from jax_maddness.nn.tuning import losses
 from jax_maddness.nn.tuning.run import Run
 

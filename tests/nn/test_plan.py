@@ -168,12 +168,15 @@ def test_a_scan_is_planned_as_a_whole(steady, rng):
     assert -found.after == pytest.approx(measure.nmse(fast(data[1]).reshape(-1), model(data[1]).reshape(-1)), rel=1e-3)
 
 
-def test_a_page_needs_nothing_else(batches, steady, tmp_path):
-    plan(Nnx(), batches, RULES, max_drop=0.5, ratios=(32,), products=CODES).html(tmp_path / "plan.html")
-    page = (tmp_path / "plan.html").read_text()
-    assert page.count("<svg") == 2
-    assert not any(outside in page for outside in ("http", "src=", "href=", "url("))
-    assert "C = 4" in page
+def test_a_look_takes_no_metric_and_tries_nothing(batches, tmp_path):
+    path, model = tmp_path / "plan.json", Nnx()
+    found = plan(model, batches, RULES, only_look=True, path=path, metric=lambda y, batch: 1 / 0)
+    assert found.only_look
+    assert not path.exists()
+    assert found.share(found.layers[0]) > 0
+    assert "of the model's time" in found.layers[0].words
+    assert "At most" in str(found).splitlines()[0]
+    assert replace(model, found) is model
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from jax_maddness.nn.nmse import finite_or_infinite
 from jax_maddness.nn.planning import measure
 from jax_maddness.nn.planning.report import rule_fields
 from jax_maddness.nn.planning.score import Score
-from jax_maddness.nn.planning.verdict import Mix, Option, Product
+from jax_maddness.nn.planning.verdict import MIN_OUTPUTS, Mix, Option, Product
 from jax_maddness.nn.replacement import Replacement, with_replacements
 from jax_maddness.nn.units import Unit
 
@@ -95,6 +95,8 @@ class ModelBench:
 
     def products(self, name: str) -> list[Product]:
         unit = self.units[name]
+        if unit.form.groups > 1 and unit.shape[1] < MIN_OUTPUTS:
+            return []
         found: list[Product] = []
         if unit.form.groups == 1:  # the other products know no groups
             found.append((INT8, 0))

@@ -53,15 +53,6 @@ class Mixer:
         numbers = allocate(costs, limit)
         return self._mix([choices[number] for choices, number in zip(options, numbers, strict=True)])
 
-    def close(self, max_error: float) -> Mix:
-        """Returns the mix of the fastest options whose NMSE is at most `max_error`."""
-        chosen = []
-        for line in self.lines:
-            choices = self._choices(line)
-            within = [option for option in choices if option.nmse <= max_error]
-            chosen.append(min(within, key=lambda option: option.ms) if within else choices[0])
-        return self._mix(chosen)
-
     def gain(self, mix: Mix) -> float:
         """Predicts how many times as fast as the incumbent a mix is."""
         return self._ms(self.incumbent) / self._ms(mix)
@@ -81,9 +72,9 @@ class Mixer:
         return least is not None and least > self.max_drop
 
     def may_serve(self, line: LayerPlan, product: Product) -> bool:
-        """Whether look-ups may serve a layer, so that they are worth learning.
+        """Whether factors, a low rank or look-ups may serve a layer, so that they are worth learning.
 
-        They do not if the layer is too sensitive: C codebooks have about the error of factors of rank C.
+        They do not if the layer is too sensitive: a lower rank is no closer, and C codebooks about as close.
         """
         errors = [o.nmse for o in line.options if o.kind in (FACTORS, LOW_RANK) and o.size >= product[1]]
         least = self._least_drop(line, max(errors)) if errors else None

@@ -2,8 +2,8 @@
 
     look:    the time of the model, and of each layer as it is; layers of small share are left out
     whole:   all layers by int8, all by factors: the quickest that is close enough is the incumbent
-    options: time and error of each layer's products, those that are learned in seconds first, then look-ups
-    alone:   the drop of the metric where one layer is replaced
+    layers:  each layer's products, those that are learned in seconds first, then look-ups: time, error, and the drop of
+             the metric where this layer alone is replaced
     mixes:   the quickest mix whose predicted drop is small enough (`mix.py`), tried in the model
 
 A model replaces the incumbent only if its drop is at most `max_drop`, and it is faster by more than the noise, measured
@@ -16,16 +16,15 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
-from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8
+from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK
 from jax_maddness.nn.planning import verdict
 from jax_maddness.nn.planning.bench import Bench
 from jax_maddness.nn.planning.clock import Clock, TimeUpError
+from jax_maddness.nn.planning.decide import decide
 from jax_maddness.nn.planning.mix import Mixer
-from jax_maddness.nn.planning.report import Plan, Trial
-from jax_maddness.nn.planning.verdict import LayerPlan, Mix, Option, Product
+from jax_maddness.nn.planning.report import Plan
+from jax_maddness.nn.planning.verdict import LayerPlan, Mix, Option, Product, Trial
 
-MAX_ERRORS = (1e-3, 1e-2)
-"""NMSE that each layer may have in models that are tried before the drops of single layers are known."""
 _ROUNDS = 6
 """Largest number of mixes that are tried in a row."""
 _LEAST_LEARNING = 1.0
@@ -42,6 +41,7 @@ class Search:
       clock: the time that is left.
       names: of the lines that rules ask for and that can be learned.
       write: keeps the plan; it is called after each step.
+      only_look: times the layers as they are, and tries nothing.
     """
 
     plan: Plan
@@ -49,6 +49,7 @@ class Search:
     clock: Clock
     names: Sequence[str]
     write: Callable[[], None]
+    only_look: bool = False
 
     def __post_init__(self) -> None:
         self.incumbent: Mix = {}
@@ -57,13 +58,20 @@ class Search:
 
     def run(self) -> bool:
         """Measures, decides, and completes the plan; returns whether it was interrupted (Ctrl-C)."""
+        if self.only_look:
+            self.plan.only_look = True
+            with contextlib.suppress(TimeUpError):
+                self._look()
+            decide(self.plan, self._planned, {}, self._planned, self._planned)
+            return False
         with self.clock.doing("drop", "the metric of the model as it is", always=True):
             self.plan.before = self.bench.before()  # first, as a metric that cannot be used is found in seconds
         interrupted = False
         try:
             self._look()
-            self._try_whole()
-            self._refine()
+            if self._worth_it:
+                self._try_whole()
+                self._refine()
         except TimeUpError:
             pass
         except KeyboardInterrupt:
@@ -94,22 +102,20 @@ class Search:
     def _try_whole(self) -> None:
         """Tries the model with all layers in int8, XLA's and ours."""
         for kind in (INT8, FACTORS):
-            mix = {}
-            for name in self.names:
-                products = [product for product in self._products(name) if product[0] == kind]
-                if products and self._error(name, products[-1]) is not None:
-                    mix[name] = products[-1]
+            whole = {name: dict(self._whole(name)) for name in self.names if kind in self._line(name).products}
+            mix = {name: (kind, sizes[kind]) for name, sizes in whole.items() if kind in sizes}
+            mix = {name: product for name, product in mix.items() if self._error(name, product) is not None}
             self._try(mix, f"all layers: {kind}")
 
     def _refine(self) -> None:
         """Measures the options of layers, the largest first, and tries mixes of them."""
         for name in self.names:
-            self._measure(name, [product for product in self._products(name, every=True) if product[0] != CODES])
-        for bound in MAX_ERRORS:
-            if not verdict.within(self._try(self._mixer.close(bound), f"errors up to {bound:g}"), self.plan.max_drop):
-                break
+            self._measure(name, self._whole(name))
+        self._try_mixes(verdict.MIN_MODEL_GAIN)
         for name in self.names:
-            self._try_alone(name)
+            sizes = [product for product in self._products(name) if product[0] in (FACTORS, LOW_RANK)]
+            for product in sorted(sizes, key=lambda product: (product[0], -product[1])):
+                self._try_product(name, product)
             self._try_mixes(2 * verdict.MIN_MODEL_GAIN)
         for name in self.names:
             with contextlib.suppress(TimeUpError):  # shorter steps may still be in time
@@ -118,15 +124,27 @@ class Search:
                 self._try_mixes(2 * verdict.MIN_MODEL_GAIN)
         self._try_mixes(verdict.MIN_MODEL_GAIN)
 
+    def _whole(self, name: str) -> list[Product]:
+        """Returns the products of a line in int8 that are nearly exact: XLA's, which is always measured, and ours."""
+        products = self._products(name, every=True)
+        return [
+            next(p for p in reversed(products) if p[0] == kind) for kind in (INT8, FACTORS) if kind in dict(products)
+        ]
+
     def _look_ups(self, name: str) -> None:
         """Measures look-ups of a layer, the fewest first, until their own drop is small enough."""
         for product in self._products(name):
-            if product[0] == CODES and self._mixer.may_serve(self._line(name), product):
-                self._measure(name, [product])
-                self._try_alone(name)
+            if product[0] == CODES:
+                self._try_product(name, product)
                 option = self._line(name).option(product)
                 if option is not None and verdict.within(option.drop, self.plan.max_drop):
                     break
+
+    def _try_product(self, name: str, product: Product) -> None:
+        """Measures a product of a layer, and the drops of options that are faster than the incumbent's."""
+        if self._mixer.may_serve(self._line(name), product):
+            self._measure(name, [product])
+            self._try_alone(name)
 
     def _try_alone(self, name: str) -> None:
         """Measures the drops of a layer's options that are faster than the incumbent's, until one is small enough."""
@@ -173,7 +191,7 @@ class Search:
         if verdict.gains(old, new, old_noise + noise, verdict.MIN_MODEL_GAIN):
             self.incumbent, self.plan.exact_ms, self.plan.fast_ms = mix, exact, new
             self.clock.best(f"{exact / new:.2f}x at drop {max(drop, 0.0):.2g}")
-            self._write()
+            self.write()
         return drop
 
     def _drop(self, mix: Mix, words: str) -> float:
@@ -248,32 +266,25 @@ class Search:
 
     def _decide(self) -> None:
         """Writes the verdicts."""
-        self.plan.after = self.plan.before
-        if self.plan.before is not None and self.incumbent:
-            self.plan.after = self.plan.before - self._trial(self.incumbent).drop
-        tried = max((t.speedup for t in self.plan.trials if t.measured), default=None)
-        instead = "others gain more for what they cost"
-        if not self.incumbent and tried is not None:
-            instead = f"the whole model gains nothing measurable, {tried:.2f}x"
-        for name in self._planned:
-            line = dataclasses.replace(self._line(name), unmeasured=name not in self._done)
-            if name not in self.names and name not in self.incumbent:
-                share = line.exact.ms / self.plan.exact_ms
-                line = dataclasses.replace(line, choice=None, words=f"stays: {share:.1%} of the model's time")
-            else:
-                line = verdict.decided(line, self.incumbent.get(name), self.plan.max_drop, instead)
-            self._put(line, write=False)
-        self.plan.finished = not any(line.unmeasured for line in self.plan.layers)
-        self._write()
+        small = {name for name in self._planned if name not in self.names}
+        decide(self.plan, self._planned, self.incumbent, small, self._done)
+        self.write()
+
+    @property
+    def _worth_it(self) -> bool:
+        """Whether the model could become measurably faster; if not, nothing is left to be measured."""
+        if self.plan.best_case >= 1 + verdict.MIN_MODEL_GAIN:
+            return True
+        self._done, self.names = set(self._planned), ()
+        return False
 
     def _line(self, name: str) -> LayerPlan:
         return next(line for line in self.plan.layers if line.name == name)
 
-    def _put(self, line: LayerPlan, write: bool = True) -> None:
+    def _put(self, line: LayerPlan) -> None:
         """Puts a new version of a line into the plan."""
         self.plan.layers = tuple(line if line.name == old.name else old for old in self.plan.layers)
-        if write:
-            self._write()
+        self.write()
 
     def _trial(self, mix: Mix) -> Trial:
         return next(trial for trial in self.plan.trials if trial.mix == mix)
@@ -281,7 +292,4 @@ class Search:
     def _put_trial(self, trial: Trial) -> None:
         """Adds a trial, or puts a new version of it into the plan."""
         self.plan.trials = (*(old for old in self.plan.trials if old.replaced != trial.replaced), trial)
-        self._write()
-
-    def _write(self) -> None:
         self.write()

@@ -13,6 +13,8 @@ MIN_GAIN = 0.05
 """A layer that would gain less stays."""
 MIN_MODEL_GAIN = 0.02
 """A model that would gain less stays as it is."""
+MIN_OUTPUTS = 4
+"""Groups of a convolution with fewer outputs gain nothing by look-ups or factors."""
 LEAST_SHARE, FOLDED_SHARE = 0.005, 0.02
 """A layer with less than the first share of the model's time is not looked at, unless all such layers together have
 more than the second."""
@@ -72,6 +74,7 @@ class LayerPlan:
       by: the kind of the option that replaces it, if one does.
       products: the kinds that are allowed to.
       unmeasured: something about the layer was not measured for lack of time.
+      groups: of a convolution's features.
       failed: products that could not be learned, and why, in words.
     """
 
@@ -87,6 +90,7 @@ class LayerPlan:
     products: tuple[str, ...] = (CODES,)
     unmeasured: bool = False
     failed: tuple[str, ...] = ()
+    groups: int = 1
 
     def of(self, kind: str) -> list[Option]:
         """Returns the options of a kind, fastest first; of equally fast ones the most accurate first."""
@@ -209,6 +213,8 @@ def decided(layer: LayerPlan, product: Product | None, max_drop: float, instead:
 def _reason_to_stay(layer: LayerPlan, max_drop: float, instead: str) -> str:
     """Returns why no option replaces the line."""
     options, tried = allowed(layer), worth_trying(layer)
+    if not options and layer.groups > 1 and layer.shape[1] < MIN_OUTPUTS:
+        return "its groups have too few outputs for look-ups or factors"
     if not options:
         return "nothing was measured" + (", as the time was up" if layer.unmeasured else "")
     if not tried:
