@@ -179,6 +179,18 @@ def test_a_look_takes_no_metric_and_tries_nothing(batches, tmp_path):
     assert replace(model, found) is model
 
 
+def test_depthwise_convolutions_are_rewritten_at_no_cost(steady, monkeypatch, rng):
+    monkeypatch.setattr(measure, "times", lambda units, others: [(5.0, 0.0)] * len(units) + [(1.0, 0.0)] * len(others))
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(nnx.Conv(4, 4, (3,), feature_group_count=4, rngs=rngs), nnx.Linear(4, 3, rngs=rngs))
+    data = [jnp.asarray(rng.standard_normal((2, 8, 4)), jnp.float32) for _ in range(2)]
+    found = plan(model, data, Rule("layers/0"), max_drop=1e-9)
+    (line,) = found.replaced
+    assert line.words == "replaced, shifted products: 5.0x"
+    assert line.chosen.nmse < 1e-12
+    np.testing.assert_allclose(replace(model, found)(data[0]), model(data[0]), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_real_times_are_positive_and_a_drop_is_kept_to(batches):
     found = plan(Nnx(), batches, RULES, metric=lambda y, x: -jnp.abs(y).mean() * 0, ratios=(32,))

@@ -126,6 +126,15 @@ class Form(abc.ABC):
           The products, [*row_shape, groups * M].
         """
 
+    def has_shifts(self, num_features: int) -> bool:
+        """Whether `shifted_product` computes a layer with rows of `num_features` features: a depthwise convolution."""
+        del num_features
+        return False
+
+    def shifted_product(self, x: Array, w: Array) -> Array:
+        """Computes `exact_product` as the sum over the taps of shifted inputs times weights."""
+        raise NotImplementedError
+
     def exact_product(self, x: Array, w: Array) -> Array:
         """Multiplies all rows of the layer's input exactly; see `product`."""
         return self.product(self.prepared(x), w)

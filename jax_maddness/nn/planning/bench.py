@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK
+from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK, SHIFTED
 from jax_maddness.nn.models.model import Model
 from jax_maddness.nn.nmse import finite_or_infinite
 from jax_maddness.nn.planning import measure
@@ -95,9 +95,9 @@ class ModelBench:
 
     def products(self, name: str) -> list[Product]:
         unit = self.units[name]
+        found: list[Product] = [(SHIFTED, 0)] if unit.form.has_shifts(unit.shape[0]) else []
         if unit.form.groups > 1 and unit.shape[1] < MIN_OUTPUTS:
-            return []
-        found: list[Product] = []
+            return found
         if unit.form.groups == 1:  # the other products know no groups
             found.append((INT8, 0))
             found += [(LOW_RANK, rank) for rank in measure.ranks(unit.shape)]

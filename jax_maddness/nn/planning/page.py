@@ -7,12 +7,19 @@ import math
 import re
 from collections.abc import Sequence
 
-from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK
+from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK, SHIFTED
 from jax_maddness.nn.planning import summary
 from jax_maddness.nn.planning.record import Record
 from jax_maddness.nn.planning.verdict import LayerPlan, Option, Trial, name_of, within
 
-COLORS = {EXACT: "#555555", INT8: "#0072b2", LOW_RANK: "#009e73", FACTORS: "#d55e00", CODES: "#cc79a7"}
+COLORS = {
+    EXACT: "#555555",
+    INT8: "#0072b2",
+    LOW_RANK: "#009e73",
+    FACTORS: "#d55e00",
+    CODES: "#cc79a7",
+    SHIFTED: "#56b4e9",
+}
 """A color for each kind of product, which color-blind people can tell apart (Okabe & Ito)."""
 _REST = "#c8ccd2"
 _LEAST_ERROR = 1e-6
@@ -75,7 +82,7 @@ def _key() -> str:
 def _table(plan: Record) -> str:
     """Returns a short table, and one with all measurements that is shown on demand."""
     lines, others = summary.folded(plan)
-    full = [summary.HEAD, *(summary.cells(plan, line) for line in lines)]
+    full = [summary.head(plan), *(summary.cells(plan, line) for line in lines)]
     short = [[row[0], row[2], row[3], row[-1]] for row in full]
     short += [[names, "", "", words] for names, words in others]
     details = f"<details><summary>All measurements</summary>{_rows(full)}</details>"

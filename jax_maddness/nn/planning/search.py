@@ -1,7 +1,8 @@
 """The search for a plan: a safe answer early, then better ones. It runs nothing itself: a `Bench` does.
 
     look:    the time of the model, and of each layer as it is; layers of small share are left out
-    whole:   all layers by int8, all by factors: the quickest that is close enough is the incumbent
+    whole:   shifted products for depthwise convolutions, then also int8 for all others, XLA's or ours: the quickest
+             model that is close enough is the incumbent
     layers:  each layer's products, those that are learned in seconds first, then look-ups: time, error, and the drop of
              the metric where this layer alone is replaced
     mixes:   the quickest mix whose predicted drop is small enough (`mix.py`), tried in the model
@@ -16,7 +17,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
-from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK
+from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK, SHIFTED
 from jax_maddness.nn.planning import verdict
 from jax_maddness.nn.planning.bench import Bench
 from jax_maddness.nn.planning.clock import Clock, TimeUpError
@@ -100,11 +101,13 @@ class Search:
         self.names = sorted((name for name in self.names if name not in small), key=lambda name: -shares[name])
 
     def _try_whole(self) -> None:
-        """Tries the model with all layers in int8, XLA's and ours."""
-        for kind in (INT8, FACTORS):
-            whole = {name: dict(self._whole(name)) for name in self.names if kind in self._line(name).products}
-            mix = {name: (kind, sizes[kind]) for name, sizes in whole.items() if kind in sizes}
-            mix = {name: product for name, product in mix.items() if self._error(name, product) is not None}
+        """Tries shifted products in all layers that have them, then int8 in all others, XLA's and ours."""
+        for kind in (SHIFTED, INT8, FACTORS):
+            mix = {name: product for name, product in self.incumbent.items() if product[0] == SHIFTED}
+            for name in self.names:
+                sizes = dict(self._whole(name)) if kind in self._line(name).products and name not in mix else {}
+                if kind in sizes and self._error(name, (kind, sizes[kind])) is not None:
+                    mix[name] = (kind, sizes[kind])
             self._try(mix, f"all layers: {kind}")
 
     def _refine(self) -> None:
@@ -125,11 +128,10 @@ class Search:
         self._try_mixes(verdict.MIN_MODEL_GAIN)
 
     def _whole(self, name: str) -> list[Product]:
-        """Returns the products of a line in int8 that are nearly exact: XLA's, which is always measured, and ours."""
+        """Returns the nearly exact products of a line: shifted, XLA's int8, which is always measured, and ours."""
         products = self._products(name, every=True)
-        return [
-            next(p for p in reversed(products) if p[0] == kind) for kind in (INT8, FACTORS) if kind in dict(products)
-        ]
+        kinds = [kind for kind in (SHIFTED, INT8, FACTORS) if kind in dict(products)]
+        return [next(product for product in reversed(products) if product[0] == kind) for kind in kinds]
 
     def _look_ups(self, name: str) -> None:
         """Measures look-ups of a layer, the fewest first, until their own drop is small enough."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import collections
 
-from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, LOW_RANK
+from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, LOW_RANK, SHIFTED
 from jax_maddness.nn.planning import advice
 from jax_maddness.nn.planning.record import Record
 from jax_maddness.nn.planning.verdict import MIN_MODEL_GAIN, LayerPlan, Option, allowed, predicted
 
-COLUMNS = (INT8, LOW_RANK, FACTORS, CODES)
+_COLUMNS = (SHIFTED, INT8, LOW_RANK, FACTORS, CODES)
 """The products in the order of the table's columns."""
-HEAD = ("layer", "D -> M (rows)", "share", "exact ms", *COLUMNS, "verdict")
-"""The names of the table's columns."""
 _NAMED = 3
 """The most layers that are named in a line for several."""
 
@@ -58,12 +56,23 @@ def _limit(plan: Record) -> str:
     return f"faster products would cost more than {plan.max_drop:.2g} of the metric, or gain nothing."
 
 
+def columns(plan: Record) -> list[str]:
+    """Returns the kinds of products that have a column: those that were measured."""
+    return [kind for kind in _COLUMNS if any(line.of(kind) for line in plan.layers)]
+
+
+def head(plan: Record) -> list[str]:
+    """Returns the names of the table's columns."""
+    return ["layer", "D -> M (rows)", "share", "exact ms", *columns(plan), "verdict"]
+
+
 def table(plan: Record) -> list[str]:
     """Returns a Markdown table: measured layers by their share of the time, then the others in groups."""
-    lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
+    names = head(plan)
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     measured, others = folded(plan)
     lines += [f"| {' | '.join(cells(plan, line))} |" for line in measured]
-    lines += [f"| {names} | | | | | | | | {words} |" for names, words in others]
+    lines += [f"| {layers} {'| ' * (len(names) - 1)}{words} |" for layers, words in others]
     return lines
 
 
@@ -93,9 +102,9 @@ def cells(plan: Record, line: LayerPlan) -> list[str]:
     """Returns a row of the table: times with the NMSE in brackets, those of several sizes one after the other."""
     d, m = line.shape
     about = [_name(line), f"{d} -> {m} ({line.rows:,})"]
+    products = ["; ".join(_option_cell(o) for o in line.options if o.kind == kind) for kind in columns(plan)]
     if not line.options:
-        return [*about, *[""] * 6, line.words]
-    products = ["; ".join(_option_cell(o) for o in line.options if o.kind == kind) for kind in COLUMNS]
+        return [*about, "", "", *products, line.words]
     return [*about, f"{plan.share(line):.1%}", f"{line.exact.ms:.3g}", *products, line.words]
 
 
