@@ -176,6 +176,9 @@ def _search(
         kept = f"is kept in {os.fspath(path)!r}" if path is not None else "is lost: it needs a `path`"
         error.add_note(f"`plan` was not finished. What it has measured so far {kept}.")
         raise
+    if (spread := bench.score.spread) > 0:
+        words = f"`metric` is not deterministic: the same model has scores that differ by {spread:.2g}. Smaller drops "
+        warnings.warn(f"{words}mean nothing: fix its seed, and that of `model`.", UserWarning, stacklevel=5)
     if interrupted:
         # Level 5 is the caller of `plan`.
         words = "`plan` was interrupted: this is the best answer so far. Interrupt again to stop the program."

@@ -26,7 +26,7 @@ from jax_maddness.nn.units import Unit
 
 SECONDS = 0.1
 """Seconds spent on the times of one product, unless the fewest rounds take longer."""
-_MIN_ROUNDS, _MAX_ROUNDS = 5, 300
+MIN_ROUNDS, _MAX_ROUNDS = 5, 300
 _LEAST_MS = 1e-3
 """Time of a call that takes no longer than an empty one."""
 
@@ -44,7 +44,7 @@ def interleaved(calls: Sequence[Callable[[], Any]], seconds: float = 0.5) -> lis
         jax.block_until_ready(call())
     taken: list[list[float]] = [[] for _ in timed]
     start = time.perf_counter()
-    while len(taken[0]) < _MIN_ROUNDS or (time.perf_counter() - start < seconds and len(taken[0]) < _MAX_ROUNDS):
+    while len(taken[0]) < MIN_ROUNDS or (time.perf_counter() - start < seconds and len(taken[0]) < _MAX_ROUNDS):
         for times, call in zip(taken, timed, strict=True):
             begin = time.perf_counter()
             jax.block_until_ready(call())

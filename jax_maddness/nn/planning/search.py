@@ -18,7 +18,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK, SHIFTED
-from jax_maddness.nn.planning import verdict
+from jax_maddness.nn.planning import measure, verdict
 from jax_maddness.nn.planning.bench import Bench
 from jax_maddness.nn.planning.clock import Clock, TimeUpError
 from jax_maddness.nn.planning.decide import decide
@@ -184,7 +184,8 @@ class Search:
             return drop
         rivals = [{}, self.incumbent, mix] if self.incumbent else [{}, mix]
         try:
-            with self.clock.doing("compare", f"the time of {words}"):
+            least = measure.MIN_ROUNDS * len(rivals) * self.plan.exact_ms / 1000
+            with self.clock.doing("compare", f"the time of {words}", least):
                 timings = self.bench.compare(rivals)
         except MemoryError:
             return drop
