@@ -26,7 +26,7 @@ from jax_maddness.nn.capture import Captured, record
 from jax_maddness.nn.layers.exact_kernel import fit_exact_kernel
 from jax_maddness.nn.layers.form import Form
 from jax_maddness.nn.layers.int8_low_rank import learn_product
-from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, SHIFTED
+from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, REWRITTEN
 from jax_maddness.nn.models.model import Model
 from jax_maddness.nn.replacement import CodesReplacement, ProductReplacement, Replacement, with_replacements
 from jax_maddness.nn.units import Unit
@@ -58,11 +58,11 @@ def unlearnable(captured: Captured, units: Sequence[Unit]) -> dict[str, str]:
     """Returns, by owner, why units cannot be learned: some of their layers see no rows, or always the same one.
 
     A branch of a cond that never runs has no rows; an expert that no token is routed to may see zeros alone. An int8
-    or shifted product is made from the weights, whatever the rows are.
+    or rewritten product is made from the weights, whatever the rows are.
     """
     reasons = {}
     for unit in units:
-        if unit.choice[0] in (INT8, SHIFTED):
+        if unit.choice[0] in (INT8, REWRITTEN):
             continue
         samples = captured.rows[unit.first.path]
         step = next((i for i, rows in enumerate(samples) if len(rows) < 2 or not (rows != rows[0]).any()), None)

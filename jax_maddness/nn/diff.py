@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jax_maddness.core.types import LEAVES
-from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, LOW_RANK, SHIFTED
+from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, LOW_RANK, REWRITTEN
 from jax_maddness.nn.models.layer import Layer
 from jax_maddness.nn.rules import Rule, first_match
 from jax_maddness.nn.units import Unit
@@ -110,7 +110,7 @@ def _change(layer: Layer, rule: Rule | None, unit: Unit | None) -> Change:
         CODES: m * (size * LEAVES + 8),
         FACTORS: factors,
         INT8: m * (d + 8),
-        SHIFTED: 4 * m * (d + 1),
+        REWRITTEN: 4 * m * (d + 1),
         LOW_RANK: 4 * (size * (d + m) + m),
     }
     after = num_products * by_product[product]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from jax_maddness.core import arguments
 from jax_maddness.learn.config import FitConfig
-from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, PRODUCTS, SHIFTED
+from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, PRODUCTS, REWRITTEN
 from jax_maddness.nn.models.layer import Layer
 
 CONVOLUTIONS = ("auto", "shared", "patches")
@@ -36,8 +36,8 @@ class Rule:
       skip: leave these layers as they are.
       config: decides how their ops are learned.
       product: the kind of product that replaces the layer: look-ups, `"codes"`; factors in int8 without codes,
-        `"factors"`; XLA's int8 with dynamic steps, `"int8"`; a product of low rank in floats, `"low rank"`; or, for
-        depthwise convolutions, the sum over the taps of shifted inputs times weights, `"shifted"`, which is exact. Of
+        `"factors"`; XLA's int8 with dynamic steps, `"int8"`; a product of low rank in floats, `"low rank"`; or,
+        exactly, `"rewritten"`: depthwise convolutions as sums of shifted inputs times weights, 1x1 as products. Of
         the attributes below, the last three use `share` alone, and factors `conv` and `share`.
       rank: the rank for `"factors"` and `"low rank"`; None: an eighth of the lesser of features and outputs. Factors of
         full rank are the whole product in int8 (`FitConfig("int8")`).
@@ -116,7 +116,7 @@ class Rule:
         """Returns the size of the product that replaces a product [D, M]: C, or the rank, or 0."""
         if self.product == CODES:
             return self.codebooks(shape[0])
-        return 0 if self.product in (INT8, SHIFTED) else min(self.rank or max(1, min(shape) // 8), *shape)
+        return 0 if self.product in (INT8, REWRITTEN) else min(self.rank or max(1, min(shape) // 8), *shape)
 
     def codebooks(self, num_features: int) -> int:
         """Returns the number of codebooks for a product with so many features: at most one per feature."""

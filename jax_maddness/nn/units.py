@@ -9,7 +9,7 @@ import numpy as np
 
 from jax_maddness.learn.config import FitConfig
 from jax_maddness.nn.layers.form import Form
-from jax_maddness.nn.layers.kinds import CODES, FACTORS, SHIFTED
+from jax_maddness.nn.layers.kinds import CODES, FACTORS, REWRITTEN
 from jax_maddness.nn.models.layer import Layer
 from jax_maddness.nn.rules import Rule
 
@@ -124,11 +124,11 @@ def units(chosen: Sequence[tuple[Layer, Rule]]) -> list[Unit]:
 def _validate(layer: Layer, rule: Rule) -> None:
     """Raises unless the layer can be replaced as the rule says."""
     assert layer.form is not None
-    if rule.product == SHIFTED and not layer.form.has_shifts(layer.shape[0]):
+    if rule.product == REWRITTEN and not layer.form.can_rewrite(layer.shape[0]):
         raise ValueError(
-            f"{layer.path!r} is no depthwise convolution, as product 'shifted' of {rule.pattern!r} requires."
+            f"{layer.path!r} is no depthwise or 1x1 convolution, as product 'rewritten' of {rule.pattern!r} requires."
         )
-    if rule.product not in (CODES, FACTORS, SHIFTED) and layer.form.groups > 1:
+    if rule.product not in (CODES, FACTORS, REWRITTEN) and layer.form.groups > 1:
         raise ValueError(
             f"{layer.path!r} has several groups, as look-ups and factors may have, but not {rule.product}."
         )

@@ -81,13 +81,15 @@ def test_layers_are_the_products_by_hand(models, x):
         (4, {}),
         (8, {"strides": 2, "kernel_dilation": (1, 2)}),
         (4, {"padding": "CIRCULAR", "dtype": jnp.bfloat16}),
+        (5, {"kernel_size": (1, 1), "feature_group_count": 1, "strides": 2}),
     ],
 )
-def test_depthwise_convolutions_are_sums_of_shifted_products(rng, outputs, settings):
+def test_depthwise_and_1x1_convolutions_are_rewritten(rng, outputs, settings):
     x = jnp.asarray(rng.standard_normal((2, 9, 7, 4)), jnp.float32)
-    model = nnx.Conv(4, outputs, (3, 2), feature_group_count=4, rngs=nnx.Rngs(0), **settings)
+    settings = {"kernel_size": (3, 2), "feature_group_count": 4, **settings}
+    model = nnx.Conv(4, outputs, rngs=nnx.Rngs(0), **settings)
     model.bias[...] = rng.standard_normal(outputs)
-    fast = replace(model, Rule("", product="shifted"), [x])
+    fast = replace(model, Rule("", product="rewritten"), [x])
     y, exact = (run(m, x) for m in (fast, model))
     assert y.dtype == exact.dtype
     tolerance = 1e-5 if y.dtype == jnp.float32 else 2e-2  # bfloat16 has 8 bits
@@ -95,8 +97,8 @@ def test_depthwise_convolutions_are_sums_of_shifted_products(rng, outputs, setti
 
 
 def test_only_depthwise_convolutions_have_shifted_products(models, x):
-    with pytest.raises(ValueError, match="'conv' is no depthwise convolution"):
-        replace(models["nnx"], Rule("conv", product="shifted"), [x])
+    with pytest.raises(ValueError, match="'conv' is no depthwise or 1x1 convolution"):
+        replace(models["nnx"], Rule("conv", product="rewritten"), [x])
 
 
 @pytest.mark.slow

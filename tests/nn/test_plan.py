@@ -186,7 +186,7 @@ def test_depthwise_convolutions_are_rewritten_at_no_cost(steady, monkeypatch, rn
     data = [jnp.asarray(rng.standard_normal((2, 8, 4)), jnp.float32) for _ in range(2)]
     found = plan(model, data, Rule("layers/0"), max_drop=1e-9)
     (line,) = found.replaced
-    assert line.words == "replaced, shifted products: 5.0x"
+    assert line.words == "replaced, rewritten exactly: 5.0x"
     assert line.chosen.nmse < 1e-12
     np.testing.assert_allclose(replace(model, found)(data[0]), model(data[0]), rtol=1e-4, atol=1e-5)
 

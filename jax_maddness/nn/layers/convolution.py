@@ -186,12 +186,15 @@ class Convolution(Form):
             prepared, kernel, self.strides, "VALID", None, self.dilation, layout, feature_group_count=self.groups
         )
 
-    def has_shifts(self, num_features: int) -> bool:
-        return self.groups > 1 and num_features == self.taps  # a group has one feature
+    def can_rewrite(self, num_features: int) -> bool:
+        return num_features == self.taps if self.groups > 1 else self.taps == 1  # depthwise, or 1x1
 
-    def shifted_product(self, x: Array, w: Array) -> Array:
-        # XLA fuses this to one loop over the outputs; it computes grouped convolutions on CPUs 10 to 90 times slower.
+    def rewritten_product(self, x: Array, w: Array) -> Array:
+        """Computes a depthwise convolution as a sum of shifted inputs times weights, a 1x1 convolution as a product."""
         shifted = self._shifted(self.prepared(x), self.out_positions(x))
+        if self.groups == 1:
+            return next(shifted) @ w[0]
+        # XLA fuses this to one loop over the outputs; it computes grouped convolutions on CPUs 10 to 90 times slower.
         by_tap = jnp.moveaxis(w, 1, 0).reshape(self.taps, -1)
         products = [jnp.repeat(v, w.shape[-1], -1) * weights for v, weights in zip(shifted, by_tap, strict=True)]
         return functools.reduce(jnp.add, products)

@@ -126,13 +126,13 @@ class Form(abc.ABC):
           The products, [*row_shape, groups * M].
         """
 
-    def has_shifts(self, num_features: int) -> bool:
-        """Whether `shifted_product` computes a layer with rows of `num_features` features: a depthwise convolution."""
+    def can_rewrite(self, num_features: int) -> bool:
+        """Whether `rewritten_product` computes a layer with rows of `num_features` features."""
         del num_features
         return False
 
-    def shifted_product(self, x: Array, w: Array) -> Array:
-        """Computes `exact_product` as the sum over the taps of shifted inputs times weights."""
+    def rewritten_product(self, x: Array, w: Array) -> Array:
+        """Computes `exact_product` in a way that XLA may compute faster; see `Convolution`."""
         raise NotImplementedError
 
     def exact_product(self, x: Array, w: Array) -> Array:

@@ -1,8 +1,8 @@
-"""int8, low-rank and shifted products: look-ups are measured against them, and they may replace a layer instead.
+"""int8, low-rank and rewritten products: look-ups are measured against them, and they may replace a layer instead.
 
 int8 takes a quantization step per row of `x`, computed at run time, and one per output. A low-rank product is the one
-of its rank that is closest on captured rows. A shifted product is a depthwise convolution as the sum over its taps of
-shifted inputs times weights: it is exact, and faster than XLA's convolution on CPUs.
+of its rank that is closest on captured rows. A rewritten product is the same as the layer's: a depthwise convolution as
+the sum over its taps of shifted inputs times weights, a 1x1 convolution as a product, which are faster on CPUs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int8
 
 from jax_maddness.nn.layers.form import Form
-from jax_maddness.nn.layers.kinds import INT8, SHIFTED
+from jax_maddness.nn.layers.kinds import INT8, REWRITTEN
 from jax_maddness.nn.layers.promotion import with_standard_promotion
 
 _PREFIX = "product_"
@@ -32,10 +32,10 @@ def learn_product(
     """Learns a product for layers that read the same rows.
 
     Args:
-      kind: `"int8"`, `"low rank"` or `"shifted"`.
+      kind: `"int8"`, `"low rank"` or `"rewritten"`.
       rank: the rank of a low-rank product.
       rows: `[rows, 1, D]` for each step of a scan; only a low-rank product depends on them.
-      w: `[steps or 1, groups, D, M]`; only a shifted product has several groups.
+      w: `[steps or 1, groups, D, M]`; only a rewritten product has several groups.
       bias: `[steps or 1, groups, M]`.
       steps: of a scan; 0 where there is none.
 
@@ -49,7 +49,7 @@ def learn_product(
 
 def _learn_step(kind: str, rank: int, x: np.ndarray, w: np.ndarray, bias: np.ndarray) -> dict[str, np.ndarray]:
     """Learns the product of one step of a scan."""
-    if kind == SHIFTED:
+    if kind == REWRITTEN:
         return {"taps": w, "bias": bias.reshape(-1)}
     if kind == INT8:
         w8, step = to_int8(w[0])
@@ -77,7 +77,7 @@ def multiply(x: Array, form: Form, arrays: Mapping[str, Any]) -> Array:
     product = {name.removeprefix(_PREFIX): a for name, a in arrays.items()}
     if "taps" in product:
         taps, bias = (product[name].astype(jnp.float32) for name in ("taps", "bias"))
-        return form.shifted_product(x.astype(jnp.float32), taps) + bias
+        return form.rewritten_product(x.astype(jnp.float32), taps) + bias
     if "down" in product:
         down, up, bias = (product[name].astype(x.dtype) for name in ("down", "up", "bias"))
         return form.exact_product(x, down) @ up + bias

@@ -1,8 +1,8 @@
 """Names of the products that can compute a layer, as rules, plans, specs and reports spell them."""
 
 EXACT, INT8, LOW_RANK, FACTORS, CODES = "exact", "int8", "low rank", "factors", "codes"
-SHIFTED = "shifted"
-PRODUCTS = (CODES, FACTORS, INT8, LOW_RANK, SHIFTED)
+REWRITTEN = "rewritten"
+PRODUCTS = (CODES, FACTORS, INT8, LOW_RANK, REWRITTEN)
 """The products that can replace a layer: look-ups by codes; factors in int8, of full rank the whole product in int8;
-XLA's int8 with dynamic steps; a low-rank product in floats; and, for a depthwise convolution, a sum of shifted inputs
-times weights, which is exact."""
+XLA's int8 with dynamic steps; a low-rank product in floats; and depthwise and 1x1 convolutions rewritten, which is
+exact."""

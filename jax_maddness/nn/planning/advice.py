@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jax_maddness.core.types import SMALL_BATCH
-from jax_maddness.nn.layers.kinds import SHIFTED
+from jax_maddness.nn.layers.kinds import REWRITTEN
 from jax_maddness.nn.planning.record import Record
 
 _SHARE = 0.1
@@ -67,11 +67,11 @@ def _small_batches(plan: Record) -> list[str]:
 
 def _groups(plan: Record) -> list[str]:
     """Convolutions with groups, which XLA computes slowly on CPUs."""
-    lines = [line for line in plan.looked_at if line.groups > 1 and not line.of(SHIFTED) and line.choice is None]
+    lines = [line for line in plan.looked_at if line.groups > 1 and not line.of(REWRITTEN) and line.choice is None]
     share = sum(map(plan.share, lines))
     if share < _SHARE:
         return []
     return [
         f"{len(lines)} convolutions with groups have {share:.0%} of the time; XLA computes them slowly on CPUs. "
-        'Depthwise ones are often 10 times as fast as `Rule(product="shifted")`, and the same.'
+        'Depthwise ones are often 10 times as fast as `Rule(product="rewritten")`, and the same.'
     ]

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK, SHIFTED
+from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK, REWRITTEN
 from jax_maddness.nn.models.model import Model
 from jax_maddness.nn.nmse import finite_or_infinite
 from jax_maddness.nn.planning import measure
@@ -95,7 +95,7 @@ class ModelBench:
 
     def products(self, name: str) -> list[Product]:
         unit = self.units[name]
-        found: list[Product] = [(SHIFTED, 0)] if unit.form.has_shifts(unit.shape[0]) else []
+        found: list[Product] = [(REWRITTEN, 0)] if unit.form.can_rewrite(unit.shape[0]) else []
         if unit.form.groups > 1 and unit.shape[1] < MIN_OUTPUTS:
             return found
         if unit.form.groups == 1:  # the other products know no groups

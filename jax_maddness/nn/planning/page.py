@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK, SHIFTED
+from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK, REWRITTEN
 from jax_maddness.nn.planning import summary
 from jax_maddness.nn.planning.record import Record
 from jax_maddness.nn.planning.verdict import LayerPlan, Option, Trial, name_of, within
@@ -18,7 +18,7 @@ COLORS = {
     LOW_RANK: "#009e73",
     FACTORS: "#d55e00",
     CODES: "#cc79a7",
-    SHIFTED: "#56b4e9",
+    REWRITTEN: "#56b4e9",
 }
 """A color for each kind of product, which color-blind people can tell apart (Okabe & Ito)."""
 _REST = "#c8ccd2"

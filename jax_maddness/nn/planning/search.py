@@ -1,8 +1,8 @@
 """The search for a plan: a safe answer early, then better ones. It runs nothing itself: a `Bench` does.
 
     look:    the time of the model, and of each layer as it is; layers of small share are left out
-    whole:   shifted products for depthwise convolutions, then also int8 for all others, XLA's or ours: the quickest
-             model that is close enough is the incumbent
+    whole:   depthwise and 1x1 convolutions rewritten, then all layers by int8, XLA's or ours: the quickest model that is
+             close enough is the incumbent
     layers:  each layer's products, those that are learned in seconds first, then look-ups: time, error, and the drop of
              the metric where this layer alone is replaced
     mixes:   the quickest mix whose predicted drop is small enough (`mix.py`), tried in the model
@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
-from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK, SHIFTED
+from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK, REWRITTEN
 from jax_maddness.nn.planning import measure, verdict
 from jax_maddness.nn.planning.bench import Bench
 from jax_maddness.nn.planning.clock import Clock, TimeUpError
@@ -101,12 +101,14 @@ class Search:
         self.names = sorted((name for name in self.names if name not in small), key=lambda name: -shares[name])
 
     def _try_whole(self) -> None:
-        """Tries shifted products in all layers that have them, then int8 in all others, XLA's and ours."""
-        for kind in (SHIFTED, INT8, FACTORS):
-            mix = {name: product for name, product in self.incumbent.items() if product[0] == SHIFTED}
+        """Tries what can be rewritten, then int8, XLA's and ours, except where groups were rewritten."""
+        for kind in (REWRITTEN, INT8, FACTORS):
+            mix = {name: product for name, product in self.incumbent.items() if product[0] == REWRITTEN}
             for name in self.names:
-                sizes = dict(self._whole(name)) if kind in self._line(name).products and name not in mix else {}
-                if kind in sizes and self._error(name, (kind, sizes[kind])) is not None:
+                line, sizes = self._line(name), dict(self._whole(name))
+                if kind not in sizes or kind not in line.products or (name in mix and line.groups > 1):
+                    continue
+                if self._error(name, (kind, sizes[kind])) is not None:
                     mix[name] = (kind, sizes[kind])
             self._try(mix, f"all layers: {kind}")
 
@@ -128,9 +130,9 @@ class Search:
         self._try_mixes(verdict.MIN_MODEL_GAIN)
 
     def _whole(self, name: str) -> list[Product]:
-        """Returns the nearly exact products of a line: shifted, XLA's int8, which is always measured, and ours."""
+        """Returns the nearly exact products of a line: rewritten, XLA's int8, which is always measured, and ours."""
         products = self._products(name, every=True)
-        kinds = [kind for kind in (SHIFTED, INT8, FACTORS) if kind in dict(products)]
+        kinds = [kind for kind in (REWRITTEN, INT8, FACTORS) if kind in dict(products)]
         return [next(product for product in reversed(products) if product[0] == kind) for kind in kinds]
 
     def _look_ups(self, name: str) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import collections
 
-from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, LOW_RANK, SHIFTED
+from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, LOW_RANK, REWRITTEN
 from jax_maddness.nn.planning import advice
 from jax_maddness.nn.planning.record import Record
 from jax_maddness.nn.planning.verdict import MIN_MODEL_GAIN, LayerPlan, Option, allowed, predicted
 
-_COLUMNS = (SHIFTED, INT8, LOW_RANK, FACTORS, CODES)
+_COLUMNS = (REWRITTEN, INT8, LOW_RANK, FACTORS, CODES)
 """The products in the order of the table's columns."""
 _NAMED = 3
 """The most layers that are named in a line for several."""

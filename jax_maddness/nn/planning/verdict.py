@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK, SHIFTED
+from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK, REWRITTEN
 from jax_maddness.nn.nmse import finite_or_infinite
 
 MIN_GAIN = 0.05
@@ -31,7 +31,7 @@ class Option:
     """One way to compute the layers of a line, measured.
 
     Attributes:
-      kind: `"exact"`, `"int8"` (dynamic), `"low rank"`, `"factors"`, `"shifted"` or `"codes"`.
+      kind: `"exact"`, `"int8"` (dynamic), `"low rank"`, `"factors"`, `"rewritten"` or `"codes"`.
       size: the rank, or C; 0 for the other kinds. Factors of full rank are the whole product in int8.
       ms: median milliseconds of all calls in one run of the model.
       noise: half the interquartile range, as a share of `ms`.
@@ -254,7 +254,7 @@ def name_of(product: Product, shape: tuple[int, int]) -> str:
     kind, size = product
     if kind == FACTORS:
         return "whole int8 product" if size == min(shape) else f"factors of rank {size}"
-    return {CODES: f"C = {size}", LOW_RANK: f"low rank {size}", SHIFTED: "shifted products"}.get(kind, kind)
+    return {CODES: f"C = {size}", LOW_RANK: f"low rank {size}", REWRITTEN: "rewritten exactly"}.get(kind, kind)
 
 
 def predicted(layers: Sequence[LayerPlan], exact_ms: float) -> float:
