@@ -24,6 +24,7 @@ class Simulated:
       rest: milliseconds of everything else.
       seconds: what each kind of step takes.
       noise: of all times, as a share.
+      knows: times of products are known before they are learned.
       fails: calls `fails(kind of step, name, product)`, which may raise.
     """
 
@@ -33,6 +34,7 @@ class Simulated:
     seconds: dict = dataclasses.field(default_factory=dict)
     noise: float = 0.005
     fails: object = lambda *_: None
+    knows: bool = False
     now: float = 0.0
     end: float = float("inf")
 
@@ -62,6 +64,9 @@ class Simulated:
     def times(self, name, products):
         self.takes("times", name)
         return [(self.layers[name][product][0], self.noise) for product in products]
+
+    def known_ms(self, name, product):
+        return self.layers[name][product][0] if self.knows else None
 
     def drop(self, mix):
         self.takes("drop", "", mix)

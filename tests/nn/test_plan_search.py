@@ -51,6 +51,17 @@ def test_the_best_mix_is_nearly_found():
     assert max(regrets) < 0.05
 
 
+def test_products_that_are_known_to_be_slower_are_not_learned():
+    learned = []
+    for knows in (False, True):
+        bench = random_model(6)
+        bench.knows, bench.fails = knows, lambda kind, *_, knows=knows: learned.append((knows, kind))
+        found = bench.plan(LIMIT, math.inf)
+        learned.append(mix_of(found))
+    assert learned.count((True, "learn")) < learned.count((False, "learn"))
+    assert learned[-1] == next(mix for mix in learned if isinstance(mix, dict))
+
+
 @pytest.mark.parametrize("step", range(1, 60, 3))
 def test_an_interrupt_leaves_the_best_answer_so_far(step):
     """And the same search goes on from there, without measuring anything twice."""

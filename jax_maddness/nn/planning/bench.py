@@ -45,6 +45,9 @@ class Bench(Protocol):
     def times(self, name: str, products: Sequence[Product]) -> list[Timing]:
         """Returns the times of learned products of a line, of all calls in one run of the model."""
 
+    def known_ms(self, name: str, product: Product) -> float | None:
+        """Returns the time of a product that need not be learned, as it was measured for a line alike; or None."""
+
     def drop(self, mix: Mix) -> float:
         """Returns by how much the metric is less for the model with a mix of products."""
 
@@ -122,7 +125,12 @@ class ModelBench:
             before, _ = self._timings.setdefault((measure.alike(unit), EXACT), (exact, noise))
             for product, (ms, noise) in zip(new, timings, strict=True):
                 self._timings[keys[product]] = (ms * before / exact, noise)
+        self._timings |= {(measure.alike(unit), product): self._timings[keys[product]] for product in products}
         return [self._of_model(name, self._timings[keys[product]]) for product in products]
+
+    def known_ms(self, name: str, product: Product) -> float | None:
+        timing = self._timings.get((measure.alike(self.units[name]), product))
+        return None if timing is None else self._of_model(name, timing)[0]
 
     def drop(self, mix: Mix) -> float:
         with memory_errors():

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 
 from jax_maddness.learn.progress import DELAY, Progress
 
+_MARGIN = 1.25
+"""A step is expected to take so many times as long as the longest before: the machine may be busy."""
+
 
 class TimeUpError(Exception):
     """A step would end after the time of the plan, or is interrupted at that time."""
@@ -18,8 +21,8 @@ class TimeUpError(Exception):
 class Clock(Progress):
     """The time of a plan. Learning reports its steps to it, and is interrupted when the time is up.
 
-    A step is not begun unless it is expected to end in time: it is expected to take as long as the longest step of its
-    kind so far.
+    A step is not begun unless it is expected to end in time: it is expected to take a little longer than the longest
+    step of its kind so far.
 
     Args:
       show: whether progress is shown; None shows it after two seconds.
@@ -42,7 +45,7 @@ class Clock(Progress):
 
     def allows(self, kind: str, least: float = 0.0) -> bool:
         """Whether a step of a kind, which takes no less than `least` seconds, is expected to end in time."""
-        return self.left > max(self._longest.get(kind, 0.0), least)
+        return self.left > _MARGIN * max(self._longest.get(kind, 0.0), least)
 
     @contextlib.contextmanager
     def doing(self, kind: str, words: str, least: float = 0.0, always: bool = False) -> Iterator[None]:

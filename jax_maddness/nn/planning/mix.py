@@ -80,6 +80,12 @@ class Mixer:
         least = self._least_drop(line, max(errors)) if errors else None
         return least is None or least <= self.max_drop
 
+    def may_gain(self, line: LayerPlan, product: Product, ms: float) -> bool:
+        """Whether a product of known time may be faster than the incumbent's, and than factors that are as close."""
+        kind, size = product
+        others = [o for o in line.options if kind == LOW_RANK and o.kind == FACTORS and o.size >= size]
+        return all(ms < option.ms for option in (self._choices(line)[0], *others) if option.ms > 0)
+
     def _choices(self, line: LayerPlan) -> list[Option]:
         """Returns the options that a mix may have for a layer; the incumbent's is the first."""
         product = self.incumbent.get(line.name)

@@ -1,8 +1,8 @@
 """The search for a plan: a safe answer early, then better ones. It runs nothing itself: a `Bench` does.
 
     look:    the time of the model, and of each layer as it is; layers of small share are left out
-    whole:   depthwise and 1x1 convolutions rewritten, then all layers by int8, XLA's or ours: the quickest model that is
-             close enough is the incumbent
+    whole:   depthwise and 1x1 convolutions rewritten, then all layers by int8, XLA's or ours: the quickest model that
+             is close enough is the incumbent
     layers:  each layer's products, those that are learned in seconds first, then look-ups: time, error, and the drop of
              the metric where this layer alone is replaced
     mixes:   the quickest mix whose predicted drop is small enough (`mix.py`), tried in the model
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK, REWRITTEN
 from jax_maddness.nn.planning import measure, verdict
@@ -146,7 +146,9 @@ class Search:
 
     def _try_product(self, name: str, product: Product) -> None:
         """Measures a product of a layer, and the drops of options that are faster than the incumbent's."""
-        if self._mixer.may_serve(self._line(name), product):
+        line, mixer = self._line(name), self._mixer
+        known = self.bench.known_ms(name, product)
+        if mixer.may_serve(line, product) and (known is None or mixer.may_gain(line, product, known)):
             self._measure(name, [product])
             self._try_alone(name)
 
@@ -235,16 +237,12 @@ class Search:
         """Learns a product and returns its error; None if there is not enough memory for it."""
         kind, least = ("codes", _LEAST_LEARNING) if product[0] == CODES else ("learn", 0.0)
         words = verdict.name_of(product, self._line(name).shape)
-        with self._out_of_memory(name, words), self.clock.doing(kind, f"{name or 'the model'}, {words}", least):
-            return self.bench.error(name, product)
-        return None
-
-    @contextlib.contextmanager
-    def _out_of_memory(self, name: str, words: str) -> Iterator[None]:
         try:
-            yield
+            with self.clock.doing(kind, f"{name or 'the model'}, {words}", least):
+                return self.bench.error(name, product)
         except MemoryError:
             self._fail(name, f"{words}: not enough memory to learn it")
+            return None
 
     def _fail(self, name: str, words: str) -> None:
         line = self._line(name)
