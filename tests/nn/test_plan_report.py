@@ -1,13 +1,14 @@
 """The report of a plan: three lines, advice, a folded table, one page."""
 
 import dataclasses
+import json
 import math
 import re
 
 import pytest
 from helpers.simulated import random_model
 
-from jax_maddness import Plan
+from jax_maddness import FitConfig, Plan
 from jax_maddness.nn.planning import advice, summary
 from jax_maddness.nn.planning.verdict import LayerPlan, Option
 
@@ -78,6 +79,25 @@ def test_a_page_needs_nothing_else(seed, tmp_path):
     assert not any(outside in page for outside in ("http", "src=", "href=", "url("))
     numbers = re.findall(r' (?:x|y|cx|cy)="([^"]*)"|width:([0-9a-z.+-]*)%', page)
     assert all(0 <= float(number or width) < 1000 for number, width in numbers)
+
+
+def test_a_file_of_version_4_is_read(tmp_path):
+    written = random_model(0).plan(0.01, math.inf)
+    written.how = {line.name: {"config": dataclasses.asdict(FitConfig("paper"))} for line in written.layers}
+    written.to_json(tmp_path / "plan.json")
+    fields = json.loads((tmp_path / "plan.json").read_text()) | {"version": 4}
+    for name in ("only_look", "date", "versions", "batch"):
+        del fields[name]
+    for line in fields["layers"]:
+        del line["failed"], line["groups"]
+    for trial in fields["trials"]:
+        del trial["measured"]
+    (tmp_path / "old.json").write_text(json.dumps(fields))
+    read = Plan.from_json(tmp_path / "old.json")
+    assert read.layers == written.layers
+    assert read.rules() == written.rules()
+    assert not any(trial.measured for trial in read.trials)
+    assert str(read).splitlines()[0] == str(written).splitlines()[0]
 
 
 def test_a_page_of_a_plan_without_any_measurement(tmp_path):
