@@ -84,7 +84,7 @@ def test_layers_are_the_products_by_hand(models, x):
         (5, {"kernel_size": (1, 1), "feature_group_count": 1, "strides": 2}),
     ],
 )
-def test_depthwise_and_1x1_convolutions_are_rewritten(rng, outputs, settings):
+def test_depthwise_and_1x1_convolutions_are_rewritten(rng, outputs, settings, tmp_path):
     x = jnp.asarray(rng.standard_normal((2, 9, 7, 4)), jnp.float32)
     settings = {"kernel_size": (3, 2), "feature_group_count": 4, **settings}
     model = nnx.Conv(4, outputs, rngs=nnx.Rngs(0), **settings)
@@ -92,6 +92,8 @@ def test_depthwise_and_1x1_convolutions_are_rewritten(rng, outputs, settings):
     fast = replace(model, Rule("", product="rewritten"), [x])
     y, exact = (run(m, x) for m in (fast, model))
     assert y.dtype == exact.dtype
+    save_model(tmp_path / "model", fast)
+    np.testing.assert_array_equal(run(load_model(tmp_path / "model", model), x), y)
     tolerance = 1e-5 if y.dtype == jnp.float32 else 2e-2  # bfloat16 has 8 bits
     np.testing.assert_allclose(*(a.astype(jnp.float32) for a in (y, exact)), rtol=tolerance, atol=tolerance)
 

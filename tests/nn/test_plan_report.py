@@ -51,6 +51,8 @@ def test_three_lines_say_what_matters():
     late = random_model(0).plan(0.01, 0.5)
     assert "nothing is replaced" in str(late)
     assert "more `max_seconds`" in summary.headline(late)[2]
+    some = random_model(0).plan(0.01, 4.0)
+    assert summary.headline(some)[1] == "What limits it: the time: not all products of 4 layers were measured."
 
 
 def test_the_table_is_sorted_by_share_and_folded():

@@ -49,6 +49,9 @@ def _limit(plan: Record) -> str:
         return f"the rest of the model, {plan.rest:.0%} of its time: at most {plan.best_case:.2g}x."
     if plan.replaced and plan.rest * plan.exact_ms > plan.fast_ms / 2:
         return f"the rest of the model, which was {plan.rest:.0%} of its time and is now most of it."
+    late = sum(line.unmeasured for line in plan.layers)
+    if late:
+        return f"the time: not all products of {late} layers were measured."
     staying = [line for line in plan.looked_at if line.choice is None]
     if staying and plan.share(staying[0]) > 2 * MIN_MODEL_GAIN:
         line = staying[0]
