@@ -250,14 +250,15 @@ class _Rows:
         self, model: Model, to_plan: Sequence[Unit], batches: list[Any], limits: tuple[int, int], clock: Clock
     ):
         self._model, self._units, self._batches, self._limits, self._clock = model, to_plan, batches, limits, clock
+        self._last: tuple[str | None, list[np.ndarray], list[np.ndarray]] = (None, [], [])
 
     def learn(self, unit: Unit) -> Replacement:
         """Learns the replacement of a unit, without its exact kernel."""
-        return learn_unit(unit, self._split_rows[unit.owner][0], False, self._clock)
+        return learn_unit(unit, self._split(unit)[0], False, self._clock)
 
     def held_out(self, unit: Unit) -> list[np.ndarray]:
         """Returns the held-out rows of a unit, `[rows, groups, D]` for each step of a scan."""
-        return self._split_rows[unit.owner][1]
+        return self._split(unit)[1]
 
     def unlearnable(self) -> dict[str, str]:
         """Returns, by owner, why some units cannot be learned."""
@@ -272,14 +273,10 @@ class _Rows:
         validate_captured(captured, self._units)
         return captured
 
-    @functools.cached_property
-    def _split_rows(self) -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:
-        split_rows = {}
-        for unit in self._units:
-            train, held_out = [], []
-            for rows in self._captured.rows[unit.first.path]:
-                chosen, others = split(len(rows), REPORTED_SHARE)
-                held_out.append(rows[chosen])
-                train.append(rows[others])
-            split_rows[unit.owner] = (train, held_out)
-        return split_rows
+    def _split(self, unit: Unit) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Returns rows to learn from and held-out rows; copies of one unit's are kept, as those of all are large."""
+        if unit.owner != self._last[0]:
+            parts = [(rows, *split(len(rows), REPORTED_SHARE)) for rows in self._captured.rows[unit.first.path]]
+            train, held_out = ([rows[others] for rows, _, others in parts], [rows[chosen] for rows, chosen, _ in parts])
+            self._last = (unit.owner, train, held_out)
+        return self._last[1], self._last[2]

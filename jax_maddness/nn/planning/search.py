@@ -225,7 +225,7 @@ class Search:
         if not new:
             return
         try:
-            with self.clock.doing("times", f"{name or 'the model'}, times of {len(new)} products"):
+            with self.clock.doing("times", f"{name or 'the model'}, times"):
                 timings = self.bench.times(name, new)
         except MemoryError:
             self._fail(name, "the machine has not enough memory for its replacements")
