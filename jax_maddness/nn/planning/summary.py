@@ -26,7 +26,7 @@ def headline(plan: Record) -> list[str]:
 
 def _gain(plan: Record) -> str:
     if plan.only_look:
-        return f"nothing yet, this was only a look. At most {plan.best_case:.2g}x, if the layers took no time."
+        return f"nothing yet, this was only a look. At most {plan.best_case:.3g}x, if the layers took no time."
     if not plan.replaced:
         return "nothing is replaced, the model stays as it is."
     kinds = collections.Counter(line.by for line in plan.replaced)
@@ -44,14 +44,14 @@ def _limit(plan: Record) -> str:
         return "the time was up before the model was timed."
     if plan.rest > 0.5:
         where = "is not in layers that the rules ask for"
-        return f"{plan.rest:.0%} of the model's time {where}: at most {plan.best_case:.2g}x."
-    if plan.only_look or not any(allowed(line) for line in plan.layers):
-        return f"the rest of the model, {plan.rest:.0%} of its time: at most {plan.best_case:.2g}x."
-    if plan.replaced and plan.rest * plan.exact_ms > plan.fast_ms / 2:
-        return f"the rest of the model, which was {plan.rest:.0%} of its time and is now most of it."
+        return f"{plan.rest:.0%} of the model's time {where}: at most {plan.best_case:.3g}x."
     late = sum(line.unmeasured for line in plan.layers)
     if late:
         return f"the time: not all products of {late} layers were measured."
+    if plan.only_look or not any(allowed(line) for line in plan.layers):
+        return f"the rest of the model, {plan.rest:.0%} of its time: at most {plan.best_case:.3g}x."
+    if plan.replaced and plan.rest * plan.exact_ms > plan.fast_ms / 2:
+        return f"the rest of the model, which was {plan.rest:.0%} of its time and is now most of it."
     staying = [line for line in plan.looked_at if line.choice is None]
     if staying and plan.share(staying[0]) > 2 * MIN_MODEL_GAIN:
         line = staying[0]
