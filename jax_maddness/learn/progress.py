@@ -6,7 +6,8 @@ from types import TracebackType
 
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-_DELAY = 2.0  # seconds: shorter fits stay silent
+DELAY = 2.0
+"""Seconds for which progress is not shown, so that short work stays silent."""
 
 
 class Progress:
@@ -19,7 +20,7 @@ class Progress:
 
     def __init__(self, show: bool | None, of: str = "fit"):
         self._of = of
-        self._bar = tqdm(total=0, disable=show is False, delay=_DELAY if show is None else 0, leave=show is True)
+        self._bar = tqdm(total=0, disable=show is False, delay=DELAY if show is None else 0, leave=show is True)
 
     def __enter__(self) -> Progress:
         return self

@@ -26,7 +26,7 @@ from jax_maddness.nn.capture import Captured, record
 from jax_maddness.nn.layers.exact_kernel import fit_exact_kernel
 from jax_maddness.nn.layers.form import Form
 from jax_maddness.nn.layers.int8_low_rank import learn_product
-from jax_maddness.nn.layers.kinds import CODES, INT8
+from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, REWRITTEN
 from jax_maddness.nn.models.model import Model
 from jax_maddness.nn.replacement import CodesReplacement, ProductReplacement, Replacement, with_replacements
 from jax_maddness.nn.units import Unit
@@ -58,11 +58,11 @@ def unlearnable(captured: Captured, units: Sequence[Unit]) -> dict[str, str]:
     """Returns, by owner, why units cannot be learned: some of their layers see no rows, or always the same one.
 
     A branch of a cond that never runs has no rows; an expert that no token is routed to may see zeros alone. An int8
-    product is made from the weights, whatever the rows are.
+    or rewritten product is made from the weights, whatever the rows are.
     """
     reasons = {}
     for unit in units:
-        if unit.choice[0] == INT8:
+        if unit.choice[0] in (INT8, REWRITTEN):
             continue
         samples = captured.rows[unit.first.path]
         step = next((i for i, rows in enumerate(samples) if len(rows) < 2 or not (rows != rows[0]).any()), None)
@@ -138,14 +138,14 @@ def learn_unit(
     """
     w, bias = unit.w, unit.bias
     kind, size = unit.choice
-    if kind != CODES:
+    if kind not in (CODES, FACTORS):
         return ProductReplacement(kind, learn_product(kind, size, rows, w, bias, unit.steps))
     kernel = None
     if unit.rule.needs_kernel:
         kernel, looked_up = fit_exact_kernel(rows[0][:, 0], w[0, 0], bias[0, 0], unit.form, unit.rule.exact_rows)
         rows, exact = [rows[0][looked_up]], None if exact is None else [exact[0][looked_up]]
     shares_codes = unit.form.taps > 1 and _shares_codes(unit, rows, bar)
-    ops, config = [], unit.rule.config
+    ops, config = [], unit.config
     for step, group in np.ndindex(*w.shape[:2]):
         x, group_w, group_bias = rows[step][:, group], w[step, group], bias[step, group]
         op = _learn_op(x, group_w, group_bias, unit.num_codebooks, unit.form, shares_codes, config, bar)
@@ -156,7 +156,7 @@ def learn_unit(
         op = first_tap(op, unit.form.taps) if shares_codes else op
         ops.append(dataclasses.replace(op, weights=jnp.asarray(group_w)) if keep_weights else op)
     op = _stacked(ops, unit.stack_shape)
-    if unit.form.taps == 1 and kernel is None and unit.rows_per_call <= SMALL_BATCH:
+    if unit.num_codebooks and unit.form.taps == 1 and kernel is None and unit.rows_per_call <= SMALL_BATCH:
         op = with_small_batch_tables(op)
     return CodesReplacement(op, shares_codes, kernel)
 
@@ -190,12 +190,14 @@ def _learn_op(
 
 def _shares_codes(unit: Unit, rows: Sequence[np.ndarray], bar: Progress) -> bool:
     """Whether codes of positions serve as well as codes of patches, by the error of the first op on held-out rows."""
+    if unit.rule.product == FACTORS and unit.config.method == "int8":
+        return False  # the whole product projects no positions
     if unit.rule.conv != "auto":
         return unit.rule.conv == "shared"
     x, w, bias = rows[0][:, 0], unit.w[0, 0], unit.bias[0, 0]
     held_out, train = split(len(x), HELD_OUT_SHARE)
     errors = []
     for shares_codes in (True, False):
-        op = _learn_op(x[train], w, bias, unit.num_codebooks, unit.form, shares_codes, unit.rule.config, bar)
+        op = _learn_op(x[train], w, bias, unit.num_codebooks, unit.form, shares_codes, unit.config, bar)
         errors.append(float(np.mean((np.asarray(amm(jnp.asarray(x[held_out]), op)) - x[held_out] @ w - bias) ** 2)))
     return errors[0] <= MAX_ERROR_RATIO * errors[1]

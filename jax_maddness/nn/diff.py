@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jax_maddness.core.types import LEAVES
-from jax_maddness.nn.layers.kinds import CODES, INT8, LOW_RANK
+from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, LOW_RANK, REWRITTEN
 from jax_maddness.nn.models.layer import Layer
 from jax_maddness.nn.rules import Rule, first_match
 from jax_maddness.nn.units import Unit
@@ -22,7 +22,7 @@ class Change:
     Attributes:
       path, kind: of the layer.
       shape: `[D, M]` of the product of one group.
-      product: the product that replaces it, `"codes"`, `"int8"` or `"low rank"`; None: the layer stays.
+      product: the product that replaces it, one of `PRODUCTS`; None: the layer stays.
       size: C, or the rank, or 0.
       reason: the reason why it stays; or the layers with which it shares its op.
       bytes_before: bytes of kernel and bias.
@@ -104,7 +104,15 @@ def _change(layer: Layer, rule: Rule | None, unit: Unit | None) -> Change:
     product, size = unit.choice
     d, m = layer.shape
     # Tables: 16 bytes per codebook and output, scale and offset. int8: weights, step and bias. Low rank: floats.
-    by_product = {CODES: m * (size * LEAVES + 8), INT8: m * (d + 8), LOW_RANK: 4 * (size * (d + m) + m)}
+    # Factors: two of int8, the center and scale of features; of full rank the weights alone.
+    factors = m * (d + 8) if size == min(d, m) else size * (d + m) + 8 * (d + m)
+    by_product = {
+        CODES: m * (size * LEAVES + 8),
+        FACTORS: factors,
+        INT8: m * (d + 8),
+        REWRITTEN: 4 * m * (d + 1),
+        LOW_RANK: 4 * (size * (d + m) + m),
+    }
     after = num_products * by_product[product]
     after += num_products * 4 * m * d if unit.rule.needs_kernel else 0
     after += before if layer.keeps_kernel else 0
@@ -114,4 +122,5 @@ def _change(layer: Layer, rule: Rule | None, unit: Unit | None) -> Change:
 
 
 def _product_name(change: Change) -> str:
-    return {None: "", CODES: f"C = {change.size}", LOW_RANK: f"rank {change.size}"}.get(change.product, INT8)
+    names = {CODES: f"C = {change.size}", FACTORS: f"factors {change.size}", LOW_RANK: f"rank {change.size}"}
+    return "" if change.product is None else names.get(change.product, change.product)

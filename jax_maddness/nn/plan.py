@@ -6,32 +6,34 @@ batches --capture--> rows --learn--> replacements --measure--> options --run the
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import os
 import pathlib
-import platform
-import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from jax_maddness.core import arguments
-from jax_maddness.core.ffi import active_tier
 from jax_maddness.learn.config import REPORTED_SHARE
 from jax_maddness.learn.data.held_out import split
-from jax_maddness.learn.progress import Progress
 from jax_maddness.nn import fingerprint
 from jax_maddness.nn.batches import Batches, peek, validate_limits, validate_rows
 from jax_maddness.nn.calibrate import learn_unit, unlearnable, validate_captured
 from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, Captured, record
 from jax_maddness.nn.diff import Diff, diff, validate_diff
-from jax_maddness.nn.layers.kinds import CODES, PRODUCTS
+from jax_maddness.nn.layers.kinds import PRODUCTS
 from jax_maddness.nn.layers.promotion import with_standard_promotion
 from jax_maddness.nn.models.model import Model, adapt, layers_of
-from jax_maddness.nn.planning.report import WEIGHTS, Plan
+from jax_maddness.nn.planning import about, validate
+from jax_maddness.nn.planning.bench import ModelBench
+from jax_maddness.nn.planning.clock import Clock
+from jax_maddness.nn.planning.record import WEIGHTS
+from jax_maddness.nn.planning.report import Plan
+from jax_maddness.nn.planning.resume import resumed
 from jax_maddness.nn.planning.score import Metric, Score, name_of
 from jax_maddness.nn.planning.search import Search
 from jax_maddness.nn.planning.verdict import LayerPlan
@@ -52,21 +54,26 @@ def plan(
     max_drop: float = 0.01,
     metric: Metric | None = None,
     ratios: Sequence[int] = RATIOS,
-    products: Sequence[str] = (CODES,),
+    products: Sequence[str] = PRODUCTS,
     max_seconds: float = 600.0,
     path: str | os.PathLike[str] | None = None,
     max_rows: int = MAX_ROWS,
     max_bytes: int = MAX_BYTES,
     call: Callable[[Any, Any], Any] | None = None,
     progress: bool | None = None,
+    only_look: bool = False,
 ) -> Plan:
-    """Measures every layer that `rules` match, and decides which become look-ups so that the model gets faster.
+    """Measures every layer that `rules` match, and decides by which products the model gets faster.
 
-    The last fifth of the batches is held out for the metric: layers are captured and learned from the others. A layer
-    is replaced only if codes gain more than 5 % and more than the noise, if neither int8 nor low rank is both as fast
-    and as close, and if the metric allows it. First each layer alone is replaced, then all of these together; if that
-    costs too much, more codebooks are tried, and in the end only the layers that gain most for what they cost are
-    replaced. If the whole model is then not measurably faster, it stays as it is.
+    The last fifth of the batches is held out for the metric: layers are captured and learned from the others. First the
+    whole model in int8 is tried, which is a safe answer in seconds; then mixes of products, those that are learned
+    quickly before look-ups. A mix becomes the answer only if its drop is at most `max_drop` and if the whole model is
+    faster than with the answer so far, by more than 2 % and more than the noise, measured in turns. If no mix is faster
+    than the model as it is, nothing is replaced.
+
+    The search may be ended at any time, by `max_seconds` or by Ctrl-C: the plan is then the best answer so far, and
+    `finished` is False. Ctrl-C does not stop the program: it warns, and a second one, or one before there is an answer,
+    raises `KeyboardInterrupt` as usual.
 
     Args:
       model: an `nnx.Module`, in the mode in which it is to be used (`model.eval()`); or `(module, variables)` of linen.
@@ -76,16 +83,20 @@ def plan(
       metric: `metric(model's output, batch)` is a number, the larger the better; the mean over batches counts. None:
         the negative of |y - y_exact|^2 / |y_exact - mean|^2 of the model's outputs.
       ratios: features per codebook to try.
-      products: the products that may replace a layer: `"codes"`, `"int8"` and `"low rank"`, whichever is fastest. The
-        others are measured all the same, and a layer for which one of them would be better stays as it is.
-      max_seconds: no measurement is begun later; the first trace, capture and the last comparison come on top.
+      products: the products that may replace a layer, some of `"codes"`, `"factors"` (in int8, up to the whole
+        product), `"int8"` (XLA's), `"low rank"` (in floats) and `"rewritten"` (depthwise and 1x1 convolutions,
+        exactly). No others are learned, but int8, which takes no time, is measured to compare.
+      max_seconds: the time of all of it. A step is not begun if it is expected to end later, and learning look-ups is
+        interrupted. Only the first trace, the first batches and the metric of the model as it is are never left out.
       path: a JSON file, written after each step. If it exists, its measurements are not made again: it is refused
         unless the model, the batches, the metric and the other arguments are those of its measurements. `max_drop` and
         `max_seconds` may differ. Of a metric, its bytecode and the constants and arrays it refers to are compared, and
         not lists, dicts and objects that it may change.
       max_rows, max_bytes: of each layer's sample, as for `capture`.
       call: `call(model, batch)` runs the model, if `model(batch)` does not.
-      progress: show a progress bar; None shows it if this takes longer than two seconds.
+      progress: show a progress line; None shows it after two seconds.
+      only_look: only time the model and its layers as they are, in seconds: the plan then says which share of the time
+        could be gained at most, and nothing is replaced or written.
 
     Returns:
       The plan: `print` it, and pass it to `replace`.
@@ -103,8 +114,10 @@ def plan(
           fast = jax_maddness.replace(model, plan)
     """
     max_drop = arguments.real(max_drop, "max_drop", "a number >= 0, in units of the metric, such as 0.01")
-    ratios, products = _validated_ratios(ratios), _validated_products(products)
-    _validate(max_drop, max_seconds, metric, call, path)
+    only_look = arguments.flag(only_look, "only_look")
+    ratios, products = validate.ratios_of(ratios), validate.products_of(products)
+    validate.arguments_of_plan(max_drop, max_seconds, metric, call, path)
+    clock = Clock(progress, float(max_seconds))
     rules, adapted = validated_rules(rules), adapt(model, call)
     given = list(peek(batches)[1])
     layers = layers_of(adapted, given[0])
@@ -116,53 +129,60 @@ def plan(
         _lines(change, to_plan, products),
         max_drop,
         name_of(metric),
-        _machine(),
+        about.machine(),
         how={unit.owner: _how(unit, ratios) for unit in to_plan},
-        fingerprint=_fingerprint(adapted, given, metric, max_rows, max_bytes),
+        fingerprint={} if only_look else _fingerprint(adapted, given, metric, max_rows, max_bytes),
+        date=datetime.date.today().isoformat(),
+        versions=about.versions(),
+        batch=about.shapes(given[0]),
     )
-    if path is not None and pathlib.Path(path).exists():
-        result = _resumed(Plan.from_json(path), result)
-    result.example = jax.tree.map(_abstract, given[0])
+    if path is not None and not only_look and pathlib.Path(path).exists():
+        result = resumed(Plan.from_json(path), result)
+    result.example = jax.tree.map(about.abstract, given[0])
     if result.finished:
         return result
     train, held_out = _split(given)
-    with Progress(progress, "plan") as bar:
-        deadline = time.perf_counter() + max_seconds
-        score = Score(adapted, held_out, metric)
-        rows = _Rows(adapted, to_plan, train, (max_rows, max_bytes), bar)
-        reasons = rows.unlearnable()
+    with clock:
+        rows = _Rows(adapted, to_plan, train, (max_rows, max_bytes), clock)
+        reasons = {} if only_look else rows.unlearnable()
         result.layers = tuple(_with_reason(line, reasons) for line in result.layers)
-        to_plan = [unit for unit in to_plan if unit.owner not in reasons]
-        Search(result, adapted, to_plan, score, given[0], rows.learn, rows.held_out, deadline, path).run()
+        bench = ModelBench(
+            adapted,
+            {unit.owner: unit for unit in to_plan if unit.owner not in reasons},
+            {name: how["num_codebooks"] for name, how in result.how.items()},
+            Score(adapted, held_out, metric),
+            given[0],
+            rows.learn,
+            rows.held_out,
+            result.learned,
+        )
+        _search(result, bench, clock, None if only_look else path, only_look)
     return result
 
 
-def _validate(max_drop: float, max_seconds: Any, metric: Any, call: Any, path: Any) -> None:
-    """Validates arguments, so that no mistake is found only after minutes of measurements."""
-    if max_drop < 0:
-        raise ValueError(f"`max_drop` is {max_drop!r}; expected a number >= 0.")
-    if arguments.real(max_seconds, "max_seconds", "a number of seconds") < 0:
-        raise ValueError(f"`max_seconds` is {max_seconds!r}; expected a number of seconds, 0 or more.")
-    arguments.function(metric, "metric", "metric(outputs, batch)")
-    arguments.function(call, "call", "call(model, batch)")
-    if path is not None and not isinstance(path, str | os.PathLike):
-        raise TypeError(f"`path` is {path!r:.100}; expected the name of a JSON file.")
-    if path is not None and (pathlib.Path(path).is_dir() or not pathlib.Path(path).absolute().parent.is_dir()):
-        raise ValueError(f"`path` is {os.fspath(path)!r}; expected the name of a JSON file in a folder that exists.")
+def _search(
+    result: Plan, bench: ModelBench, clock: Clock, path: str | os.PathLike[str] | None, only_look: bool
+) -> None:
+    """Completes a plan, which is written to `path` after each step; an interrupt ends the search with a warning."""
 
+    def write() -> None:
+        if path is not None:
+            result.to_json(path)
 
-def _validated_ratios(ratios: Any) -> tuple[int, ...]:
-    ratios = tuple(ratios) if isinstance(ratios, Iterable) and not isinstance(ratios, str) else (ratios,)
-    if not ratios:
-        raise ValueError("`ratios` is empty; expected features per codebook, such as (32, 16, 8).")
-    return tuple(arguments.integer(ratio, "ratios", 1, ", or several, such as (32, 16, 8)") for ratio in ratios)
-
-
-def _validated_products(products: Any) -> tuple[str, ...]:
-    given = (products,) if isinstance(products, str) or not isinstance(products, Iterable) else tuple(products)
-    if not given or not all(isinstance(product, str) and product in PRODUCTS for product in given):
-        raise ValueError(f"`products` is {products!r}; expected some of: {', '.join(map(repr, PRODUCTS))}.")
-    return given
+    try:
+        interrupted = Search(result, bench, clock, list(bench.units), write, only_look).run()
+    except Exception as error:
+        # A model or metric of the user's may raise: the message stays its own.
+        kept = f"is kept in {os.fspath(path)!r}" if path is not None else "is lost: it needs a `path`"
+        error.add_note(f"`plan` was not finished. What it has measured so far {kept}.")
+        raise
+    if (spread := bench.score.spread) > 0:
+        words = f"`metric` is not deterministic: the same model has scores that differ by {spread:.2g}. Smaller drops "
+        warnings.warn(f"{words}mean nothing: fix its seed, and that of `model`.", UserWarning, stacklevel=5)
+    if interrupted:
+        # Level 5 is the caller of `plan`.
+        words = "`plan` was interrupted: this is the best answer so far. Interrupt again to stop the program."
+        warnings.warn(words, UserWarning, stacklevel=5)
 
 
 def _split(batches: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -173,14 +193,6 @@ def _split(batches: list[Any]) -> tuple[list[Any], list[Any]]:
         # Level 4 is the caller of `plan`.
         warnings.warn("There is one batch only: the metric is of what ops are learned from.", stacklevel=4)
     return train or held_out, held_out
-
-
-def _abstract(a: Any) -> Any:
-    return jax.ShapeDtypeStruct(a.shape, a.dtype) if hasattr(a, "shape") and hasattr(a, "dtype") else a
-
-
-def _machine() -> str:
-    return f"{platform.machine()}, {os.cpu_count()} CPUs, {jax.default_backend()}, tier {active_tier()}"
 
 
 def _how(unit: Unit, ratios: Sequence[int]) -> dict[str, Any]:
@@ -204,7 +216,11 @@ def _lines(change: Diff, to_plan: Sequence[Unit], products: tuple[str, ...]) -> 
             lines.append(LayerPlan(layer.path, (layer.path,), layer.kind, layer.shape, 0, words=words))
         elif unit.first.path == layer.path:
             rows = unit.form.num_rows(unit.first.calls[0].x)
-            lines.append(LayerPlan(unit.owner, unit.paths, layer.kind, unit.shape, rows, products=products))
+            lines.append(
+                LayerPlan(
+                    unit.owner, unit.paths, layer.kind, unit.shape, rows, products=products, groups=unit.form.groups
+                )
+            )
     return tuple(lines)
 
 
@@ -227,54 +243,22 @@ def _with_reason(line: LayerPlan, reasons: Mapping[str, str]) -> LayerPlan:
     return dataclasses.replace(line, words=f"stays: {reasons[line.name]}", unmeasured=False)
 
 
-def _resumed(old: Plan, fresh: Plan) -> Plan:
-    """Returns `old`, if it is a plan for the purpose of `fresh`.
-
-    Raises:
-      ValueError: It is a plan for another one.
-    """
-
-    def purpose(plan: Plan) -> dict[str, Any]:
-        lines = [(line.name, line.paths, line.kind, line.shape, line.rows, line.products) for line in plan.layers]
-        return {"layers": lines, "rules": plan.how, "metric": plan.metric, "machine": plan.machine}
-
-    before, now = purpose(old), purpose(fresh)
-    for name, value in now.items():
-        if before[name] != value:
-            raise ValueError(
-                f"`path` has a plan for another model, or made otherwise: {name} were {before[name]}, but are {value}. "
-                "Pass another `path`, or delete that file."
-            )
-    if not old.fingerprint:
-        raise ValueError(
-            "`path` has a plan of an earlier version, which did not record what it was measured on: it cannot be told "
-            "whether it is for another model. It was left as it is, and `replace` takes it. Pass another `path`."
-        )
-    if different := fingerprint.differences(old.fingerprint, fresh.fingerprint):
-        raise ValueError(
-            f"`path` has a plan for another model, or made otherwise: it was measured with other {different}. It was "
-            "left as it is. Pass what it was measured with, or another `path`."
-        )
-    if old.max_drop != fresh.max_drop:  # the measurements do not depend on it, the verdicts do
-        old.max_drop, old.finished = fresh.max_drop, False
-    return old
-
-
 class _Rows:
     """Rows to learn from and held-out rows of every unit; they are captured when they are first asked for."""
 
     def __init__(
-        self, model: Model, to_plan: Sequence[Unit], batches: list[Any], limits: tuple[int, int], bar: Progress
+        self, model: Model, to_plan: Sequence[Unit], batches: list[Any], limits: tuple[int, int], clock: Clock
     ):
-        self._model, self._units, self._batches, self._limits, self._bar = model, to_plan, batches, limits, bar
+        self._model, self._units, self._batches, self._limits, self._clock = model, to_plan, batches, limits, clock
+        self._last: tuple[str | None, list[np.ndarray], list[np.ndarray]] = (None, [], [])
 
     def learn(self, unit: Unit) -> Replacement:
         """Learns the replacement of a unit, without its exact kernel."""
-        return learn_unit(unit, self._split_rows[unit.owner][0], False, self._bar)
+        return learn_unit(unit, self._split(unit)[0], False, self._clock)
 
     def held_out(self, unit: Unit) -> list[np.ndarray]:
         """Returns the held-out rows of a unit, `[rows, groups, D]` for each step of a scan."""
-        return self._split_rows[unit.owner][1]
+        return self._split(unit)[1]
 
     def unlearnable(self) -> dict[str, str]:
         """Returns, by owner, why some units cannot be learned."""
@@ -289,14 +273,10 @@ class _Rows:
         validate_captured(captured, self._units)
         return captured
 
-    @functools.cached_property
-    def _split_rows(self) -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:
-        split_rows = {}
-        for unit in self._units:
-            train, held_out = [], []
-            for rows in self._captured.rows[unit.first.path]:
-                chosen, others = split(len(rows), REPORTED_SHARE)
-                held_out.append(rows[chosen])
-                train.append(rows[others])
-            split_rows[unit.owner] = (train, held_out)
-        return split_rows
+    def _split(self, unit: Unit) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Returns rows to learn from and held-out rows; copies of one unit's are kept, as those of all are large."""
+        if unit.owner != self._last[0]:
+            parts = [(rows, *split(len(rows), REPORTED_SHARE)) for rows in self._captured.rows[unit.first.path]]
+            train, held_out = ([rows[others] for rows, _, others in parts], [rows[chosen] for rows, chosen, _ in parts])
+            self._last = (unit.owner, train, held_out)
+        return self._last[1], self._last[2]

@@ -18,7 +18,8 @@ from jax_maddness.nn.diff import diff, validate_diff
 from jax_maddness.nn.layers.promotion import with_standard_promotion
 from jax_maddness.nn.models.layer import Layer
 from jax_maddness.nn.models.model import Model, adapt, layers_of
-from jax_maddness.nn.planning.report import WEIGHTS, Plan
+from jax_maddness.nn.planning.record import WEIGHTS
+from jax_maddness.nn.planning.report import Plan
 from jax_maddness.nn.replacement import Replacement, with_replacements
 from jax_maddness.nn.rules import Rule, decide, validated_rules
 from jax_maddness.nn.units import Unit, units

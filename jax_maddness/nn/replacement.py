@@ -77,10 +77,10 @@ class CodesReplacement(Replacement):
 
 @dataclasses.dataclass(frozen=True)
 class ProductReplacement(Replacement):
-    """An int8 or low-rank product.
+    """An int8, low-rank or rewritten product.
 
     Attributes:
-      kind: `"int8"` or `"low rank"`.
+      kind: `"int8"`, `"low rank"` or `"rewritten"`.
       product: its arrays by name, stacked over the steps of a scan, as `learn_product` returns them.
     """
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from jax_maddness.core import arguments
 from jax_maddness.learn.config import FitConfig
-from jax_maddness.nn.layers.kinds import CODES, INT8, PRODUCTS
+from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, PRODUCTS, REWRITTEN
 from jax_maddness.nn.models.layer import Layer
 
 CONVOLUTIONS = ("auto", "shared", "patches")
@@ -35,9 +35,12 @@ class Rule:
         0: none, where `config` asks for factors, or for method "int8".
       skip: leave these layers as they are.
       config: decides how their ops are learned.
-      product: the kind of product that replaces the layer: look-ups, `"codes"`; or, for comparison and where a plan
-        finds it faster, `"int8"` (dynamic) or `"low rank"`. Of the attributes below, these two use `share` alone.
-      rank: the rank for `"low rank"`; None: an eighth of the lesser of features and outputs.
+      product: the kind of product that replaces the layer: look-ups, `"codes"`; factors in int8 without codes,
+        `"factors"`; XLA's int8 with dynamic steps, `"int8"`; a product of low rank in floats, `"low rank"`; or,
+        exactly, `"rewritten"`: depthwise convolutions as sums of shifted inputs times weights, 1x1 as products. Of
+        the attributes below, the last three use `share` alone, and factors `conv` and `share`.
+      rank: the rank for `"factors"` and `"low rank"`; None: an eighth of the lesser of features and outputs. Factors of
+        full rank are the whole product in int8 (`FitConfig("int8")`).
       conv: convolutions encode each position once and share the codes among the taps (`"shared"`), or encode whole
         patches (`"patches"`); `"auto"` takes the one with the smaller error on held-out rows.
       share: layers of one parent that read the same array, as query, key and value do, share one op, whose codes are
@@ -110,13 +113,15 @@ class Rule:
         return bool(self.exact_rows) or self.num_candidates is not None
 
     def size(self, shape: tuple[int, int]) -> int:
-        """Returns the size of the product that replaces a product [D, M]: C, or the rank, or 0 for int8."""
+        """Returns the size of the product that replaces a product [D, M]: C, or the rank, or 0."""
         if self.product == CODES:
             return self.codebooks(shape[0])
-        return 0 if self.product == INT8 else min(self.rank or max(1, min(shape) // 8), *shape)
+        return 0 if self.product in (INT8, REWRITTEN) else min(self.rank or max(1, min(shape) // 8), *shape)
 
     def codebooks(self, num_features: int) -> int:
         """Returns the number of codebooks for a product with so many features: at most one per feature."""
+        if self.product == FACTORS:
+            return 0
         if self.num_codebooks is None:
             return 0 if self.config.method == "int8" else max(1, num_features // _FEATURES_PER_CODEBOOK)
         return min(self.num_codebooks, num_features)

@@ -7,8 +7,9 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from jax_maddness.learn.config import FitConfig
 from jax_maddness.nn.layers.form import Form
-from jax_maddness.nn.layers.kinds import CODES
+from jax_maddness.nn.layers.kinds import CODES, FACTORS, REWRITTEN
 from jax_maddness.nn.models.layer import Layer
 from jax_maddness.nn.rules import Rule
 
@@ -76,6 +77,19 @@ class Unit:
         return self.rule.codebooks(self.shape[0])
 
     @property
+    def config(self) -> FitConfig:
+        """Decides how the op is learned. Factors of full rank are the whole product in int8, where no ops are stacked.
+
+        Stacked ops are of one kind, but each of them would choose its own rounding of rows.
+        """
+        config = self.rule.config
+        if self.rule.product != FACTORS:
+            return config
+        rank = self.rule.size(self.shape)
+        whole = rank == min(self.shape) and not self.stack_shape
+        return FitConfig("int8", seed=config.seed) if whole else FitConfig("paper", rank=rank, seed=config.seed)
+
+    @property
     def choice(self) -> tuple[str, int]:
         """The kind of product that replaces the layers, and its size."""
         return self.rule.product, self.rule.size(self.shape)
@@ -110,8 +124,14 @@ def units(chosen: Sequence[tuple[Layer, Rule]]) -> list[Unit]:
 def _validate(layer: Layer, rule: Rule) -> None:
     """Raises unless the layer can be replaced as the rule says."""
     assert layer.form is not None
-    if rule.product != CODES and layer.form.groups > 1:
-        raise ValueError(f"{layer.path!r} has several groups, which only look-ups can replace, not {rule.product}.")
+    if rule.product == REWRITTEN and not layer.form.can_rewrite(layer.shape[0]):
+        raise ValueError(
+            f"{layer.path!r} is no depthwise or 1x1 convolution, as product 'rewritten' of {rule.pattern!r} requires."
+        )
+    if rule.product not in (CODES, FACTORS, REWRITTEN) and layer.form.groups > 1:
+        raise ValueError(
+            f"{layer.path!r} has several groups, as look-ups and factors may have, but not {rule.product}."
+        )
     if rule.needs_kernel and (layer.steps or layer.form.groups > 1):
         raise ValueError(
             f"{layer.path!r} is in a scan or has several groups, which support neither `exact_rows` nor "

@@ -18,8 +18,7 @@ from fuzz.mutate import flip, mutate
 
 from jax_maddness import Rule, amm, load, load_index, save, save_index
 from jax_maddness.nn import Captured, Plan, load_model, save_model
-from jax_maddness.nn.planning.report import Trial
-from jax_maddness.nn.planning.verdict import LayerPlan, Option
+from jax_maddness.nn.planning.verdict import LayerPlan, Option, Trial
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 CORPUS = pathlib.Path(__file__).parent / "corpus"

@@ -103,6 +103,12 @@ def test_integers_of_numpy_are_integers(layer, tmp_path):
     assert found.how[""]["num_codebooks"] == [1, 2]
 
 
+def test_a_random_metric_is_found(layer):
+    scores = iter(range(100))
+    with pytest.warns(UserWarning, match=r"`metric` is not deterministic: .* differ by 1\."):
+        plan(layer, BATCHES, RULE, metric=lambda y, batch: next(scores), max_seconds=0)
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
@@ -161,23 +167,26 @@ def test_nan_in_batches_names_the_layer_and_the_batches(learned):
     assert found.before == 0  # the model takes NaN, and the layer never sees it
 
 
-def test_a_metric_that_raises_keeps_what_was_measured(layer, learned, tmp_path, monkeypatch):
-    def times(calls, seconds=0):
-        return [(float(len(calls) - i), 0.0) for i in range(len(calls))]  # codes are the fastest
-
-    monkeypatch.setattr(measure, "interleaved", times)
+def test_a_metric_that_raises_or_is_interrupted_keeps_what_was_measured(layer, learned, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "times", lambda units, others: [(2.0, 0.0)] * len(units) + [(1.0, 0.0)] * len(others))
+    monkeypatch.setattr(measure, "interleaved", lambda calls: [(2.0, 0.0), (1.0, 0.0)][: len(calls)])
     calls, path = [], tmp_path / "plan.json"
+    errors = [KeyboardInterrupt, RuntimeError("out of labels")]
 
     def metric(y, batch):
         calls.append(0)
-        if len(calls) == 2:
-            raise RuntimeError("out of labels")
+        if len(calls) == 3:  # the exact model is scored twice
+            raise errors.pop()
         return 0.0
 
     with pytest.raises(RuntimeError, match="out of labels") as caught:
-        plan(layer, BATCHES, RULE, metric=metric, path=path)
+        plan(layer, BATCHES, RULE, metric=metric, path=path, products=["codes"])
     assert "is kept in" in caught.value.__notes__[0]
     kept = Plan.from_json(path)
     assert kept.layers[0].options
-    monkeypatch.setattr(measure, "measured", None)  # nothing is measured again
-    assert plan(layer, BATCHES, RULE, metric=metric, path=path).replaced
+    calls.clear()
+    with pytest.warns(UserWarning, match="interrupted: this is the best answer so far"):
+        found = plan(layer, BATCHES, RULE, metric=metric, path=path, products=["codes"])
+    assert found == Plan.from_json(path)
+    assert not found.finished
+    assert plan(layer, BATCHES, RULE, metric=metric, path=path, products=["codes"]).replaced

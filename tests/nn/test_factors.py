@@ -42,6 +42,16 @@ def test_factors_of_full_rank_are_the_convolution(x, conv, num_codebooks, groups
     np.testing.assert_array_equal(y, fast(x)[:1])
 
 
+@pytest.mark.parametrize(("rank", "groups", "worst"), [(2, 1, 0.9), (6, 1, 1e-3), (3, 2, 1e-2)])
+def test_factors_are_a_product_of_rules(x, rank, groups, worst):
+    """Of full rank they are the whole product in int8, except where ops are stacked."""
+    model = convolution(groups)
+    fast = replace(model, Rule(".*", product="factors", rank=rank, conv="patches"), [x], progress=False)
+    assert error(fast, model, x) < worst
+    names = {name.split("_")[0] for name in fast.tables.arrays}
+    assert ("factors" in names) == (rank < 6)
+
+
 def test_few_directions_of_positions_are_better_with_codes(x):
     model = convolution()
     errors = []

@@ -17,7 +17,7 @@ from jax_maddness.nn import fingerprint
 from jax_maddness.nn.calibrate import learn_unit
 from jax_maddness.nn.models.model import adapt, layers_of
 from jax_maddness.nn.planning import measure
-from jax_maddness.nn.planning.report import WEIGHTS
+from jax_maddness.nn.planning.record import WEIGHTS
 from jax_maddness.nn.planning.verdict import LayerPlan
 from jax_maddness.nn.tuning import losses
 from jax_maddness.nn.units import units
@@ -189,7 +189,7 @@ def test_a_plan_goes_on_only_with_what_it_was_measured_with(tmp_path, monkeypatc
 
         return metric
 
-    arguments = {"metric": metric_of(np.ones(4)), "max_drop": 100.0, "path": path}
+    arguments = {"metric": metric_of(np.ones(4)), "max_drop": 100.0, "path": path, "products": ["codes"]}
     plan(Model(0), batches(), RULE, **arguments, max_seconds=0)
     found = plan(Model(0), batches(), RULE, **arguments)  # more time
     assert found.replaced

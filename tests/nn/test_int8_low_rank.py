@@ -75,6 +75,34 @@ def test_layers_are_the_products_by_hand(models, x):
     np.testing.assert_allclose(fast.conv(x), by_hand + model.conv.bias[...], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("outputs", "settings"),
+    [
+        (4, {}),
+        (8, {"strides": 2, "kernel_dilation": (1, 2)}),
+        (4, {"padding": "CIRCULAR", "dtype": jnp.bfloat16}),
+        (5, {"kernel_size": (1, 1), "feature_group_count": 1, "strides": 2}),
+    ],
+)
+def test_depthwise_and_1x1_convolutions_are_rewritten(rng, outputs, settings, tmp_path):
+    x = jnp.asarray(rng.standard_normal((2, 9, 7, 4)), jnp.float32)
+    settings = {"kernel_size": (3, 2), "feature_group_count": 4, **settings}
+    model = nnx.Conv(4, outputs, rngs=nnx.Rngs(0), **settings)
+    model.bias[...] = rng.standard_normal(outputs)
+    fast = replace(model, Rule("", product="rewritten"), [x])
+    y, exact = (run(m, x) for m in (fast, model))
+    assert y.dtype == exact.dtype
+    save_model(tmp_path / "model", fast)
+    np.testing.assert_array_equal(run(load_model(tmp_path / "model", model), x), y)
+    tolerance = 1e-5 if y.dtype == jnp.float32 else 2e-2  # bfloat16 has 8 bits
+    np.testing.assert_allclose(*(a.astype(jnp.float32) for a in (y, exact)), rtol=tolerance, atol=tolerance)
+
+
+def test_only_depthwise_convolutions_have_shifted_products(models, x):
+    with pytest.raises(ValueError, match="'conv' is no depthwise or 1x1 convolution"):
+        replace(models["nnx"], Rule("conv", product="rewritten"), [x])
+
+
 @pytest.mark.slow
 def test_gradients_pass_int8(models, x):
     fast = replace(models["nnx"], Rule("head", product="int8"), [x])

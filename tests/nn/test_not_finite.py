@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from jax_maddness import FitConfig, Rule, finetune, replace
 from jax_maddness.nn.nmse import nmse
 from jax_maddness.nn.planning import verdict
-from jax_maddness.nn.planning.report import Plan, Trial
+from jax_maddness.nn.planning.mix import Mixer
+from jax_maddness.nn.planning.report import Plan
 from jax_maddness.nn.planning.score import Score, relative_error
-from jax_maddness.nn.planning.verdict import LayerPlan, Option
+from jax_maddness.nn.planning.verdict import LayerPlan, Option, Trial
 from jax_maddness.nn.tuning import losses
 from jax_maddness.nn.tuning.run import Run
 
@@ -81,7 +82,7 @@ class Returns:
 def test_a_score_is_never_nan(value):
     batches = [jnp.arange(4.0), jnp.arange(4.0) + 1]
     score = Score(Returns(1.0), batches, None)
-    assert (score.exact, score.of(Returns(value))) == (0.0, -math.inf)
+    assert (score.exact, score.of(Returns(value).run())) == (0.0, -math.inf)
     judge = Score(Returns(1.0), batches, lambda y, batch: y.mean())
     assert judge.exact == 2
     for metric in (lambda y, batch: value, lambda y, batch: "good", lambda y, batch: y, lambda y, batch: None):
@@ -99,8 +100,8 @@ def test_an_option_that_is_not_finite_is_never_chosen(value, limit):
     good = Option("codes", 8, 5.0, 0.0, 0.05, 0.005)
     for name in ("nmse", "drop", "noise", "ms"):
         bad = dataclasses.replace(good, **{"size": 4, "ms": 2.0, "nmse": 0.1, name: value})
-        assert verdict.best(line(bad), limit) is None
-        assert verdict.best(line(bad, good), limit) == good
+        mixers = [Mixer([line(*options)], {}, (), limit, 20.0) for options in ([bad], [bad, good])]
+        assert [mixer.best(limit) for mixer in mixers] == [{}, {"a": good.product}]
         assert verdict.decided(line(bad), None, limit).words.startswith("stays: ")
     assert not verdict.within(value, limit)
     assert not verdict.gains(10.0, 1.0, value, 0.02)

@@ -41,7 +41,7 @@ class Spec:
       dtype: the dtype in which the layer computes and returns; None: the promotion of its input and `param_dtype`.
       param_dtype: the dtype of the layer's kernel.
       owner: place of the op's arrays: the layer's path, or a path that layers with the same input share.
-      trees: the kind of trees; or "int8" or "low rank" for a product without trees.
+      trees: the kind of trees; or "int8", "low rank" or "rewritten" for a product without trees.
       num_features: features of a row, or of a position where codes are shared among taps.
       shared: each position is encoded once, and its codes are shared among the taps of a convolution.
       steps: number of steps of a scan, or members of a vmap, over which the arrays are stacked; 0: they are not.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -109,12 +110,14 @@ class Convolution(Form):
         Returns:
           The values, [batch, *out, taps, ...].
         """
-        by_tap = []
+        return jnp.stack(list(self._shifted(padded, out)), len(self.size) + 1)
+
+    def _shifted(self, padded: Array, out: tuple[int, ...]) -> Iterator[Array]:
+        """Yields, for each tap, the values that the outputs at `out` see, [batch, *out, ...]."""
         for tap in itertools.product(*map(range, self.size)):
             starts = [t * d for t, d in zip(tap, self.dilation, strict=True)]
             cut = [slice(a, a + (n - 1) * s + 1, s) for a, n, s in zip(starts, out, self.strides, strict=True)]
-            by_tap.append(padded[(slice(None), *cut)])
-        return jnp.stack(by_tap, len(self.size) + 1)
+            yield padded[(slice(None), *cut)]
 
     def patches(self, padded: Array, out: tuple[int, ...]) -> Array:
         """Returns all rows of the outputs at `out`, [batch, *out, groups, D]."""
@@ -182,6 +185,19 @@ class Convolution(Form):
         return lax.conv_general_dilated(
             prepared, kernel, self.strides, "VALID", None, self.dilation, layout, feature_group_count=self.groups
         )
+
+    def can_rewrite(self, num_features: int) -> bool:
+        return num_features == self.taps if self.groups > 1 else self.taps == 1  # depthwise, or 1x1
+
+    def rewritten_product(self, x: Array, w: Array) -> Array:
+        """Computes a depthwise convolution as a sum of shifted inputs times weights, a 1x1 convolution as a product."""
+        shifted = self._shifted(self.prepared(x), self.out_positions(x))
+        if self.groups == 1:
+            return next(shifted) @ w[0]
+        # XLA fuses this to one loop over the outputs; it computes grouped convolutions on CPUs 10 to 90 times slower.
+        by_tap = jnp.moveaxis(w, 1, 0).reshape(self.taps, -1)
+        products = [jnp.repeat(v, w.shape[-1], -1) * weights for v, weights in zip(shifted, by_tap, strict=True)]
+        return functools.reduce(jnp.add, products)
 
     def output(self, y: Array, x: Any) -> Array:
         return y.reshape(*x.shape[: -len(self.size) - 1], *y.shape[1:])

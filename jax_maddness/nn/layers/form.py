@@ -126,6 +126,15 @@ class Form(abc.ABC):
           The products, [*row_shape, groups * M].
         """
 
+    def can_rewrite(self, num_features: int) -> bool:
+        """Whether `rewritten_product` computes a layer with rows of `num_features` features."""
+        del num_features
+        return False
+
+    def rewritten_product(self, x: Array, w: Array) -> Array:
+        """Computes `exact_product` in a way that XLA may compute faster; see `Convolution`."""
+        raise NotImplementedError
+
     def exact_product(self, x: Array, w: Array) -> Array:
         """Multiplies all rows of the layer's input exactly; see `product`."""
         return self.product(self.prepared(x), w)

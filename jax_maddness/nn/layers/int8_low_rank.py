@@ -1,7 +1,8 @@
-"""int8 and low-rank products: look-ups are measured against them, and they may replace a layer instead.
+"""int8, low-rank and rewritten products: look-ups are measured against them, and they may replace a layer instead.
 
 int8 takes a quantization step per row of `x`, computed at run time, and one per output. A low-rank product is the one
-of its rank that is closest on captured rows.
+of its rank that is closest on captured rows. A rewritten product is the same as the layer's: a depthwise convolution as
+the sum over its taps of shifted inputs times weights, a 1x1 convolution as a product, which are faster on CPUs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int8
 
 from jax_maddness.nn.layers.form import Form
-from jax_maddness.nn.layers.kinds import INT8
+from jax_maddness.nn.layers.kinds import INT8, REWRITTEN
 from jax_maddness.nn.layers.promotion import with_standard_promotion
 
 _PREFIX = "product_"
@@ -28,29 +29,33 @@ _SPARE, _STEPS = 8, 12
 def learn_product(
     kind: str, rank: int, rows: Sequence[np.ndarray], w: np.ndarray, bias: np.ndarray, steps: int
 ) -> dict[str, Array]:
-    """Learns an int8 or low-rank product for layers that read the same rows.
+    """Learns a product for layers that read the same rows.
 
     Args:
-      kind: `"int8"` or `"low rank"`.
+      kind: `"int8"`, `"low rank"` or `"rewritten"`.
       rank: the rank of a low-rank product.
       rows: `[rows, 1, D]` for each step of a scan; only a low-rank product depends on them.
-      w: `[steps or 1, 1, D, M]`.
-      bias: `[steps or 1, 1, M]`.
+      w: `[steps or 1, groups, D, M]`; only a rewritten product has several groups.
+      bias: `[steps or 1, groups, M]`.
       steps: of a scan; 0 where there is none.
 
     Returns:
       The product's arrays by name, as modules hold them, stacked over the steps of a scan.
     """
-    by_step: list[dict[str, np.ndarray]] = []
-    for x, step_w, step_bias in zip(rows, w[:, 0], bias[:, 0], strict=True):
-        if kind == INT8:
-            w8, step = to_int8(step_w)
-            by_step.append({"w": w8, "step": step, "bias": step_bias})
-        else:
-            down, up, offset = low_rank(x[:, 0], step_w, rank)
-            by_step.append({"down": down, "up": up, "bias": offset + step_bias})
+    by_step = [_learn_step(kind, rank, *step) for step in zip(rows, w, bias, strict=True)]
     stacked = {name: np.stack([arrays[name] for arrays in by_step]) for name in by_step[0]}
     return product_arrays({name: jnp.asarray(a if steps else a[0]) for name, a in stacked.items()})
+
+
+def _learn_step(kind: str, rank: int, x: np.ndarray, w: np.ndarray, bias: np.ndarray) -> dict[str, np.ndarray]:
+    """Learns the product of one step of a scan."""
+    if kind == REWRITTEN:
+        return {"taps": w, "bias": bias.reshape(-1)}
+    if kind == INT8:
+        w8, step = to_int8(w[0])
+        return {"w": w8, "step": step, "bias": bias[0]}
+    down, up, offset = low_rank(x[:, 0], w[0], rank)
+    return {"down": down, "up": up, "bias": offset + bias[0]}
 
 
 def product_arrays(arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,6 +75,9 @@ def multiply(x: Array, form: Form, arrays: Mapping[str, Any]) -> Array:
       The outputs, [*row_shape, outputs].
     """
     product = {name.removeprefix(_PREFIX): a for name, a in arrays.items()}
+    if "taps" in product:
+        taps, bias = (product[name].astype(jnp.float32) for name in ("taps", "bias"))
+        return form.rewritten_product(x.astype(jnp.float32), taps) + bias
     if "down" in product:
         down, up, bias = (product[name].astype(x.dtype) for name in ("down", "up", "bias"))
         return form.exact_product(x, down) @ up + bias

@@ -1,5 +1,8 @@
 """Names of the products that can compute a layer, as rules, plans, specs and reports spell them."""
 
-EXACT, INT8, LOW_RANK, CODES = "exact", "int8", "low rank", "codes"
-PRODUCTS = (CODES, INT8, LOW_RANK)
-"""The products that can replace a layer: look-ups by codes, int8 with dynamic steps, and a low-rank product."""
+EXACT, INT8, LOW_RANK, FACTORS, CODES = "exact", "int8", "low rank", "factors", "codes"
+REWRITTEN = "rewritten"
+PRODUCTS = (CODES, FACTORS, INT8, LOW_RANK, REWRITTEN)
+"""The products that can replace a layer: look-ups by codes; factors in int8, of full rank the whole product in int8;
+XLA's int8 with dynamic steps; a low-rank product in floats; and depthwise and 1x1 convolutions rewritten, which is
+exact."""

@@ -8,8 +8,9 @@ are random. Errors are those of captured rows that nothing was learned from.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,21 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_maddness.nn.layers.approximate import apply, promoted
-from jax_maddness.nn.layers.kinds import EXACT
+from jax_maddness.nn.layers.approximate import Spec, apply, promoted
+from jax_maddness.nn.layers.form import Form
 from jax_maddness.nn.nmse import nmse
-from jax_maddness.nn.planning.verdict import Option
 from jax_maddness.nn.replacement import Replacement, specs_of
 from jax_maddness.nn.units import Unit
 
-SECONDS = 0.5
-"""Seconds spent on the times of one unit, unless the fewest rounds take longer."""
-_MIN_ROUNDS, _MAX_ROUNDS = 7, 300
+SECONDS = 0.1
+"""Seconds spent on the times of one product, unless the fewest rounds take longer."""
+MIN_ROUNDS, _MAX_ROUNDS = 5, 300
 _LEAST_MS = 1e-3
 """Time of a call that takes no longer than an empty one."""
 
 
-def interleaved(calls: Sequence[Callable[[], Any]], seconds: float = SECONDS) -> list[tuple[float, float]]:
+def interleaved(calls: Sequence[Callable[[], Any]], seconds: float = 0.5) -> list[tuple[float, float]]:
     """Measures calls in turns.
 
     Returns:
@@ -44,7 +44,7 @@ def interleaved(calls: Sequence[Callable[[], Any]], seconds: float = SECONDS) ->
         jax.block_until_ready(call())
     taken: list[list[float]] = [[] for _ in timed]
     start = time.perf_counter()
-    while len(taken[0]) < _MIN_ROUNDS or (time.perf_counter() - start < seconds and len(taken[0]) < _MAX_ROUNDS):
+    while len(taken[0]) < MIN_ROUNDS or (time.perf_counter() - start < seconds and len(taken[0]) < _MAX_ROUNDS):
         for times, call in zip(taken, timed, strict=True):
             begin = time.perf_counter()
             jax.block_until_ready(call())
@@ -60,34 +60,39 @@ def ranks(shape: tuple[int, int]) -> list[int]:
     return sorted({max(1, least // share) for share in (16, 8, 4)})
 
 
-def measured(
-    unit: Unit,
-    held_out: Sequence[np.ndarray],
-    replacements: Mapping[tuple[str, int], Replacement],
-    seconds: float = SECONDS,
-) -> tuple[Option, ...]:
-    """Measures every option of a unit.
+def times(
+    units: Sequence[Unit], replacements: Sequence[tuple[Unit, Replacement]], seconds: float = SECONDS
+) -> list[tuple[float, float]]:
+    """Measures layers as they are, and replacements of layers, in turns.
 
     Args:
-      unit: the layers.
-      held_out: rows that nothing was learned from, `[rows, groups, D]` for each step of a scan.
-      replacements: by kind and size.
-      seconds: spent on the times.
+      units: layers to be timed as they are.
+      replacements: units with their replacements.
+      seconds: spent on each, unless the fewest rounds take longer.
 
     Returns:
-      The exact layers first, then an option for each replacement; no drops are measured.
+      For each, those of `units` first, the median milliseconds of a call like the first of the layer, and the noise.
     """
+    calls = [_exact_call(unit, _input(unit)) for unit in units]
+    calls += [_call(unit, replacement, _input(unit)) for unit, replacement in replacements]
+    return interleaved(calls, seconds * len(calls))
+
+
+def _input(unit: Unit) -> Array:
+    """Returns a random input of the shape of the layer's first call, in the dtype in which the layer computes."""
     first = unit.first
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.standard_normal(first.calls[0].x.shape, np.float32))
-    x = promoted(x.astype(first.calls[0].x.dtype), first.dtype, first.param_dtype)
-    errors = [0.0, *(error_of(unit, replacement, held_out) for replacement in replacements.values())]
-    calls = [_exact_call(unit, x), *(_call(unit, replacement, x) for replacement in replacements.values())]
-    times = interleaved(calls, seconds)
-    calls_per_run = calls_of(unit)
-    return tuple(
-        Option(kind, size, ms * calls_per_run, noise, error)
-        for (kind, size), error, (ms, noise) in zip([(EXACT, 0), *replacements], errors, times, strict=True)
+    x = np.random.default_rng(0).standard_normal(first.calls[0].x.shape, np.float32)
+    return promoted(jnp.asarray(x).astype(first.calls[0].x.dtype), first.dtype, first.param_dtype)
+
+
+def alike(unit: Unit) -> Hashable:
+    """Returns a key that is equal for units whose products take the same time: of equal form, shape and dtypes."""
+    first, x = unit.first, unit.first.calls[0].x
+    return (
+        tuple((layer.form, layer.shape, layer.dtype, layer.param_dtype) for layer in unit.layers),
+        (x.shape, str(x.dtype)),
+        unit.stack_shape,
+        first.keeps_kernel,
     )
 
 
@@ -101,24 +106,28 @@ def _exact_call(unit: Unit, x: Array) -> Callable[[], Any]:
     """Returns a function that runs the layers as they are on `x`."""
     kernels = tuple(jnp.asarray(layer.weights()[0], x.dtype) for layer in unit.layers)
     biases = tuple(jnp.asarray(layer.biases()[0], x.dtype) for layer in unit.layers)
+    forms = tuple(layer.form for layer in unit.layers)
+    return lambda: _exact(forms, x, kernels, biases)
 
-    @jax.jit
-    def run(x: Array, kernels: tuple[Array, ...], biases: tuple[Array, ...]) -> list[Array]:
-        outputs = []
-        for layer, w, b in zip(unit.layers, kernels, biases, strict=True):
-            assert layer.form is not None
-            outputs.append(layer.form.output(layer.form.exact_product(x, w) + b.reshape(-1), x))
-        return outputs
 
-    return lambda: run(x, kernels, biases)
+@functools.partial(jax.jit, static_argnums=0)
+def _exact(forms: tuple[Form, ...], x: Array, kernels: tuple[Array, ...], biases: tuple[Array, ...]) -> list[Array]:
+    """Computes layers as they are; those of equal forms and shapes share the compiled function."""
+    products = zip(forms, kernels, biases, strict=True)
+    return [form.output(form.exact_product(x, w) + b.reshape(-1), x) for form, w, b in products]
 
 
 def _call(unit: Unit, replacement: Replacement, x: Array) -> Callable[[], Any]:
     """Returns a function that runs the replacement of the layers on `x`."""
-    specs = [dataclasses.replace(spec, steps=0) for spec in specs_of(unit, replacement).values()]
-    run = jax.jit(lambda x, arrays: [apply(x, spec, arrays) for spec in specs])
+    specs = tuple(dataclasses.replace(spec, owner="", steps=0) for spec in specs_of(unit, replacement).values())
     arrays = {name: a for name, a in _arrays_of_step(unit, replacement, 0).items() if name != "weights"}
-    return lambda: run(x, arrays)
+    return lambda: _replaced(specs, x, arrays)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _replaced(specs: tuple[Spec, ...], x: Array, arrays: Mapping[str, Array]) -> list[Array]:
+    """Computes replaced layers; those of equal specs and shapes share the compiled function."""
+    return [apply(x, spec, arrays) for spec in specs]
 
 
 def _arrays_of_step(unit: Unit, replacement: Replacement, step: int) -> dict[str, Array]:
@@ -146,7 +155,7 @@ def _outputs(
     form, x = unit.form.single_rows(rows, unit.shape[1])
     spec = next(iter(specs_of(unit, replacement).values()))
     spec = dataclasses.replace(
-        spec, form=form, dtype="float32", steps=0, part=None, exact_rows=0.0, num_candidates=None
+        spec, form=form, dtype="float32", owner="", steps=0, part=None, exact_rows=0.0, num_candidates=None
     )
-    run = jax.jit(lambda x, arrays: apply(x, spec, arrays))
-    return np.asarray(run(jnp.asarray(x), dict(arrays))).reshape(len(rows), -1)
+    (y,) = _replaced((spec,), jnp.asarray(x), dict(arrays))
+    return np.asarray(y).reshape(len(rows), -1)

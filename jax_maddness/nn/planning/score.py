@@ -28,12 +28,16 @@ class Score:
 
     Without a metric the score is minus the relative error, so that the exact model has 0, and a model whose outputs are
     not finite where the exact ones are has minus infinity.
+
+    Attributes:
+      spread: by how much two scores of the exact model differ, once it was scored: not 0 for a metric that is random.
     """
 
     def __init__(self, model: Model, batches: Sequence[Any], metric: Metric | None):
         self._model = model
         self._batches = batches
         self._metric = metric
+        self.spread = 0.0
 
     @functools.cached_property
     def exact(self) -> float:
@@ -43,24 +47,29 @@ class Score:
           ValueError: The metric is no finite number; or there is none, and the outputs have no numbers to compare.
         """
         if self._metric is not None:
-            return self.of(self._model)
+            score = self.of(self.run_exact)
+            self.spread = abs(self.of(self.run_exact) - score)
+            return score
         return -relative_error(self._exact_outputs, self._exact_outputs) or 0.0  # not -0.0
 
-    def of(self, model: Model) -> float:
-        """Returns a model's score, the mean over the batches: a number, or minus infinity.
+    @functools.cached_property
+    def run_exact(self) -> Callable[[Any], Any]:
+        """The exact model, compiled once."""
+        return self._model.run()
+
+    def of(self, run: Callable[[Any], Any]) -> float:
+        """Returns the score of a compiled model, the mean over the batches: a number, or minus infinity.
 
         Raises:
           ValueError: The metric is no finite number, or there is none and the outputs have no numbers to compare.
         """
-        run = model.run()
         if self._metric is None:
             return -relative_error([run(batch) for batch in self._batches], self._exact_outputs)
         return float(np.mean([_finite_number(self._metric(run(batch), batch)) for batch in self._batches]))
 
     @functools.cached_property
     def _exact_outputs(self) -> list[Any]:
-        run = self._model.run()
-        return [run(batch) for batch in self._batches]
+        return [self.run_exact(batch) for batch in self._batches]
 
 
 def _finite_number(score: Any) -> float:

@@ -1,30 +1,35 @@
-"""The search for a plan: options are measured, then models with several layers replaced are tried.
+"""The search for a plan: a safe answer early, then better ones. It runs nothing itself: a `Bench` does.
 
-Learning is passed in as functions, so that this file depends neither on capture nor on calibration.
+    look:    the time of the model, and of each layer as it is; layers of small share are left out
+    whole:   depthwise and 1x1 convolutions rewritten, then all layers by int8, XLA's or ours: the quickest model that
+             is close enough is the incumbent
+    layers:  each layer's products, those that are learned in seconds first, then look-ups: time, error, and the drop of
+             the metric where this layer alone is replaced
+    mixes:   the quickest mix whose predicted drop is small enough (`mix.py`), tried in the model
+
+A model replaces the incumbent only if its drop is at most `max_drop`, and it is faster by more than the noise, measured
+in turns. So whatever ends the search, the incumbent is a model that was measured as a whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
-import math
-import os
-import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import jax
-import numpy as np
-
-from jax_maddness.nn.layers.kinds import CODES, INT8, LOW_RANK
-from jax_maddness.nn.models.model import Model
-from jax_maddness.nn.nmse import finite_or_infinite
+from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK, REWRITTEN
 from jax_maddness.nn.planning import measure, verdict
-from jax_maddness.nn.planning.report import Plan, Trial, rule_fields
-from jax_maddness.nn.planning.score import Score
-from jax_maddness.nn.planning.verdict import Choice, LayerPlan
-from jax_maddness.nn.replacement import Replacement, with_replacements
-from jax_maddness.nn.units import Unit
+from jax_maddness.nn.planning.bench import Bench
+from jax_maddness.nn.planning.clock import Clock, TimeUpError
+from jax_maddness.nn.planning.decide import decide
+from jax_maddness.nn.planning.mix import Mixer
+from jax_maddness.nn.planning.report import Plan
+from jax_maddness.nn.planning.verdict import LayerPlan, Mix, Option, Product, Trial
+
+_ROUNDS = 6
+"""Largest number of mixes that are tried in a row."""
+_LEAST_LEARNING = 1.0
+"""Seconds below which no look-ups are learned."""
 
 
 @dataclasses.dataclass
@@ -32,147 +37,263 @@ class Search:
     """A plan in the making.
 
     Attributes:
-      plan: is updated in place, and written to `path` after each step.
-      model: the exact model.
-      units: the layers that rules ask for.
-      score: of models on held-out batches.
-      batch: the batch on which whole models are timed.
-      learn: returns the replacement of a unit.
-      held_out_rows: returns rows of a unit that nothing was learned from, for each step of a scan.
-      deadline: `time.perf_counter()` after which no measurement is begun.
-      path: a JSON file, or None.
+      plan: is updated in place.
+      bench: learns and measures.
+      clock: the time that is left.
+      names: of the lines that rules ask for and that can be learned.
+      write: keeps the plan; it is called after each step.
+      only_look: times the layers as they are, and tries nothing.
     """
 
     plan: Plan
-    model: Model
-    units: Sequence[Unit]
-    score: Score
-    batch: Any
-    learn: Callable[[Unit], Replacement]
-    held_out_rows: Callable[[Unit], list[np.ndarray]]
-    deadline: float
-    path: str | os.PathLike[str] | None
+    bench: Bench
+    clock: Clock
+    names: Sequence[str]
+    write: Callable[[], None]
+    only_look: bool = False
 
-    def run(self) -> None:
-        """Measures, decides, and completes the plan."""
-        self.plan.before = self.score.exact  # first, as a metric that cannot be used is found in seconds
+    def __post_init__(self) -> None:
+        self.incumbent: Mix = {}
+        self._planned, self._done = tuple(self.names), set[str]()
+        self._resume()
+
+    def run(self) -> bool:
+        """Measures, decides, and completes the plan; returns whether it was interrupted (Ctrl-C)."""
+        if self.only_look:
+            self.plan.only_look = True
+            with contextlib.suppress(TimeUpError):
+                self._look()
+            decide(self.plan, self._planned, {}, self._planned, self._planned)
+            return False
+        with self.clock.doing("drop", "the metric of the model as it is", always=True):
+            self.plan.before = self.bench.before()  # first, as a metric that cannot be used is found in seconds
+        interrupted = False
         try:
-            self._measure()
-            self._decide()
-        except Exception as error:
-            # A model or metric of the user's may raise: the message stays its own.
-            kept = f"is kept in {os.fspath(self.path)!r}" if self.path is not None else "is lost: it needs a `path`"
-            error.add_note(f"`plan` was not finished. What it has measured so far {kept}.")
-            self._write()
+            self._look()
+            if self._worth_it:
+                self._try_whole()
+                self._refine()
+        except TimeUpError:
+            pass
+        except KeyboardInterrupt:
+            interrupted = True
+        except Exception:
+            self.write()
             raise
+        self._decide()
+        return interrupted
 
-    def _measure(self) -> None:
-        """Measures every unit, the largest first: its options, then the drop of those that are worth trying."""
-        lines = {line.name: line for line in self.plan.layers}
-        for unit in sorted(self.units, key=lambda unit: -math.prod(unit.shape) * lines[unit.owner].rows):
-            line = lines[unit.owner]
-            if not line.options:
-                if self._late():
+    def _look(self) -> None:
+        """Measures the time of the model and of its layers as they are, and leaves out layers that cannot matter."""
+        missing = [name for name in self.names if not self._line(name).of(EXACT)]
+        if missing:
+            with self.clock.doing("look", f"the times of {len(missing)} layers"):
+                options = self.bench.exact(missing)
+            for name, option in zip(missing, options, strict=True):
+                self._put(dataclasses.replace(self._line(name), options=(option,)))
+        if not self.plan.exact_ms:
+            with self.clock.doing("compare", "the time of the model"):
+                ((self.plan.exact_ms, _),) = self.bench.compare([{}])
+            self.plan.fast_ms = self.plan.exact_ms
+        shares = {name: self._line(name).exact.ms / self.plan.exact_ms for name in self.names}
+        small = verdict.folded(shares)
+        self._done |= small
+        self.names = sorted((name for name in self.names if name not in small), key=lambda name: -shares[name])
+
+    def _try_whole(self) -> None:
+        """Tries what can be rewritten, then int8, XLA's and ours, except where groups were rewritten."""
+        for kind in (REWRITTEN, INT8, FACTORS):
+            mix = {name: product for name, product in self.incumbent.items() if product[0] == REWRITTEN}
+            for name in self.names:
+                line, sizes = self._line(name), dict(self._whole(name))
+                if kind not in sizes or kind not in line.products or (name in mix and line.groups > 1):
                     continue
-                line = dataclasses.replace(line, options=self._options(unit))
-                self._put(line)
-            for option in verdict.worth_trying(line):
-                if self._late() or verdict.best(line, self.plan.max_drop) is not None:
+                if self._error(name, (kind, sizes[kind])) is not None:
+                    mix[name] = (kind, sizes[kind])
+            self._try(mix, f"all layers: {kind}")
+
+    def _refine(self) -> None:
+        """Measures the options of layers, the largest first, and tries mixes of them."""
+        for name in self.names:
+            self._measure(name, self._whole(name))
+        self._try_mixes(verdict.MIN_MODEL_GAIN)
+        for name in self.names:
+            sizes = [product for product in self._products(name) if product[0] in (FACTORS, LOW_RANK)]
+            for product in sorted(sizes, key=lambda product: (product[0], -product[1])):
+                self._try_product(name, product)
+            self._try_mixes(2 * verdict.MIN_MODEL_GAIN)
+        for name in self.names:
+            with contextlib.suppress(TimeUpError):  # shorter steps may still be in time
+                self._look_ups(name)
+                self._done.add(name)
+                self._try_mixes(2 * verdict.MIN_MODEL_GAIN)
+        self._try_mixes(verdict.MIN_MODEL_GAIN)
+
+    def _whole(self, name: str) -> list[Product]:
+        """Returns the nearly exact products of a line: rewritten, XLA's int8, which is always measured, and ours."""
+        products = self._products(name, every=True)
+        kinds = [kind for kind in (REWRITTEN, INT8, FACTORS) if kind in dict(products)]
+        return [next(product for product in reversed(products) if product[0] == kind) for kind in kinds]
+
+    def _look_ups(self, name: str) -> None:
+        """Measures look-ups of a layer, the fewest first, until their own drop is small enough."""
+        for product in self._products(name):
+            if product[0] == CODES:
+                self._try_product(name, product)
+                option = self._line(name).option(product)
+                if option is not None and verdict.within(option.drop, self.plan.max_drop):
                     break
-                if option.drop is None:
-                    line = line.with_drop(option, self._drop([(line, option)]))
-                    self._put(line)
 
-    def _options(self, unit: Unit) -> tuple[verdict.Option, ...]:
-        """Measures the time and the error of every option of a unit."""
-        sizes: list[tuple[str, int]] = []
-        if unit.form.groups == 1:  # the other products know no groups
-            sizes = [(INT8, 0), *((LOW_RANK, rank) for rank in measure.ranks(unit.shape))]
-        sizes += [(CODES, c) for c in self.plan.how[unit.owner]["num_codebooks"]]
-        replacements = {size: self._learned(unit, *size) for size in sizes}
-        return measure.measured(unit, self.held_out_rows(unit), replacements)
+    def _try_product(self, name: str, product: Product) -> None:
+        """Measures a product of a layer, and the drops of options that are faster than the incumbent's."""
+        line, mixer = self._line(name), self._mixer
+        known = self.bench.known_ms(name, product)
+        if mixer.may_serve(line, product) and (known is None or mixer.may_gain(line, product, known)):
+            self._measure(name, [product])
+            self._try_alone(name)
 
-    def _learned(self, unit: Unit, kind: str, size: int) -> Replacement:
-        """Returns the replacement of a unit, which is learned once."""
-        key = (unit.owner, kind, size)
-        if key not in self.plan.learned:
-            self.plan.learned[key] = self.learn(_with_product(unit, kind, size))
-        return self.plan.learned[key]
+    def _try_alone(self, name: str) -> None:
+        """Measures the drops of a layer's options that are faster than the incumbent's, until one is small enough."""
+        for option in self._mixer.faster(self._line(name)):
+            if option.drop is None and self._mixer.hopeless(self._line(name), option):
+                continue
+            if option.drop is None:
+                drop = self._drop({name: option.product}, f"{name or 'the model'}, {option.kind} {option.size or ''}")
+                self._put(self._line(name).with_drop(option, drop))
+                option = dataclasses.replace(option, drop=drop)
+            if verdict.within(option.drop, self.plan.max_drop):
+                return
 
-    def _late(self) -> bool:
-        return time.perf_counter() > self.deadline
+    def _try_mixes(self, least_gain: float) -> None:
+        """Tries the best mix by prediction, and others for a larger or smaller limit where the prediction fails."""
+        limit = self.plan.max_drop
+        for _ in range(_ROUNDS):
+            mix = self._mixer.best(limit)
+            if self._mixer.gain(mix) < 1 + least_gain:
+                return
+            drop = self._try(mix, "a mix of products")
+            if verdict.within(drop, self.plan.max_drop):
+                if limit == 0 or drop > self.plan.max_drop / 2:
+                    return
+                limit *= 2
+            else:
+                limit *= max(0.1, min(0.8, 0.8 * self.plan.max_drop / drop)) if drop > 0 else 0.1
+
+    def _try(self, mix: Mix, words: str) -> float:
+        """Measures a model, which becomes the incumbent if it is close enough and faster; returns its drop."""
+        if not mix:
+            return 0.0
+        drop = self._drop(mix, words)
+        if not verdict.within(drop, self.plan.max_drop) or self._trial(mix).measured:
+            return drop
+        rivals = [{}, self.incumbent, mix] if self.incumbent else [{}, mix]
+        try:
+            least = measure.MIN_ROUNDS * len(rivals) * self.plan.exact_ms / 1000
+            with self.clock.doing("compare", f"the time of {words}", least):
+                timings = self.bench.compare(rivals)
+        except MemoryError:
+            return drop
+        (exact, _), (old, old_noise), (new, noise) = timings[0], timings[-2], timings[-1]
+        self._put_trial(dataclasses.replace(self._trial(mix), speedup=exact / new, measured=True))
+        if verdict.gains(old, new, old_noise + noise, verdict.MIN_MODEL_GAIN):
+            # In units of the first time of the model, with which those of the layers are compared.
+            self.incumbent, self.plan.fast_ms = mix, self.plan.exact_ms * new / exact
+            self.clock.best(f"{exact / new:.2f}x at drop {max(drop, 0.0):.2g}")
+            self.write()
+        return drop
+
+    def _drop(self, mix: Mix, words: str) -> float:
+        """Returns the metric's drop for a mix; a trial that was made is not made again."""
+        for trial in self.plan.trials:
+            if trial.mix == mix:
+                return trial.drop
+        try:
+            with self.clock.doing("drop", f"the metric of {words}"):
+                drop = self.bench.drop(mix)
+        except MemoryError:
+            drop = float("inf")
+        replaced = tuple(sorted((name, *product) for name, product in mix.items()))
+        self._put_trial(Trial(replaced, self._mixer.predicted(mix), drop))
+        return drop
+
+    def _measure(self, name: str, products: Sequence[Product]) -> None:
+        """Measures time and error of products of a line."""
+        line = self._line(name)
+        new = [product for product in products if line.option(product) is None]
+        errors = {product: self._error(name, product) for product in new}
+        new = [product for product in new if errors[product] is not None]
+        if not new:
+            return
+        try:
+            with self.clock.doing("times", f"{name or 'the model'}, times"):
+                timings = self.bench.times(name, new)
+        except MemoryError:
+            self._fail(name, "the machine has not enough memory for its replacements")
+            return
+        options = [Option(*p, *timing, errors[p] or 0.0) for p, timing in zip(new, timings, strict=True)]
+        line = self._line(name)
+        self._put(dataclasses.replace(line, options=(*line.options, *options)))
+
+    def _error(self, name: str, product: Product) -> float | None:
+        """Learns a product and returns its error; None if there is not enough memory for it."""
+        kind, least = ("codes", _LEAST_LEARNING) if product[0] == CODES else ("learn", 0.0)
+        words = verdict.name_of(product, self._line(name).shape)
+        try:
+            with self.clock.doing(kind, f"{name or 'the model'}, {words}", least):
+                return self.bench.error(name, product)
+        except MemoryError:
+            self._fail(name, f"{words}: not enough memory to learn it")
+            return None
+
+    def _fail(self, name: str, words: str) -> None:
+        line = self._line(name)
+        if words not in line.failed:
+            self._put(dataclasses.replace(line, failed=(*line.failed, words)))
+
+    def _products(self, name: str, every: bool = False) -> list[Product]:
+        """Returns the products of a line that may replace it; with `every` also int8, which is measured to compare."""
+        kinds = (*self._line(name).products, *[INT8] * every)
+        return [product for product in self.bench.products(name) if product[0] in kinds]
+
+    @property
+    def _mixer(self) -> Mixer:
+        lines = [self._line(name) for name in self.names]
+        return Mixer(lines, self.incumbent, self.plan.trials, self.plan.max_drop, self.plan.exact_ms)
+
+    def _resume(self) -> None:
+        """Takes the quickest model that an earlier run measured as the incumbent."""
+        close = [t for t in self.plan.trials if t.measured and verdict.within(t.drop, self.plan.max_drop)]
+        best = max(close, key=lambda trial: trial.speedup, default=None)
+        self.plan.fast_ms = self.plan.exact_ms
+        if best is not None and best.speedup >= 1 + verdict.MIN_MODEL_GAIN:
+            self.incumbent, self.plan.fast_ms = best.mix, self.plan.exact_ms / best.speedup
+
+    def _decide(self) -> None:
+        """Writes the verdicts."""
+        small = {name for name in self._planned if name not in self.names}
+        decide(self.plan, self._planned, self.incumbent, small, self._done)
+        self.write()
+
+    @property
+    def _worth_it(self) -> bool:
+        """Whether the model could become measurably faster; if not, nothing is left to be measured."""
+        if self.plan.best_case >= 1 + verdict.MIN_MODEL_GAIN:
+            return True
+        self._done, self.names = set(self._planned), ()
+        return False
+
+    def _line(self, name: str) -> LayerPlan:
+        return next(line for line in self.plan.layers if line.name == name)
 
     def _put(self, line: LayerPlan) -> None:
         """Puts a new version of a line into the plan."""
         self.plan.layers = tuple(line if line.name == old.name else old for old in self.plan.layers)
-        self._write()
+        self.write()
 
-    def _write(self) -> None:
-        if self.path is not None:
-            self.plan.to_json(self.path)
+    def _trial(self, mix: Mix) -> Trial:
+        return next(trial for trial in self.plan.trials if trial.mix == mix)
 
-    def _decide(self) -> None:
-        """Tries models with several layers replaced, and writes the verdicts."""
-        limit = self.plan.max_drop
-        order = verdict.ordered(self._close_enough(verdict.accepted(self.plan.layers, limit)))
-        count = verdict.longest(len(order), lambda n: verdict.within(self._drop(order[:n]), limit))
-        chosen, instead = order[:count], "others gain more for what they cost, and together the drop is too large"
-        self.plan.exact_ms, self.plan.fast_ms, gains = self._compare(chosen)
-        if chosen and not gains:
-            chosen = []
-            instead = f"the whole model gains nothing measurable, {self.plan.exact_ms / self.plan.fast_ms:.2f}x"
-            self.plan.fast_ms = self.plan.exact_ms
-        self.plan.after = self.score.exact - (self._drop(chosen) if chosen else 0.0)
-        options, planned = {line.name: option for line, option in chosen}, {unit.owner for unit in self.units}
-        self.plan.layers = tuple(
-            verdict.decided(line, options.get(line.name), limit, instead) if line.name in planned else line
-            for line in self.plan.layers
-        )
-        self.plan.finished = not any(line.unmeasured for line in self.plan.layers)
-        self._write()
-
-    def _close_enough(self, choices: list[Choice]) -> list[Choice]:
-        """Takes closer options, as far as there are any, until all layers may be replaced together."""
-        while choices and not verdict.within(self._drop(choices), self.plan.max_drop) and not self._late():
-            closer = verdict.closer(choices)
-            if closer is None:
-                break
-            line, option = closer
-            drop = self._drop([closer]) if option.drop is None else option.drop
-            line = line.with_drop(option, drop)
-            self._put(line)
-            better = (line, dataclasses.replace(option, drop=drop))
-            choices = [better if line.name == other.name else (other, old) for other, old in choices]
-        return choices
-
-    def _replaced(self, chosen: Sequence[Choice]) -> Model:
-        """Returns the model with the chosen layers replaced."""
-        products = {line.name: (option.kind, option.size) for line, option in chosen}
-        replaced = [_with_product(unit, *products[unit.owner]) for unit in self.units if unit.owner in products]
-        return with_replacements(self.model, replaced, [self._learned(unit, *unit.choice) for unit in replaced])
-
-    def _compare(self, chosen: Sequence[Choice]) -> tuple[float, float, bool]:
-        """Returns milliseconds of the model as it is and as chosen, and whether that is a gain."""
-        runs = [self.model.run(), *([self._replaced(chosen).run()] if chosen else [])]
-        batch = jax.tree.map(jax.numpy.asarray, self.batch)
-        times = measure.interleaved([functools.partial(run, batch) for run in runs])
-        (exact, exact_noise), (fast, fast_noise) = times[0], times[-1]
-        return exact, fast, verdict.gains(exact, fast, exact_noise + fast_noise, verdict.MIN_MODEL_GAIN)
-
-    def _drop(self, chosen: Sequence[Choice]) -> float:
-        """Returns the metric's drop for the chosen layers; a trial that was made is not made again."""
-        names = tuple(sorted((line.name, option.kind, option.size) for line, option in chosen))
-        for trial in self.plan.trials:
-            if trial.replaced == names:
-                return trial.drop
-        drop = finite_or_infinite(self.score.exact - self.score.of(self._replaced(chosen)))
-        lines = [dataclasses.replace(line, choice=option.size, by=option.kind) for line, option in chosen]
-        self.plan.exact_ms = self.plan.exact_ms or self._compare([])[0]
-        self.plan.trials += (Trial(names, verdict.predicted(lines, self.plan.exact_ms), drop),)
-        self._write()
-        return drop
-
-
-def _with_product(unit: Unit, kind: str, size: int) -> Unit:
-    """Returns the unit with a rule for another product."""
-    return dataclasses.replace(unit, rule=dataclasses.replace(unit.rule, **rule_fields(kind, size)))
+    def _put_trial(self, trial: Trial) -> None:
+        """Adds a trial, or puts a new version of it into the plan."""
+        self.plan.trials = (*(old for old in self.plan.trials if old.replaced != trial.replaced), trial)
+        self.write()

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
-from jax_maddness.nn.layers.kinds import CODES, EXACT, INT8, LOW_RANK
+from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK, REWRITTEN
 from jax_maddness.nn.nmse import finite_or_infinite
 
 MIN_GAIN = 0.05
 """A layer that would gain less stays."""
 MIN_MODEL_GAIN = 0.02
 """A model that would gain less stays as it is."""
-_NEARLY_EXACT = 1e-3
-"""An NMSE below which a product counts as nearly exact."""
+MIN_OUTPUTS = 4
+"""Groups of a convolution with fewer outputs gain nothing by look-ups or factors."""
+LEAST_SHARE, FOLDED_SHARE = 0.005, 0.02
+"""A layer with less than the first share of the model's time is not looked at, unless all such layers together have
+more than the second."""
+
+
+Product = tuple[str, int]
+"""The kind and the size of a product that replaces a layer."""
+Mix = Mapping[str, Product]
+"""By name, the products of the lines that are replaced; the others stay."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +31,8 @@ class Option:
     """One way to compute the layers of a line, measured.
 
     Attributes:
-      kind: `"exact"`, `"int8"` (dynamic), `"low rank"` or `"codes"`.
-      size: the rank, or C; 0 for the other kinds.
+      kind: `"exact"`, `"int8"` (dynamic), `"low rank"`, `"factors"`, `"rewritten"` or `"codes"`.
+      size: the rank, or C; 0 for the other kinds. Factors of full rank are the whole product in int8.
       ms: median milliseconds of all calls in one run of the model.
       noise: half the interquartile range, as a share of `ms`.
       nmse: |y - y_exact|^2 / |y_exact - mean|^2 on held-out rows.
@@ -36,6 +45,11 @@ class Option:
     noise: float
     nmse: float
     drop: float | None = None
+
+    @property
+    def product(self) -> Product:
+        """The kind and the size."""
+        return self.kind, self.size
 
     def __post_init__(self) -> None:
         # NaN would pass some comparisons and fail others: what is no number counts as infinitely bad.
@@ -59,7 +73,9 @@ class LayerPlan:
       words: the verdict and its reason, for people.
       by: the kind of the option that replaces it, if one does.
       products: the kinds that are allowed to.
-      unmeasured: the layer stays because something about it was not measured for lack of time.
+      unmeasured: something about the layer was not measured for lack of time.
+      groups: of a convolution's features.
+      failed: products that could not be learned, and why, in words.
     """
 
     name: str
@@ -73,6 +89,8 @@ class LayerPlan:
     by: str = CODES
     products: tuple[str, ...] = (CODES,)
     unmeasured: bool = False
+    failed: tuple[str, ...] = ()
+    groups: int = 1
 
     def of(self, kind: str) -> list[Option]:
         """Returns the options of a kind, fastest first; of equally fast ones the most accurate first."""
@@ -83,10 +101,14 @@ class LayerPlan:
         """The layer as it is."""
         return self.of(EXACT)[0]
 
+    def option(self, product: Product) -> Option | None:
+        """Returns the option of a kind and size, if it was measured."""
+        return next((o for o in self.options if o.product == product), None)
+
     @property
     def chosen(self) -> Option | None:
         """The option that replaces the layer, if one does."""
-        return next((o for o in self.of(self.by) if o.size == self.choice), None)
+        return None if self.choice is None else self.option((self.by, self.choice))
 
     def speedup(self, option: Option) -> float:
         """Returns how many times as fast as the exact layer an option is."""
@@ -96,6 +118,28 @@ class LayerPlan:
         """Returns the line with the measured drop of one of its options."""
         options = tuple(dataclasses.replace(o, drop=drop) if o == option else o for o in self.options)
         return dataclasses.replace(self, options=options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A model with some layers replaced, run on the held-out batches.
+
+    Attributes:
+      replaced: for each replaced line its name, the kind of product, and its size.
+      speedup: predicted from the layers' times, or measured.
+      drop: of the metric.
+      measured: the model was timed, in turns with the exact one.
+    """
+
+    replaced: tuple[tuple[str, str, int], ...]
+    speedup: float
+    drop: float
+    measured: bool = False
+
+    @property
+    def mix(self) -> Mix:
+        """By name, the products of the lines that are replaced."""
+        return {name: (kind, size) for name, kind, size in self.replaced}
 
 
 def pays(layer: LayerPlan, option: Option) -> bool:
@@ -113,138 +157,104 @@ def within(drop: float | None, max_drop: float) -> bool:
     return drop is not None and math.isfinite(drop) and drop <= max_drop
 
 
-def rival(layer: LayerPlan, option: Option) -> Option | None:
-    """Returns the fastest product that is as fast and as close as `option`, but not allowed to replace the layer."""
-    better = [o for o in _not_allowed(layer) if o.ms <= option.ms and o.nmse <= option.nmse]
-    return min(better, key=lambda o: (o.ms, o.nmse), default=None)
-
-
 def worth_trying(layer: LayerPlan) -> list[Option]:
-    """Returns options that pay and have no rival, fastest first; a slower one must be closer than all faster ones.
+    """Returns options that pay, fastest first; a slower one must be closer than all faster ones.
 
     An option whose error is not finite is none of them.
     """
     worth: list[Option] = []
-    for option in sorted((o for kind in layer.products for o in layer.of(kind)), key=lambda o: (o.ms, o.nmse)):
+    for option in allowed(layer):
         closer_than_faster = all(option.nmse < o.nmse for o in worth)
-        if math.isfinite(option.nmse) and pays(layer, option) and closer_than_faster and rival(layer, option) is None:
+        if math.isfinite(option.nmse) and pays(layer, option) and closer_than_faster:
             worth.append(option)
     return worth
 
 
-def best(layer: LayerPlan, max_drop: float) -> Option | None:
-    """Returns the fastest option worth trying whose own drop is at most `max_drop`."""
-    return next((o for o in worth_trying(layer) if within(o.drop, max_drop)), None)
+def allowed(layer: LayerPlan) -> list[Option]:
+    """Returns the options that may replace the layer, fastest first; of equally fast ones the most accurate first."""
+    return sorted((o for o in layer.options if o.kind in layer.products), key=lambda o: (o.ms, o.nmse))
 
 
-Choice = tuple[LayerPlan, Option]
-"""A line of the plan with the option that replaces it."""
+def folded(shares: Mapping[str, float]) -> set[str]:
+    """Returns the names of layers whose share of the model's time is too small to matter, of all layers' shares."""
+    total, names = 0.0, set()
+    for name in sorted(shares, key=lambda name: shares[name]):
+        total += shares[name]
+        if shares[name] >= LEAST_SHARE or total > FOLDED_SHARE:
+            break
+        names.add(name)
+    return names
 
 
-def accepted(layers: Sequence[LayerPlan], max_drop: float) -> list[Choice]:
-    """Returns the layers that have a `best` option, with that option."""
-    return [(layer, option) for layer in layers if (option := best(layer, max_drop)) is not None]
-
-
-def closer(choices: Sequence[Choice]) -> Choice | None:
-    """Returns the next closer option of the layer with the largest drop that has one: it gives up some speed."""
-    steps = []
-    for layer, option in choices:
-        closer_options = [o for o in worth_trying(layer) if o.nmse < option.nmse]
-        if closer_options:
-            steps.append((option.drop or 0.0, layer, closer_options[0]))
-    return max(steps, key=lambda step: step[0])[1:] if steps else None
-
-
-def ordered(choices: Sequence[Choice]) -> list[Choice]:
-    """Sorts by time gained for each unit of the metric lost, largest first; options without a drop come first."""
-
-    def rank(choice: Choice) -> tuple[bool, float]:
-        layer, option = choice
-        gained, drop = layer.exact.ms - option.ms, option.drop or 0.0
-        return (drop > 0, -gained / drop if drop > 0 else -gained)
-
-    return sorted(choices, key=rank)
-
-
-def longest(count: int, holds: Callable[[int], bool]) -> int:
-    """Returns the longest prefix of `count` things for which `holds` is true: all are tried first, then bisection."""
-    if count == 0 or holds(count):
-        return count
-    low, high = 0, count  # `low` holds, as nothing is replaced there; `high` does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
-
-
-def decided(layer: LayerPlan, option: Option | None, max_drop: float, instead: str = "") -> LayerPlan:
+def decided(layer: LayerPlan, product: Product | None, max_drop: float, instead: str = "") -> LayerPlan:
     """Returns the line with its verdict.
 
     Args:
       layer: the line with all measurements.
-      option: the option that replaces the layer; None: it stays.
+      product: the kind and size of the product that replaces the layer; None: it stays.
       max_drop: of the metric.
-      instead: the reason why the layer stays although it has a `best` option.
+      instead: the reason why the layer stays although an option is worth trying and its own drop small enough.
     """
-    if option is None:
-        reason, unmeasured = _reason_to_stay(layer, max_drop)
-        return dataclasses.replace(layer, choice=None, words=f"stays: {reason or instead}", unmeasured=unmeasured)
-    words = f"replaced, {name_of(option)}: {layer.speedup(option):.1f}x, alone a drop of {option.drop:.2g}"
-    codes = [o for o in layer.of(CODES) if o.drop is not None]
-    if option.kind != CODES and codes:
-        words += f"; codes {layer.speedup(codes[0]):.1f}x, alone a drop of {codes[0].drop:.2g}"
-    return dataclasses.replace(layer, choice=option.size, by=option.kind, words=words, unmeasured=False)
+    option = None if product is None else layer.option(product)
+    notes = [*layer.failed, *_left_out(layer, option)]
+    if product is None:
+        words = f"stays: {_reason_to_stay(layer, max_drop, instead)}"
+    else:
+        words = f"replaced, {name_of(product, layer.shape)}"
+    if option is not None:
+        words += f": {layer.speedup(option):.1f}x"
+        words += "" if option.drop is None else f", alone a drop of {option.drop:.2g}"
+    if layer.unmeasured and (product is not None or allowed(layer)):
+        notes.append("other products were not measured, as the time was up")
+    kind, size = (layer.by, None) if product is None else product
+    return dataclasses.replace(layer, choice=size, by=kind, words="; ".join([words, *notes]))
 
 
-def _reason_to_stay(layer: LayerPlan, max_drop: float) -> tuple[str, bool]:
-    """Returns why the line has no `best` option, "" if it has, and whether that is for lack of time."""
-    if not layer.of(CODES):
-        return "nothing was measured, as the time was up", True
-    tried = worth_trying(layer)
+def _reason_to_stay(layer: LayerPlan, max_drop: float, instead: str) -> str:
+    """Returns why no option replaces the line."""
+    options, tried = allowed(layer), worth_trying(layer)
+    if not options and layer.groups > 1 and layer.shape[1] < MIN_OUTPUTS:
+        return "its groups have too few outputs for look-ups or factors"
+    if not options:
+        return "nothing was measured" + (", as the time was up" if layer.unmeasured else "")
     if not tried:
-        return _reason_not_to_try(layer), False
-    if best(layer, max_drop) is not None:
-        return "", False
-    measured = [o for o in tried if o.drop is not None]
-    if not measured:
-        option = f"{tried[0].kind} {layer.speedup(tried[0]):.1f}x"
-        return f"{option}, but what that costs was not measured, as the time was up", True
-    least = min(measured, key=lambda o: o.drop if o.drop is not None else 0)
-    option = f"{least.kind} {layer.speedup(least):.1f}x"
-    return f"{option}, but alone a drop of {least.drop:.2g}, more than {max_drop:.2g}", False
+        return _reason_not_to_try(layer, options)
+    measured = [(o.drop, o) for o in tried if o.drop is not None]
+    if not measured or any(within(drop, max_drop) for drop, _ in measured):
+        return instead
+    drop, option = min(measured, key=lambda pair: pair[0])
+    words = f"{name_of(option.product, layer.shape)} {layer.speedup(option):.1f}x, but alone a drop of {drop:.2g}"
+    return f"{words}, more than {max_drop:.2g}"
 
 
-def _reason_not_to_try(layer: LayerPlan) -> str:
-    """Returns why no option of the line is worth trying."""
-    codes = layer.of(CODES)
-    gain, paying = layer.speedup(codes[0]), [o for o in codes if pays(layer, o)]
-    other = rival(layer, paying[0]) if paying else _nearly_exact_rival(layer)
-    own = f"codes {gain:.2f}x"
-    if not any(math.isfinite(o.nmse) for o in codes):
-        return "codes return numbers that are not finite on held-out rows"
-    if other is not None:
-        return f"{name_of(other)} would be faster: {layer.speedup(other):.1f}x at NMSE {other.nmse:.2g}; {own}"
+def _reason_not_to_try(layer: LayerPlan, options: Sequence[Option]) -> str:
+    """Returns why none of the options that are allowed is worth trying."""
+    if not any(math.isfinite(o.nmse) for o in options):
+        return "its replacements return numbers that are not finite on held-out rows"
+    fastest = options[0]
+    gain, name = layer.speedup(fastest), name_of(fastest.product, layer.shape)
     if gain < 1:
-        return f"codes would be slower, {gain:.2f}x"
-    noise = layer.exact.noise + codes[0].noise
-    return f"{own}, " + (f"less than {MIN_GAIN:.0%}" if gain < 1 + MIN_GAIN else f"within the noise of {noise:.0%}")
+        return f"{name} would be slower, {gain:.2f}x"
+    noise = layer.exact.noise + fastest.noise
+    reason = f"less than {MIN_GAIN:.0%}" if gain < 1 + MIN_GAIN else f"within the noise of {noise:.0%}"
+    return f"{name} {gain:.2f}x, {reason}"
 
 
-def name_of(option: Option) -> str:
-    """Returns the option's kind and size in words."""
-    return {CODES: f"C = {option.size}", LOW_RANK: f"low rank {option.size}"}.get(option.kind, option.kind)
+def _left_out(layer: LayerPlan, option: Option | None) -> list[str]:
+    """Returns words on the int8 product, if `products` leaves it out and it would be faster."""
+    rivals = layer.of(INT8) if INT8 not in layer.products else []
+    if not rivals or not pays(layer, rivals[0]) or (option is not None and option.ms <= rivals[0].ms):
+        return []
+    speedup, error = layer.speedup(rivals[0]), rivals[0].nmse
+    return [f"int8, which `products` leaves out, would be faster: {speedup:.1f}x at NMSE {error:.2g}"]
 
 
-def _not_allowed(layer: LayerPlan) -> list[Option]:
-    """Returns the options that are measured, but not allowed to replace the layer."""
-    return [o for kind in (INT8, LOW_RANK) if kind not in layer.products for o in layer.of(kind)]
-
-
-def _nearly_exact_rival(layer: LayerPlan) -> Option | None:
-    """Returns the fastest nearly exact product that pays, but is not allowed to replace the layer."""
-    rivals = [o for o in _not_allowed(layer) if pays(layer, o) and o.nmse < _NEARLY_EXACT]
-    return min(rivals, key=lambda o: o.ms, default=None)
+def name_of(product: Product, shape: tuple[int, int]) -> str:
+    """Returns a product's kind and size in words; `shape` is that of the exact product."""
+    kind, size = product
+    if kind == FACTORS:
+        return "whole int8 product" if size == min(shape) else f"factors of rank {size}"
+    return {CODES: f"C = {size}", LOW_RANK: f"low rank {size}", REWRITTEN: "rewritten exactly"}.get(kind, kind)
 
 
 def predicted(layers: Sequence[LayerPlan], exact_ms: float) -> float:

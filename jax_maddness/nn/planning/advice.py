@@ -1,0 +1,77 @@
+"""Advice in words, where something else than a plan's products would help more."""
+
+from __future__ import annotations
+
+from jax_maddness.core.types import SMALL_BATCH
+from jax_maddness.nn.layers.kinds import REWRITTEN
+from jax_maddness.nn.planning.record import Record
+
+_SHARE = 0.1
+"""The least share of the model's time about which advice is given."""
+_BEST_CASE = 1.1
+"""A speed-up below which a model is not worth planning."""
+_WIDE = 8192
+"""Number of outputs from which on a last layer counts as wide."""
+
+
+def advice(plan: Record) -> list[str]:
+    """Returns sentences on layers that take a large share of the time, and are better served in another way."""
+    return [*_not_worth_it(plan), *_wide(plan), *_small_batches(plan), *_groups(plan)]
+
+
+def next_step(plan: Record) -> str:
+    """Returns the first thing to do."""
+    first = next(iter(advice(plan)), None)
+    if first is not None and (plan.only_look or not plan.replaced):
+        return first
+    if plan.only_look:
+        return "call `plan` without `only_look`."
+    if not plan.finished:
+        return "call `plan` again with more `max_seconds`, and with the same `path` to go on from here."
+    if plan.replaced:
+        return "`replace(model, plan)`, and report the metric on batches that the plan has not seen."
+    return "allow a larger `max_drop` if the verdicts below are about it; else keep the model as it is."
+
+
+def _not_worth_it(plan: Record) -> list[str]:
+    if not plan.exact_ms or plan.best_case >= _BEST_CASE:
+        return []
+    return [
+        f"The layers that rules ask for have {1 - plan.rest:.0%} of the model's time, so that it gains "
+        f"{plan.best_case:.2f}x at most: profile the rest, or ask for more layers."
+    ]
+
+
+def _wide(plan: Record) -> list[str]:
+    """A last layer with many outputs of which, mostly, only the largest are wanted."""
+    last = plan.layers[-1]
+    if last.shape[1] < _WIDE or plan.share(last) < _SHARE:
+        return []
+    return [
+        f"{last.name!r} computes {last.shape[1]:,} outputs, {plan.share(last):.0%} of the time: if only the largest "
+        "are wanted, `top_k` finds them by look-ups and rescores them exactly."
+    ]
+
+
+def _small_batches(plan: Record) -> list[str]:
+    """Calls of a few rows, whose time is that of reading the weights."""
+    lines = [line for line in plan.looked_at if 0 < line.rows <= SMALL_BATCH]
+    share = sum(map(plan.share, lines))
+    if share < _SHARE:
+        return []
+    return [
+        f"{len(lines)} layers, {share:.0%} of the time, have at most {SMALL_BATCH} rows a call, as the batches have: "
+        "look-ups get the tables for small batches (`with_small_batch_tables`). For larger batches plan with these."
+    ]
+
+
+def _groups(plan: Record) -> list[str]:
+    """Convolutions with groups, which XLA computes slowly on CPUs."""
+    lines = [line for line in plan.looked_at if line.groups > 1 and not line.of(REWRITTEN) and line.choice is None]
+    share = sum(map(plan.share, lines))
+    if share < _SHARE:
+        return []
+    return [
+        f"{len(lines)} convolutions with groups have {share:.0%} of the time; XLA computes them slowly on CPUs. "
+        'Depthwise ones are often 10 times as fast as `Rule(product="rewritten")`, and the same.'
+    ]

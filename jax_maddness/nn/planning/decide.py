@@ -1,0 +1,43 @@
+"""`decide`: writes the verdicts of a finished search into its plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+
+from jax_maddness.nn.planning import verdict
+from jax_maddness.nn.planning.record import Record
+from jax_maddness.nn.planning.verdict import Mix
+
+
+def decide(
+    plan: Record, planned: Collection[str], incumbent: Mix, untried: Collection[str], done: Collection[str]
+) -> None:
+    """Completes a plan.
+
+    Args:
+      plan: with all measurements; is updated in place.
+      planned: names of the lines that rules ask for.
+      incumbent: the answer.
+      untried: names of lines of which only the share of the model's time counts.
+      done: names of lines about which nothing is left to be measured.
+    """
+    if plan.before is not None:
+        plan.after = plan.before - sum(trial.drop for trial in plan.trials if incumbent and trial.mix == incumbent)
+    tried = max((trial.speedup for trial in plan.trials if trial.measured), default=None)
+    instead = "others gain more for what they cost"
+    if not incumbent and tried is not None:
+        instead = f"the whole model gains nothing measurable, {tried:.2f}x"
+    lines = []
+    for line in plan.layers:
+        if line.name in planned:
+            line = dataclasses.replace(line, unmeasured=line.name not in done)
+            if line.name in untried and line.name not in incumbent:
+                line = dataclasses.replace(
+                    line, choice=None, words=f"stays: {plan.share(line):.1%} of the model's time"
+                )
+            else:
+                line = verdict.decided(line, incumbent.get(line.name), plan.max_drop, instead)
+        lines.append(line)
+    plan.layers = tuple(lines)
+    plan.finished = not any(line.unmeasured for line in lines)

@@ -1,0 +1,87 @@
+"""`Record`: what a plan measured and decided, from which reports are made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jax_maddness.nn.layers.kinds import EXACT
+from jax_maddness.nn.planning.verdict import LayerPlan, Trial
+from jax_maddness.nn.replacement import Replacement
+
+WEIGHTS = "weights of `model`"
+"""The name in `Record.fingerprint` of the model's arrays."""
+
+
+@dataclasses.dataclass
+class Record:
+    """What a plan measured and decided.
+
+    Attributes:
+      layers: a line for every layer with a kernel, in the order of their calls; layers that share an op are one line.
+      max_drop: the most that the metric may lose.
+      metric: the metric's name.
+      machine, date, versions, batch: describe where, when and on what it was measured.
+      exact_ms, fast_ms: median milliseconds of the whole model on the first batch, as it is and as planned.
+      before, after: the metric on the held-out batches; None: not measured yet.
+      trials: models that were tried.
+      finished: nothing was left out for lack of time.
+      only_look: layers were timed as they are, and nothing was tried.
+      how: by name, the fields of the `Rule` of each planned line.
+      fingerprint: by name, of what decided the measurements: `plan` goes on with a file only if it is the same. Empty
+        in a plan of an earlier version.
+      learned: replacements by name, kind and size; empty in a plan that was read from a file.
+      example: shapes and dtypes of the first batch; None in a plan that was read from a file.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    max_drop: float
+    metric: str
+    machine: str
+    exact_ms: float = 0.0
+    fast_ms: float = 0.0
+    before: float | None = None
+    after: float | None = None
+    trials: tuple[Trial, ...] = ()
+    finished: bool = False
+    how: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    fingerprint: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    learned: dict[tuple[str, str, int], Replacement] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
+    example: Any = dataclasses.field(default=None, repr=False, compare=False)
+    only_look: bool = False
+    date: str = ""
+    versions: str = ""
+    batch: str = ""
+
+    @property
+    def replaced(self) -> tuple[LayerPlan, ...]:
+        """The lines that are replaced."""
+        return tuple(layer for layer in self.layers if layer.choice is not None)
+
+    @property
+    def holds_ops(self) -> bool:
+        """Whether the plan has a replacement for every line that it replaces."""
+        return all((layer.name, layer.by, layer.choice) in self.learned for layer in self.replaced)
+
+    @property
+    def looked_at(self) -> tuple[LayerPlan, ...]:
+        """The lines that were timed as they are, those of the largest share of the model's time first."""
+        timed = [line for line in self.layers if line.of(EXACT)]
+        return tuple(sorted(timed, key=lambda line: -line.exact.ms))
+
+    def share(self, line: LayerPlan) -> float:
+        """Returns a line's own time as a share of the exact model's; 0 if it was not timed."""
+        return line.exact.ms / self.exact_ms if line.of(EXACT) and self.exact_ms else 0.0
+
+    @property
+    def rest(self) -> float:
+        """The share of the exact model's time in everything that rules do not ask for."""
+        return max(0.0, 1 - sum(map(self.share, self.layers)))
+
+    @property
+    def best_case(self) -> float:
+        """How many times as fast the model could be if the lines that were looked at took no time (Amdahl's law)."""
+        return 1 / max(self.rest, 0.01)  # more cannot be told from times of layers alone
