@@ -40,8 +40,9 @@ def audit_contents(wheel: pathlib.Path, archive: zipfile.ZipFile) -> None:
         file.write(archive.read(extension))
         file.flush()
         symbols = subprocess.check_output(["nm", "--dynamic", file.name], text=True)
-    # Symbols of glibc have a version, which auditwheel judges. One without a version may be newer than the platform.
-    unknown = re.findall(r" [Uw] (?!_?Py)([^@\s]+)$", symbols, re.MULTILINE)
+    # Symbols of glibc have a version, which auditwheel judges. One without a version may be newer than the platform,
+    # unless it is weak: then it may be missing.
+    unknown = re.findall(r" U (?!_?Py)([^@\s]+)$", symbols, re.MULTILINE)
     exported = re.findall(r" [A-TV-Z] (\S+)$", symbols, re.MULTILINE)
     if unknown or exported != ["PyInit__ffi"]:
         sys.exit(f"{wheel.name}: needs {unknown}; exports {exported}, not only PyInit__ffi")
