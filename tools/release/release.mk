@@ -7,7 +7,7 @@ WHEEL_PYTHONS := $(PYTHON) $(firstword $(NEWER_PYTHONS))
 AARCH64_PYTHON ?=
 SMOKE_PYTHONS ?= $(PYTHON) $(NEWER_PYTHONS)
 
-wheel:  ## Wheels for Linux, and the sdist, in dist/: built twice, audited, installed on every Python; 15 minutes.
+wheel:  ## Wheels for Linux, and the sdist, in dist/: built twice, audited, installed on every Python.
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PYTHON) tools/release/wheels.py --output dist --scratch $(BUILD)/release $(WHEEL_PYTHONS)
 	$(BUILD)/release/env-0/bin/python tools/release/audit.py dist
 	$(MAKE) test-wheel

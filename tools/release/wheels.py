@@ -71,7 +71,7 @@ def build(environments: list[pathlib.Path], source: pathlib.Path, scratch: pathl
     """Builds one wheel for each interpreter and architecture."""
     for python in environments:
         for architecture in ARCHITECTURES:
-            folder = scratch / f"build-{architecture}"  # of all interpreters: what knows no Python is compiled once
+            folder = scratch / f"{python.parts[-3]}-{architecture}"
             command = [*BUILD, "--wheel", f"-Cbuild-dir={folder}", "--outdir", output, source]
             run([python, *command], **compiler(python, architecture), **clock())
 
