@@ -68,12 +68,19 @@ def pip(python: pathlib.Path) -> list[str | pathlib.Path]:
 
 
 def build(environments: list[pathlib.Path], source: pathlib.Path, scratch: pathlib.Path, output: pathlib.Path) -> None:
-    """Builds one wheel for each interpreter and architecture."""
+    """Builds one wheel for each interpreter and architecture, and gives it the tag of its platform."""
+    output.mkdir(parents=True, exist_ok=True)
     for python in environments:
         for architecture in ARCHITECTURES:
             folder = scratch / f"{python.parts[-3]}-{architecture}"
-            command = [*BUILD, "--wheel", f"-Cbuild-dir={folder}", "--outdir", output, source]
+            command = [*BUILD, "--wheel", f"-Cbuild-dir={folder}", "--outdir", folder / "dist", source]
             run([python, *command], **compiler(python, architecture), **clock())
+            (wheel,) = (folder / "dist").glob("*.whl")
+            # Not auditwheel, which does this for its own architecture only, and has no library to add here.
+            tag = f"{PLATFORM}_{architecture}"  # audit.py compares it with the symbols
+            run([python, "-m", "wheel", "tags", "--remove", "--platform-tag", tag, wheel])
+            (wheel,) = (folder / "dist").glob("*.whl")
+            shutil.move(wheel, output)
 
 
 def compiler(python: pathlib.Path, architecture: str) -> dict[str, str]:
@@ -87,7 +94,7 @@ def compiler(python: pathlib.Path, architecture: str) -> dict[str, str]:
         "SETUPTOOLS_EXT_SUFFIX": f".{abi}-{architecture}-linux-gnu.so",
         "ZIG": zig,
         "ZIG_TARGET": f"{architecture}-linux-gnu.{GLIBC}",
-        "_PYTHON_HOST_PLATFORM": f"{PLATFORM}_{architecture}",  # the wheel's tag; audit.py compares it
+        "_PYTHON_HOST_PLATFORM": f"linux-{architecture}",
     }
 
 
