@@ -33,10 +33,10 @@ def main() -> None:
 def audit_platform(wheel: pathlib.Path) -> None:
     """Fails if the wheel needs a newer glibc than its name says, or libraries that the platform lacks."""
     text = subprocess.check_output([sys.executable, "-m", "auditwheel", "show", wheel], text=True)
-    found, named = (re.search(r"manylinux_2_(\d+)_", source) for source in (text, wheel.name))
+    found, named = re.search(r'tag: "manylinux_2_(\d+)', " ".join(text.split())), re.search(r"_2_(\d+)_", wheel.name)
     if found is None or named is None or int(found[1]) > int(named[1]):
         sys.exit(f"{wheel.name}: {text}")
-    print(f"{wheel.name}: fit for {found[0]}...")
+    print(f"{wheel.name}: glibc 2.{found[1]} is enough")
 
 
 def audit_contents(wheel: pathlib.Path, archive: zipfile.ZipFile) -> None:

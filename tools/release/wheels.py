@@ -78,7 +78,7 @@ def build(environments: list[pathlib.Path], source: pathlib.Path, scratch: pathl
             (wheel,) = (folder / "dist").glob("*.whl")
             # Not auditwheel, which does this for its own architecture only, and has no library to add here.
             tag = f"{PLATFORM}_{architecture}"  # audit.py compares it with the symbols
-            run([python, "-m", "wheel", "tags", "--remove", "--platform-tag", tag, wheel])
+            run([python, "-m", "wheel", "tags", "--remove", "--platform-tag", tag, wheel], **clock())
             (wheel,) = (folder / "dist").glob("*.whl")
             shutil.move(wheel, output)
 
