@@ -26,5 +26,5 @@ release:  ## All that a release needs: checks, wheels, matrix, digests. Stops be
 	$(PYTHON) tools/release/check.py
 	$(MAKE) wheel
 	PIP_FIND_LINKS=$(CURDIR)/dist PIP_ONLY_BINARY=jax_maddness $(MAKE) test-matrix VENV=$(BUILD)/release/venv INSTALL=jax_maddness[test]
-	cd dist && sha256sum -- * > SHA256SUMS
+	cd dist && sha256sum -- *.whl *.tar.gz > SHA256SUMS
 	@echo "To publish dist/: twine upload dist/*.whl dist/*.tar.gz, then push the tag."
