@@ -94,8 +94,10 @@ endif
 
 # The ends of what is supported. CPython 3.11 has the oldest jax; the newest one needs a newer Python, which is looked
 # for on the PATH and among pyenv's. Each has a virtual environment and a cache of its own. Tested there is what depends
-# on JAX's version: calls of the kernels, transformations, meshes, exports, layers of Flax.
-NEWER_PYTHONS := $(foreach minor,12 13 14 15,$(shell command -v python3.$(minor))) \
+# on JAX's version: calls of the kernels, transformations, meshes, exports, layers of Flax. ENDS="tests/core tests/nn"
+# tests more. It is the installed wheel that is tested: without PYTHONSAFEPATH the sources would hide it, and
+# --installed fails if they do. INSTALL says what pip installs.
+NEWER_PYTHONS := $(foreach minor,12 13 14 15,$(filter-out %/shims/python3.$(minor),$(shell command -v python3.$(minor)))) \
   $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python3))
 NEWEST_PYTHON ?= $(lastword $(NEWER_PYTHONS))
 OLDEST        := jax==0.8.3 jaxlib==0.8.3 'numpy==2.0.*' flax==0.12.2 optax==0.2.4
@@ -103,28 +105,37 @@ EXPORTED      := ffi/test_registration.py::test_an_exported_module_runs_in_a_pro
 ENDS          := $(addprefix tests/,core/test_transforms.py core/test_sharding.py core/test_pytrees.py \
   nn/test_replace.py $(EXPORTED)) -k 'not [jax and not order_of_imports'
 
+INSTALL       ?= .[test]
+INSTALLED     := -m pytest -o pythonpath=tests --installed -n $(JOBS) -m "not slow"
+
 test-oldest: $(VENV)-oldest/.test  ## What depends on JAX's version, with the oldest jax, flax and NumPy.
-	JAX_COMPILATION_CACHE_DIR=.pytest_cache/oldest $(VENV)-oldest/bin/python -m pytest -n $(JOBS) -m "not slow" $(ENDS)
+	PYTHONSAFEPATH=1 JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.pytest_cache/oldest $(VENV)-oldest/bin/python $(INSTALLED) $(ENDS)
 
 test-newest: $(if $(NEWEST_PYTHON),$(VENV)-newest/.test)  ## The same with the newest jax, on the newest Python to be had.
 ifeq ($(NEWEST_PYTHON),)
 	@echo "No Python newer than 3.11 was found: the newest jax was not tested (set NEWEST_PYTHON=...)."
 else
-	JAX_COMPILATION_CACHE_DIR=.pytest_cache/newest $(VENV)-newest/bin/python -m pytest -n $(JOBS) -m "not slow" $(ENDS)
+	PYTHONSAFEPATH=1 JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.pytest_cache/newest $(VENV)-newest/bin/python $(INSTALLED) $(ENDS)
 endif
 
-$(VENV)-oldest/.test: $(CXX_SOURCES)
+$(VENV)-oldest/.test $(VENV)-newest/.test: $(CXX_SOURCES) $(shell find jax_maddness -name '*.py')
+
+$(VENV)-oldest/.test:
 	$(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/pip install --quiet --disable-pip-version-check --no-compile --editable '.[test]' $(OLDEST)
+	$(VENV)-oldest/bin/pip install --quiet --disable-pip-version-check --no-compile '$(INSTALL)' $(OLDEST)
 	touch $@
 
-$(VENV)-newest/.test: $(CXX_SOURCES)
+$(VENV)-newest/.test:
 	$(NEWEST_PYTHON) -m venv $(VENV)-newest
-	$(VENV)-newest/bin/pip install --quiet --disable-pip-version-check --no-compile --editable '.[test]'
+	$(VENV)-newest/bin/pip install --quiet --disable-pip-version-check --no-compile '$(INSTALL)'
 	touch $@
+
+include tools/release/release.mk
 
 bazel-test: | $(VENV)/.examples  ## The C++ built and tested by Bazel, offline; says so where Bazel is missing.
-	@if command -v bazel > /dev/null; then PYTHON=$(abspath $(BIN))/python bazel --batch test --jobs=$(JOBS) //...; \
+	@if command -v bazel > /dev/null; then export PYTHON=$(abspath $(BIN))/python && \
+	  bazel --batch test --jobs=$(JOBS) //... && \
+	  $(BIN)/python tools/bazel/try_library.py "$$(bazel --batch info bazel-bin)/libjax_maddness_ffi.so"; \
 	else echo "Bazel is not installed: its build was not tested (Debian: apt-get install bazel-bootstrap)."; fi
 
 # More with BENCH="--full --sweep"; benchmarks/run.py --help lists the options. torch's int8 is measured where installed.

@@ -38,8 +38,15 @@ check_public_functions()
 MAX_WORKER_MEMORY = 2e9
 
 
+def pytest_addoption(parser):
+    """Adds the option with which `make test-matrix` makes sure that it tests the wheel."""
+    parser.addoption("--installed", action="store_true", help="fail unless jax_maddness is an installed wheel")
+
+
 def pytest_configure(config):
     """Registers the guard for the doctests of the package, too, which are outside of this file's folder."""
+    if config.getoption("--installed") and "site-packages" not in pathlib.Path(testing.__file__).parts:
+        raise pytest.UsageError(f"jax_maddness is imported from {testing.__file__}, not from an installed wheel")
     config.pluginmanager.register(MemoryGuard(MAX_WORKER_MEMORY))
 
 

@@ -6,10 +6,18 @@ import jax
 
 _OLDEST = (0, 8, 3)  # as in pyproject.toml
 
-for _name, _version in (("jax", jax.__version__), ("jaxlib", jax.lib.__version__)):
-    if tuple(map(int, re.findall(r"\d+", _version)[:3])) < _OLDEST:
-        _least = ".".join(map(str, _OLDEST))
+
+def require(name: str, version: str, oldest: tuple[int, ...], install: str) -> None:
+    """Raises an ImportError that says what to install, if the `version` of package `name` is older than `oldest`."""
+    if tuple(map(int, re.findall(r"\d+", version)[:3])) < oldest:
         raise ImportError(
-            f"jax_maddness needs {_name} >= {_least}, but {_version} is installed: "
-            f"pip install -U 'jax>={_least}' 'jaxlib>={_least}'"
+            f"jax_maddness needs {name} >= {_dotted(oldest)}, but {version} is installed: pip install -U {install}"
         )
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+for _name, _version in (("jax", jax.__version__), ("jaxlib", jax.lib.__version__)):
+    require(_name, _version, _OLDEST, f"'jax>={_dotted(_OLDEST)}' 'jaxlib>={_dotted(_OLDEST)}'")

@@ -113,10 +113,17 @@ def test_a_jax_that_is_too_old_is_an_import_error_that_says_what_to_install(name
     assert re.fullmatch(rf"jax_maddness needs {name} >= [\d.]+, but 0\S+ is installed: pip install -U .*\n", text)
 
 
+def test_a_flax_that_is_too_old_is_an_import_error_that_says_what_to_install():
+    code = "import flax; flax.__version__ = '0.11.0'\ntry: import jax_maddness.nn\nexcept ImportError as e: print(e)"
+    text = "jax_maddness needs flax >= 0.12.2, but 0.11.0 is installed: pip install -U 'jax_maddness[flax]'\n"
+    assert run(code) == text
+
+
 def test_the_bound_is_that_of_the_package():
     with open(os.path.join(os.path.dirname(__file__), "..", "..", "pyproject.toml")) as file:
-        bounds = dict(re.findall(r'"(jax|jaxlib)>=([\d.]+)"', file.read()))
-    assert set(bounds) == {"jax", "jaxlib"}
+        bounds = dict(re.findall(r'"(jax|jaxlib|flax)>=([\d.]+)"', file.read()))
     from jax_maddness.core import _OLDEST
+    from jax_maddness.nn.models import _OLDEST as _OLDEST_FLAX
 
-    assert set(bounds.values()) == {".".join(map(str, _OLDEST))}
+    of_jax, of_flax = (".".join(map(str, version)) for version in (_OLDEST, _OLDEST_FLAX))
+    assert bounds == {"jax": of_jax, "jaxlib": of_jax, "flax": of_flax}
