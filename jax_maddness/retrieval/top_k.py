@@ -25,8 +25,8 @@ def top_k(
     x: Float[Array, "... features"],
     op_or_index: MaddnessOp | VectorIndex,
     w: Float[Array, "features outputs"] | None = None,
-    k: int = 5,
     *,
+    k: int = 5,
     bias: Float[Array, " outputs"] | None = None,
     num_candidates: int = 32,
 ) -> tuple[Float[Array, "... k"], Int32[Array, "... k"]]:
@@ -63,6 +63,8 @@ def top_k(
       >>> values.tolist(), outputs.tolist()
       ([[10.0, 6.0]], [[1, 2]])
     """
+    if isinstance(w, int | np.integer):
+        raise TypeError(f"`w` is {w}. The number of outputs is passed by its name: `top_k(x, ..., k={w})`.")
     if isinstance(op_or_index, VectorIndex):
         if w is not None or bias is not None or op_or_index.metric != "ip":
             raise ValueError(

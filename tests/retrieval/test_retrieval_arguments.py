@@ -148,7 +148,7 @@ def test_lists_and_wrong_arrays_for_the_maximum_and_top_k(rows, op):
     weights, rule = np.asarray(op.weights), fit_outlier_rows(rows)
     bare = dataclasses.replace(op, weights=None)
     for function in (
-        lambda x, op, w=None, b=None: top_k(x, op, w, 3, bias=b, num_candidates=4),
+        lambda x, op, w=None, b=None: top_k(x, op, w, k=3, bias=b, num_candidates=4),
         lambda x, op, w=None, b=None: max_over_positions(x, op, w, b),
         lambda x, op, w=None, b=None: amm_with_exact_rows(x, op, rule, 3, w, b),
     ):
@@ -173,6 +173,7 @@ def test_numbers_of_top_k_and_exact_rows(rows, op, index):
     rule = fit_outlier_rows(rows)
     for call, error, match in [
         (lambda: top_k(rows, op, k=2.0), TypeError, "`k` is 2.0"),
+        (lambda: top_k(rows, index, 2), TypeError, "`w` is 2. The number of outputs is passed by its name"),
         (lambda: top_k(rows, index, k="2"), TypeError, "`k` is '2'"),
         (lambda: max_over_positions(rows, op, num_candidates=1.5), TypeError, "`num_candidates` is 1.5"),
         (lambda: amm_with_exact_rows(rows, op, rule, 2.5), TypeError, "`max_exact` is 2.5"),

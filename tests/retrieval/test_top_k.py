@@ -42,7 +42,7 @@ def test_top_k_of_an_op(layer):
         assert (np.asarray(ids) == want).mean() >= least
     values, ids = jitted_top_k(x, op, k=3, num_candidates=0)
     np.testing.assert_array_equal(ids, jax.lax.top_k(amm(x, op), 3)[1])
-    one = top_k(x[0], dataclasses.replace(op, weights=None), w, 3, bias=b)
+    one = top_k(x[0], dataclasses.replace(op, weights=None), w, k=3, bias=b)
     np.testing.assert_allclose(one[0], exact[0, want[0]], rtol=1e-4, atol=1e-4)
 
 
