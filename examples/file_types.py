@@ -2,9 +2,10 @@
 
 Nearly all of the model's work is a convolution over 512 groups of four bytes, of which only the maxima over positions
 are used. Look-ups propose the positions of the maxima, and exact products decide, each of which takes 0.2 % of the
-work; some outlier positions stay exact. Files are those of this machine, without labels; packages of the test are not
-trained on. Agreement is the share of files whose most probable type is that of the exact model. Times are of one
-thread. Run `python -m examples.file_types --help` for its options.
+work; some outlier positions stay exact. With `--ranks`, int8 factors propose, too, which are not tuned. Files are those
+of this machine, without labels; packages of the test are not trained on. Agreement is the share of files whose most
+probable type is that of the exact model. Times are of one thread. Run `python -m examples.file_types --help` for its
+options.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ FILES = {"training": 3600, "validation": 500, "test": 1200}
 QUICK = {"training": 128, "validation": 32, "test": 64}
 CODEBOOKS = 32
 """Number of codebooks of a position, which is four bytes of 64 channels each."""
+TAPS = 5
+"""Number of positions that an output sees."""
 EXACT = 16
 """Number of positions, of 508, that stay exact."""
 ROWS = 2**17
@@ -42,11 +45,18 @@ NUM_CANDIDATES = (1, 4, 8, 16)
 """Numbers of candidates for each output."""
 
 
-def rule(codebooks: int, quick: bool) -> Rule:
-    """Returns the rule for the convolution: each position is encoded once, and its codes serve all taps."""
+def rule(codebooks: int, quick: bool, rank: int = 0) -> Rule:
+    """Returns the rule for the convolution: each position is encoded or projected once, for all of its taps.
+
+    Args:
+      codebooks: of a position; 0: none.
+      quick: learn by the quickest method.
+      rank: number of directions of a position for int8 factors.
+    """
     config = FitConfig("paper") if quick else FitConfig("oblique", width=64)  # a tree sees a whole byte
+    config = dataclasses.replace(config, rank=TAPS * rank)
     return Rule(
-        "conv", num_codebooks=5 * codebooks, conv="shared", config=config, exact_rows=EXACT / 508, num_candidates=1
+        "conv", num_codebooks=TAPS * codebooks, conv="shared", config=config, exact_rows=EXACT / 508, num_candidates=1
     )
 
 
@@ -147,13 +157,13 @@ def print_table(models: dict[str, nnx.Module], tuned: dict[str, nnx.Module], tes
         print("|", " | ".join([name, *cells]), "|")
 
 
-def variants(fast: FileTypes) -> dict[str, nnx.Module]:
-    """Returns models with the same tables, with and without exact positions and rescoring."""
-    models = {"look-ups": with_options(fast, exact_rows=0.0, num_candidates=0)}
+def variants(fast: FileTypes, what: str = "look-ups") -> dict[str, nnx.Module]:
+    """Returns models with the same tables or factors, with and without exact positions and rescoring."""
+    models = {what: with_options(fast, exact_rows=0.0, num_candidates=0)}
     models[f"and {EXACT} exact positions"] = with_options(fast, num_candidates=0)
     for num_candidates in NUM_CANDIDATES:
         models[f"and rescoring {num_candidates}"] = with_options(fast, num_candidates=num_candidates)
-    return models
+    return {name if name == what else f"{what} {name}": model for name, model in models.items()}
 
 
 def main(args: argparse.Namespace) -> None:
@@ -172,6 +182,10 @@ def main(args: argparse.Namespace) -> None:
     tuned = tune(rescored, model, training, validation, args.quick)
     done("tuned")
     models = {"exact f32": model, "int8 dynamic": in_int8(model), **variants(rescored)}
+    for rank in args.ranks:
+        factored = jax_maddness.replace(model, rule(0, args.quick, rank), batches(training), max_rows=rows)
+        done(f"factors of rank {rank}")
+        models |= variants(factored, f"rank {rank}")
     print()
     print_table(models, variants(tuned), validation if args.validation else test, 3 if args.quick else 60)
 
@@ -181,4 +195,11 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="few files and few steps: only shows that it runs")
     parser.add_argument("--validation", action="store_true", help="measure on the files that choices are made on")
     parser.add_argument("--codebooks", type=int, default=CODEBOOKS, help="of each position, which is four bytes")
+    parser.add_argument(
+        "--ranks",
+        type=int,
+        nargs="*",
+        default=(),
+        help="also measure int8 factors in place of codes: directions of each",
+    )
     main(parser.parse_args())
