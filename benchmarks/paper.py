@@ -4,9 +4,9 @@
 
 The heads of CIFAR-10 and CIFAR-100 of Blalock & Guttag (2021, section 5) have these shapes. Their code reads rows that
 stand feature by feature, and writes its result so; ours reads and writes both, and XLA's and NumPy's exact products
-stand beside them. Contents are random:
-they do not change the time. The rows change from call to call, freed memory is retained, rounds are interleaved; the
-command prints a table of milliseconds and of ratios to XLA's product, and draws it.
+stand beside them. Contents are random: they do not change the time. The rows change from call to call, freed memory is
+retained, rounds are interleaved; the command prints a table of milliseconds and of ratios to XLA's product, and draws
+it.
 """
 
 from __future__ import annotations

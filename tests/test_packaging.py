@@ -1,4 +1,4 @@
-"""What the index shows, and the version that several files name."""
+"""Tests of the package's page on the index, and of the version that several files name."""
 
 import importlib.util
 import pathlib

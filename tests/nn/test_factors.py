@@ -44,7 +44,7 @@ def test_factors_of_full_rank_are_the_convolution(x, conv, num_codebooks, groups
 
 @pytest.mark.parametrize(("rank", "groups", "worst"), [(2, 1, 0.9), (6, 1, 1e-3), (3, 2, 1e-2)])
 def test_factors_are_a_product_of_rules(x, rank, groups, worst):
-    """Of full rank they are the whole product in int8, except where ops are stacked."""
+    """Factors of full rank are the whole product in int8, except where ops are stacked."""
     model = convolution(groups)
     fast = replace(model, Rule(".*", product="factors", rank=rank, conv="patches"), [x], progress=False)
     assert error(fast, model, x) < worst

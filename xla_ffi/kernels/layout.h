@@ -84,8 +84,7 @@
 // By row, the int8 product takes z[d] = (x[d] - center[d]) * scale[d] in f32, denormals being flushed to zero as on
 // XLA's threads, and a = the greatest |z[d]|, or NaN if one is NaN. Then q[d] = rint(z[d] * (127 / a)), or rint(z[d] *
 // 0) where a is NaN or less than 2^-100, half to even, then clamped; NaN becomes -127. The scale of the row's outputs
-// is scale[m]
-// * a.
+// is scale[m] * a.
 //
 // The handlers (xla_ffi/handlers) have validated every size and index before a kernel runs. Pointers may be unaligned
 // beyond their element type; nothing past the last element may be read or written.

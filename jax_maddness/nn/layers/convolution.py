@@ -194,7 +194,8 @@ class Convolution(Form):
         shifted = self._shifted(self.prepared(x), self.out_positions(x))
         if self.groups == 1:
             return next(shifted) @ w[0]
-        # XLA fuses this to one loop over the outputs; it computes grouped convolutions on CPUs 10 to 90 times slower.
+        # XLA fuses this to one loop over the outputs; its own grouped convolutions are slow on CPUs, as
+        # benchmarks/depthwise.py shows.
         by_tap = jnp.moveaxis(w, 1, 0).reshape(self.taps, -1)
         products = [jnp.repeat(v, w.shape[-1], -1) * weights for v, weights in zip(shifted, by_tap, strict=True)]
         return functools.reduce(jnp.add, products)

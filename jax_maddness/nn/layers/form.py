@@ -127,13 +127,13 @@ class Form(abc.ABC):
         """
 
     def can_rewrite(self, num_features: int) -> bool:
-        """Whether `rewritten_product` computes a layer with rows of `num_features` features."""
+        """Whether `rewritten_product` differs from `exact_product` for rows of `num_features` features."""
         del num_features
         return False
 
     def rewritten_product(self, x: Array, w: Array) -> Array:
-        """Computes `exact_product` in a way that XLA may compute faster; see `Convolution`."""
-        raise NotImplementedError
+        """Computes `exact_product` in a way that may be faster, where there is one: see `Convolution`."""
+        return self.exact_product(x, w)
 
     def exact_product(self, x: Array, w: Array) -> Array:
         """Multiplies all rows of the layer's input exactly; see `product`."""

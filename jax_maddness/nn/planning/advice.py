@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jax_maddness.core.types import SMALL_BATCH
 from jax_maddness.nn.layers.kinds import REWRITTEN
 from jax_maddness.nn.planning.record import Record
+from jax_maddness.nn.planning.verdict import LayerPlan
 
 _SHARE = 0.1
 """The least share of the model's time about which advice is given."""
@@ -55,23 +58,25 @@ def _wide(plan: Record) -> list[str]:
 
 def _small_batches(plan: Record) -> list[str]:
     """Calls of a few rows, whose time is that of reading the weights."""
-    lines = [line for line in plan.looked_at if 0 < line.rows <= SMALL_BATCH]
-    share = sum(map(plan.share, lines))
-    if share < _SHARE:
-        return []
-    return [
-        f"{len(lines)} layers, {share:.0%} of the time, have at most {SMALL_BATCH} rows a call, as the batches have: "
-        "look-ups get the tables for small batches (`with_small_batch_tables`). For larger batches plan with these."
-    ]
+    return _if_large(
+        plan,
+        [line for line in plan.looked_at if 0 < line.rows <= SMALL_BATCH],
+        f"{{count}} layers, {{share:.0%}} of the time, have at most {SMALL_BATCH} rows a call, as the batches have: "
+        "look-ups get the tables for small batches (`with_small_batch_tables`). For larger batches plan with these.",
+    )
 
 
 def _groups(plan: Record) -> list[str]:
     """Convolutions with groups, which XLA computes slowly on CPUs."""
-    lines = [line for line in plan.looked_at if line.groups > 1 and not line.of(REWRITTEN) and line.choice is None]
+    return _if_large(
+        plan,
+        [line for line in plan.looked_at if line.groups > 1 and not line.of(REWRITTEN) and line.choice is None],
+        "{count} convolutions with groups have {share:.0%} of the time; XLA computes them slowly on CPUs. "
+        'Depthwise ones are computed faster, with the same result, by `Rule(product="rewritten")`.',
+    )
+
+
+def _if_large(plan: Record, lines: Sequence[LayerPlan], words: str) -> list[str]:
+    """Returns `words` with the count and the share of lines, if they have a large share of the model's time."""
     share = sum(map(plan.share, lines))
-    if share < _SHARE:
-        return []
-    return [
-        f"{len(lines)} convolutions with groups have {share:.0%} of the time; XLA computes them slowly on CPUs. "
-        'Depthwise ones are often 10 times as fast as `Rule(product="rewritten")`, and the same.'
-    ]
+    return [words.format(count=len(lines), share=share)] if share >= _SHARE else []

@@ -25,7 +25,7 @@ _REST = "#c8ccd2"
 _LEAST_ERROR = 1e-6
 """The NMSE at the bottom of the plots; smaller ones stand there, too."""
 _SIZE = re.compile("; (?=[rC] = [0-9]+: [0-9])")
-"""What stands between products of several sizes."""
+"""The separator of products of several sizes in a cell."""
 _PLOTS = 24
 """The most layers that have a plot of their own."""
 _STYLE = """

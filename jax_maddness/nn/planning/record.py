@@ -1,4 +1,4 @@
-"""`Record`: what a plan measured and decided, from which reports are made."""
+"""`Record`: the measurements and decisions of a plan, from which reports are made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WEIGHTS = "weights of `model`"
 
 @dataclasses.dataclass
 class Record:
-    """What a plan measured and decided.
+    """Measurements and decisions of a plan.
 
     Attributes:
       layers: a line for every layer with a kernel, in the order of their calls; layers that share an op are one line.
@@ -83,5 +83,5 @@ class Record:
 
     @property
     def best_case(self) -> float:
-        """How many times as fast the model could be if the lines that were looked at took no time (Amdahl's law)."""
+        """The speed-up of the model if the lines that were looked at took no time (Amdahl's law)."""
         return 1 / max(self.rest, 0.01)  # more cannot be told from times of layers alone

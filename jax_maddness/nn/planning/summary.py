@@ -7,7 +7,7 @@ import collections
 from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, LOW_RANK, REWRITTEN
 from jax_maddness.nn.planning import advice
 from jax_maddness.nn.planning.record import Record
-from jax_maddness.nn.planning.verdict import MIN_MODEL_GAIN, LayerPlan, Option, allowed, predicted
+from jax_maddness.nn.planning.verdict import LEAST_SHARE, MIN_MODEL_GAIN, LayerPlan, Option, allowed, predicted
 
 _COLUMNS = (REWRITTEN, INT8, LOW_RANK, FACTORS, CODES)
 """The products in the order of the table's columns."""
@@ -82,13 +82,14 @@ def table(plan: Record) -> list[str]:
 def folded(plan: Record) -> tuple[list[LayerPlan], list[tuple[str, str]]]:
     """Returns the lines to be shown one by one, and for the others names and words of those with the same words."""
     shown = [line for line in plan.looked_at if allowed(line) or line.choice is not None or plan.only_look]
-    shown = [line for line in shown if plan.share(line) >= 0.005 or line.choice is not None]
+    shown = [line for line in shown if plan.share(line) >= LEAST_SHARE or line.choice is not None]
     shown += [line for line in plan.layers if line.choice is not None and line not in shown]
+    few = f"stays: below {LEAST_SHARE:.1%} of the model's time each"
     groups: dict[str, list[LayerPlan]] = {}
     for line in plan.layers:
         if line not in shown:
-            small = line in plan.looked_at and plan.share(line) < 0.005
-            groups.setdefault("stays: below 0.5% of the model's time each" if small else line.words, []).append(line)
+            small = line in plan.looked_at and plan.share(line) < LEAST_SHARE
+            groups.setdefault(few if small else line.words, []).append(line)
     return shown, [(_names(lines), words) for words, lines in groups.items()]
 
 

@@ -2,25 +2,12 @@
 // integer factors, which tiles multiply (factors.inc).
 //
 // No machine with AMX was at hand: no time in this folder is measured.
-#include <immintrin.h>
-
-#include <cstring>
-
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
-#include "xla_ffi/kernels/kernels.h"
-#include "xla_ffi/kernels/shared/denormals.h"
-#include "xla_ffi/kernels/shared/integers.h"
-#include "xla_ffi/kernels/shared/panels.h"
-
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 finds it in its own intrinsics (its bug 105593)
-#pragma GCC diagnostic ignored "-Wuninitialized"
-
-#define INLINE inline __attribute__((always_inline))
-#define INLINE_LAMBDA __attribute__((always_inline))
+#include "xla_ffi/kernels/avx512/prelude.inc"
 
 namespace jax_maddness {
 namespace {

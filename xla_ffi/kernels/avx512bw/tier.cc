@@ -27,20 +27,7 @@
 // was at hand: it has the same two ports for 512 bits (vpshufb on port 5 alone, vpavgb on port 0 alone), but a
 // first-level cache of 32 KB instead of 48, and it lowers its clock: to add and shuffle bytes is "light" use of 512
 // bits (licence 1, that of dense AVX2 arithmetic), some per cents of the clock on one busy core, up to 15 on all.
-#include <immintrin.h>
-
-#include <cstring>
-
-#include "xla_ffi/kernels/kernels.h"
-#include "xla_ffi/kernels/shared/denormals.h"
-#include "xla_ffi/kernels/shared/integers.h"
-#include "xla_ffi/kernels/shared/panels.h"
-
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 finds it in its own intrinsics (its bug 105593)
-#pragma GCC diagnostic ignored "-Wuninitialized"
-
-#define INLINE inline __attribute__((always_inline))
-#define INLINE_LAMBDA __attribute__((always_inline))
+#include "xla_ffi/kernels/avx512/prelude.inc"
 
 namespace jax_maddness {
 namespace {

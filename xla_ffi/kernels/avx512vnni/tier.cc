@@ -13,20 +13,7 @@
 // Rows are encoded 64 or 256 at a time into this packed order, where they stay in the cache, then meet all outputs, 64
 // at a time (avx512/output.inc).
 //   codes, packed   [rows / 16][codebooks / 4][16 rows][4 bytes], rounded up
-#include <immintrin.h>
-
-#include <cstring>
-
-#include "xla_ffi/kernels/kernels.h"
-#include "xla_ffi/kernels/shared/denormals.h"
-#include "xla_ffi/kernels/shared/integers.h"
-#include "xla_ffi/kernels/shared/panels.h"
-
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 finds it in its own intrinsics (its bug 105593)
-#pragma GCC diagnostic ignored "-Wuninitialized"
-
-#define INLINE inline __attribute__((always_inline))
-#define INLINE_LAMBDA __attribute__((always_inline))
+#include "xla_ffi/kernels/avx512/prelude.inc"
 
 namespace jax_maddness {
 namespace {
