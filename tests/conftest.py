@@ -1,6 +1,7 @@
 """Shared by all tests: four host devices, every backend and tier as a fixture, small random ops."""
 
 import dataclasses
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -32,6 +33,11 @@ from jax_maddness.core import ffi
 collect_ignore = ["fuzz/guided.py"]  # it needs atheris, and has no tests
 
 check_public_functions()
+
+# Tracing makes objects by the million, few of them in cycles: a quarter of the time went into looking for those.
+gc.collect()
+gc.freeze()
+gc.set_threshold(200_000, 50, 100)
 
 # Two workers, a browser and an editor fit a laptop of 8 GB. The aim is 1.5 GB (measured: 1.42); peaks vary with the
 # order of the tests and with what must be compiled anew, so that a run fails only when it is missed by far.

@@ -6,12 +6,20 @@ import re
 import numpy as np
 import pytest
 
+import jax_maddness
+from jax_maddness import nn
+
 ROOT = pathlib.Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+TUTORIALS = ("tutorial_nnx.md", "tutorial_linen.md")  # run by a test of their own
 
 
 def blocks(path):
-    """The Python that a page shows, in order; later blocks go on from earlier ones."""
-    found = re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+    """The Python that a page shows, in order; later blocks go on from earlier ones.
+
+    Blocks of `{code-cell}` also run where the site is built, which prints what they print.
+    """
+    found = re.findall(r"```(?:python|{code-cell} ipython3)\n(.*?)```", path.read_text(), re.DOTALL)
     return [compile(block, f"{path.name}, block {i}", "exec") for i, block in enumerate(found)]
 
 
@@ -32,20 +40,39 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.large
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["learning.md", "flax.md", "rescoring.md", "performance.md", "backends.md"])
+@pytest.mark.parametrize("page", [p.name for p in sorted(DOCS.glob("*.md")) if blocks(p) and p.name not in TUTORIALS])
 def test_pages_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
-    found = blocks(ROOT / "docs" / page)
-    assert found
-    for block in found:
+    if page == "index.md":  # its two lines begin with the data of README's
+        exec(blocks(ROOT / "README.md")[0], names)  # noqa: S102
+    for block in blocks(DOCS / page):
         exec(block, names)  # noqa: S102 -- our own page
 
 
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+def test_the_api_pages_list_every_public_name():
+    listed = re.findall(r"^\.\. auto(?:function|class):: jax_maddness\.(\S+)", "".join(map(_text, API)), re.MULTILINE)
+    names = [name.removeprefix("nn.").removeprefix("testing.") for name in listed]
+    assert len(set(names)) == len(names)
+    testing = {"force_backend", "force_tier", "assert_portable"}
+    assert set(names) == {*jax_maddness.__all__, *nn.__all__, *testing}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def _text(path):
+    return path.read_text()
+
+
+API = sorted((DOCS / "api").glob("*.rst"))
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
+
+
+def test_every_page_is_in_the_contents():
+    listed = re.findall(r"^([\w/]+)$", "".join(re.findall(r"```{toctree}(.*?)```", _text(DOCS / "index.md"), re.DOTALL)), re.MULTILINE)
+    pages = {str(p.relative_to(DOCS).with_suffix("")) for p in DOCS.rglob("*.md")} - {"index"}
+    assert set(listed) == pages
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_relative_links_lead_to_files_and_headings(page):
     for target in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text()):
         path, anchor = target
@@ -79,11 +106,11 @@ def test_readme_fits_two_screens():
 
 @pytest.mark.large
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["tutorial_nnx.md", "tutorial_linen.md"])
+@pytest.mark.parametrize("page", TUTORIALS)
 def test_tutorials_run(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}
-    for block in blocks(ROOT / "docs" / page):
+    for block in blocks(DOCS / page):
         exec(block, names)  # noqa: S102
     printed = capsys.readouterr().out
     assert "| layer | D -> M (rows) | share |" in printed

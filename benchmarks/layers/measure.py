@@ -32,6 +32,7 @@ from benchmarks import contenders, machine, timing
 from benchmarks.layers import picture, report
 from benchmarks.layers.contenders import OURS, Contender, ours, rivals
 from benchmarks.layers.sample import Layer, layers_in, stratified
+from benchmarks.packaged import Matrices
 from jax_maddness.core.atomic import replace_file
 
 COPIES = 4
@@ -41,19 +42,23 @@ COPIES = 4
 def measure(layer: Layer, method: str, seconds: float, threads: int) -> list[dict[str, Any]]:
     """Returns a record of every product of a layer."""
     matrices = layer.load()
+    facts = {"layer": layer.name, "model": layer.model, "domain": layer.domain, "method": method, "rows": layer.rows}
+    facts |= {"features": layer.features, "outputs": layer.outputs}
+    measured = products(layer, matrices, [*rivals(matrices, threads), *ours(matrices, method)], seconds)
+    return [facts | product for product in measured]
+
+
+def products(layer: Layer, matrices: Matrices, entrants: list[Contender], seconds: float) -> list[dict[str, Any]]:
+    """Returns error and time of every product; `time` is in units of that of the first."""
     exact = matrices.x_test.astype(np.float64) @ matrices.w + matrices.b
     center = matrices.x_train.mean(0, dtype=np.float64) @ matrices.w + matrices.b
     spread = np.square(exact - center).sum()
-    entrants = [*rivals(matrices, threads), *ours(matrices, method)]
     x_test, shape = jnp.asarray(matrices.x_test), (layer.rows, layer.features)
     errors = [np.square(np.asarray(c.prepare(x_test)()) - exact).sum() / spread for c in entrants]
     blocks = [jnp.asarray(np.resize(np.roll(matrices.x_test, -97 * i, axis=0), shape)) for i in range(COPIES)]
     figures = timing.interleaved([_in_turn(c, blocks) for c in entrants], seconds=seconds, rounds=(5, 25))
-    facts = {"layer": layer.name, "model": layer.model, "domain": layer.domain, "method": method, "rows": layer.rows}
-    facts |= {"features": layer.features, "outputs": layer.outputs}
     return [
-        facts
-        | {"name": c.name, "family": c.family, "ours": c.family in OURS, "nmse": float(error)}
+        {"name": c.name, "family": c.family, "ours": c.family in OURS, "nmse": float(error)}
         | {"ms": statistics.median(own), "time": _median_ratio(own, figures[0])}
         for c, error, own in zip(entrants, errors, figures, strict=True)
     ]

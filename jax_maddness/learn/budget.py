@@ -133,7 +133,7 @@ def fit_budget(
       x_train: training rows, `[..., D]`, of a real dtype; leading dimensions are flattened to rows. At least two rows.
       w: weights to multiply with, `[D, M]`, of a real dtype.
       bias: vector `[M]` that is added to every row of the product; None stands for zeros.
-      max_nmse: largest NMSE, |y - y_exact|^2 / |y_exact - mean|^2, on held-out rows; a fraction.
+      max_nmse: largest NMSE, `|y - y_exact|^2 / |y_exact - mean|^2`, on held-out rows; a fraction.
       num_bytes: largest size of the op's arrays, in bytes.
       max_seconds: longest time of one call of `amm` on the rows of `x_train` (at most 16,384 of them), in seconds, on
         this machine under its present load.

@@ -36,7 +36,7 @@ class FitReport:
     mean. `encoder`, `quantization` and `shift` add up to `nmse`.
 
     Attributes:
-      nmse: |y - y_exact|^2 / |y_exact - mean|^2 over all rows and outputs, with the mean of each output.
+      nmse: `|y - y_exact|^2 / |y_exact - mean|^2` over all rows and outputs, with the mean of each output.
         Where no output varies, it is 0 if the op is right but for rounding.
       nmse_per_output: NMSE of every output alone, float64 `[M]`; NaN for an output whose exact values are constant.
       encoder: part of `nmse` that 16 prototypes per codebook cannot express: the remainder of the other two parts.

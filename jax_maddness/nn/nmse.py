@@ -12,7 +12,7 @@ _ROUNDING = 16 * np.finfo(np.float64).eps
 
 
 def nmse(y: Float[np.ndarray, "rows outputs"], exact: Float[np.ndarray, "rows outputs"]) -> float:
-    """Returns |y - exact|^2 / |exact - mean|^2, with each output's mean.
+    """Returns `|y - exact|^2 / |exact - mean|^2`, with each output's mean.
 
     Where `exact` is not finite, as masked logits are not, `y` must have the same infinity or NaN; these places are left
     out of both sums.

@@ -81,7 +81,7 @@ def plan(
       rules: decide which layers, as for `replace`. A rule with `num_codebooks` has that number tried and no other.
       max_drop: the most that the metric may lose.
       metric: `metric(model's output, batch)` is a number, the larger the better; the mean over batches counts. None:
-        the negative of |y - y_exact|^2 / |y_exact - mean|^2 of the model's outputs.
+        the negative of `|y - y_exact|^2 / |y_exact - mean|^2` of the model's outputs.
       ratios: features per codebook to try.
       products: the products that may replace a layer, some of `"codes"`, `"factors"` (in int8, up to the whole
         product), `"int8"` (XLA's), `"low rank"` (in floats) and `"rewritten"` (depthwise and 1x1 convolutions,

@@ -86,7 +86,7 @@ def _finite_number(score: Any) -> float:
 
 
 def relative_error(outputs: Sequence[Any], exact: Sequence[Any]) -> float:
-    """Returns |y - y_exact|^2 / |y_exact - mean|^2 over all batches, as `nmse` defines it where numbers are not finite.
+    """Returns `|y - y_exact|^2 / |y_exact - mean|^2` over all batches, as `nmse` defines it for what is not finite.
 
     Args:
       outputs: pytrees of arrays, one for each batch.

@@ -35,7 +35,7 @@ class Option:
       size: the rank, or C; 0 for the other kinds. Factors of full rank are the whole product in int8.
       ms: median milliseconds of all calls in one run of the model.
       noise: half the interquartile range, as a share of `ms`.
-      nmse: |y - y_exact|^2 / |y_exact - mean|^2 on held-out rows.
+      nmse: `|y - y_exact|^2 / |y_exact - mean|^2` on held-out rows.
       drop: of the metric, where only these layers are replaced; None: not measured.
     """
 

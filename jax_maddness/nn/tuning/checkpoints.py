@@ -39,7 +39,8 @@ class Checkpoints:
         self._folder, self._args = pathlib.Path(path_name(folder, "checkpoint")).resolve(), orbax.args
         if self._folder.exists() and not self._folder.is_dir():
             raise ValueError(f"`checkpoint` is {os.fspath(folder)!r}, a file; expected a folder, which may be new.")
-        options = orbax.CheckpointManagerOptions(max_to_keep=1)
+        # Without threads: one that a full disk has ended leaves the next save to wait minutes for its signal.
+        options = orbax.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
         self._manager = orbax.CheckpointManager(self._folder, options=options)
 
     def save(self, number: int, state: Any) -> None:
