@@ -37,7 +37,7 @@ def sizes(layer: Matrices) -> Iterator[Contender]:
     """Yields an op of every number of codebooks and rank, named "C, rank"; and the whole product in int8."""
     for codebooks in CODEBOOKS:
         for rank in RANKS:
-            if 0 < codebooks + rank and rank <= min(layer.w.shape):
+            if codebooks + rank > 0 and rank <= min(layer.w.shape):
                 yield _op(layer, f"{codebooks}, {rank}", codebooks, rank=rank)
     yield dataclasses.replace(_op(layer, "int8", 0, method="int8"), family="our int8")
 

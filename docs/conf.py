@@ -6,7 +6,7 @@ import re
 
 project = "jax_maddness"
 author = "The jax_maddness authors"
-copyright = "2026, The jax_maddness authors"  # noqa: A001 -- Sphinx's name
+copyright = "2026, The jax_maddness authors"
 version = release = importlib.metadata.version("jax_maddness")
 
 extensions = [
@@ -80,7 +80,9 @@ def mark_literal_blocks(_app, _what, _name, _object, _options, lines):
 
 def shorten_names(_app, _what, _name, _object, _options, arguments, result):
     """Shows JAX's arrays under their public name."""
-    return tuple(text and re.sub(r"jaxlib\._jax\.Array|jax\._src\.\w+\.Array", "Array", text) for text in (arguments, result))
+    return tuple(
+        text and re.sub(r"jaxlib\._jax\.Array|jax\._src\.\w+\.Array", "Array", text) for text in (arguments, result)
+    )
 
 
 def setup(app):

@@ -1,9 +1,11 @@
 """The Python blocks of README and of the pages in docs/ run, and their links lead somewhere."""
 
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
-import numpy as np
 import pytest
 
 import jax_maddness
@@ -19,35 +21,45 @@ def blocks(path):
 
     Blocks of `{code-cell}` also run where the site is built, which prints what they print.
     """
-    found = re.findall(r"```(?:python|{code-cell} ipython3)\n(.*?)```", path.read_text(), re.DOTALL)
-    return [compile(block, f"{path.name}, block {i}", "exec") for i, block in enumerate(found)]
+    return re.findall(r"```(?:python|{code-cell} ipython3)\n(.*?)```", path.read_text(), re.DOTALL)
 
 
-@pytest.mark.large
+def printed_by(sources, folder):
+    """Runs the blocks as a reader does, in a process of their own, and returns what they print.
+
+    XLA's optimizations are on there, as these tests mostly learn. Others mostly compile: conftest.py turns them off.
+    """
+    script = folder / "blocks.py"
+    script.write_text("\n".join(sources))
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    run = subprocess.run(
+        [sys.executable, script.name],
+        cwd=folder,
+        env=env | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
 @pytest.mark.slow
-def test_readme_examples_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_readme_examples_run(tmp_path):
     first, *others = blocks(ROOT / "README.md")
-    names = {}
-    exec(first, names)  # noqa: S102 -- our own README
-    assert names["y"].shape == (100, 128)
-    printed = capsys.readouterr().out
-    assert float(printed.split(")")[-1]) < 0.05  # the error that README's reader sees
-    for block in others:
-        exec(block, names)  # noqa: S102
-    assert "NMSE 0.0" in capsys.readouterr().out
+    printed = printed_by([first, "print(y.shape, flush=True)\nprint('the first block ends here')", *others], tmp_path)
+    first, others = printed.split("the first block ends here")
+    error, shape = first.strip().split("\n")[-2:]
+    assert shape == "(100, 128)"
+    assert float(error.split(")")[-1]) < 0.05  # the error that README's reader sees
+    assert "NMSE 0.0" in others
 
 
-@pytest.mark.large
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [p.name for p in sorted(DOCS.glob("*.md")) if blocks(p) and p.name not in TUTORIALS])
-def test_pages_run(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    if page == "index.md":  # its two lines begin with the data of README's
-        exec(blocks(ROOT / "README.md")[0], names)  # noqa: S102
-    for block in blocks(DOCS / page):
-        exec(block, names)  # noqa: S102 -- our own page
+def test_pages_run(page, tmp_path):
+    before = blocks(DOCS / "learning.md")[:1] if page == "index.md" else []  # its two lines have no data of their own
+    printed_by([*before, *blocks(DOCS / page)], tmp_path)
 
 
 def test_the_api_pages_list_every_public_name():
@@ -67,9 +79,9 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 
 
 def test_every_page_is_in_the_contents():
-    listed = re.findall(r"^([\w/]+)$", "".join(re.findall(r"```{toctree}(.*?)```", _text(DOCS / "index.md"), re.DOTALL)), re.MULTILINE)
+    contents = "".join(re.findall(r"```{toctree}(.*?)```", _text(DOCS / "index.md"), re.DOTALL))
     pages = {str(p.relative_to(DOCS).with_suffix("")) for p in DOCS.rglob("*.md")} - {"index"}
-    assert set(listed) == pages
+    assert set(re.findall(r"^([\w/]+)$", contents, re.MULTILINE)) == pages
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -104,19 +116,16 @@ def test_readme_fits_two_screens():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
-@pytest.mark.large
+CHECK_TUTORIAL = """
+np.testing.assert_array_equal(compiled(loaded, x_test)(), compiled(tuned, x_test)())
+assert scores["exact"] > 0.9
+assert scores["tuned, loaded"] > scores["exact"] - 0.05
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", TUTORIALS)
-def test_tutorials_run(page, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    for block in blocks(DOCS / page):
-        exec(block, names)  # noqa: S102
-    printed = capsys.readouterr().out
+def test_tutorials_run(page, tmp_path):
+    printed = printed_by([*blocks(DOCS / page), CHECK_TUTORIAL], tmp_path)
     assert "| layer | D -> M (rows) | share |" in printed
     assert "held-out loss" in printed
-    compiled, x_test = names["compiled"], names["x_test"]
-    np.testing.assert_array_equal(compiled(names["loaded"], x_test)(), compiled(names["tuned"], x_test)())
-    scores = names["scores"]
-    assert scores["exact"] > 0.9
-    assert scores["tuned, loaded"] > scores["exact"] - 0.05

@@ -38,7 +38,7 @@ function drawAxes(plot, { speeds, errors, x, y }) {
   }
   for (const error of errors) {
     plot.append(element("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(error), y2: y(error), class: "grid" }));
-    plot.append(element("text", { x: LEFT - 8, y: y(error) + 5, "text-anchor": "end" }, String(Number(error.toPrecision(1)))));
+    plot.append(element("text", { x: LEFT - 8, y: y(error) + 5, "text-anchor": "end" }, error < 0.001 ? error.toExponential(0) : String(Number(error.toPrecision(1)))));
   }
   plot.append(element("text", { x: (LEFT + WIDTH) / 2, y: HEIGHT - 8, "text-anchor": "middle" }, "times as fast as XLA float32"));
   plot.append(element("text", { x: 14, y: HEIGHT / 2, "text-anchor": "middle", transform: `rotate(-90 14 ${HEIGHT / 2})` }, "NMSE"));
@@ -53,7 +53,8 @@ function draw(layer, chosen) {
     if (name === "XLA f32") continue;
     const kind = name in named ? "whole" : "size";
     const point = element("circle", { cx: scale.x(time), cy: scale.y(nmse), r: kind === "whole" ? 5 : 3.5, class: kind });
-    point.append(element("title", {}, `${name}: NMSE ${nmse}, ${(1 / time).toFixed(2)}x`));
+    const title = named[name] || `${name.replace(", ", " codebooks, rank ")}`;
+    point.append(element("title", {}, `${title}: NMSE ${nmse}, ${(1 / time).toFixed(2)}x`));
     plot.append(point);
     if (kind === "whole") plot.append(element("text", { x: scale.x(time) + 8, y: scale.y(nmse) + 5 }, named[name]));
   }
