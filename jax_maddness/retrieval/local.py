@@ -22,6 +22,7 @@ from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.powers import exponents, times_power, two_powers
 from jax_maddness.retrieval.products import best, exact_products, tables_of
 from jax_maddness.retrieval.rescore import rescore
+from jax_maddness.retrieval.restrict import Restrictions, candidates, joined
 
 _FAR = (8, 44)
 """Exponents of the distances of far queries, in units of the frame. Beyond, float64 could not tell distances apart."""
@@ -49,8 +50,8 @@ class Scaled(NamedTuple):
     constant: Float[Array, "queries 1"] | None = None
 
 
-def scaled_queries(queries: Float[Array, "queries features"], index: VectorIndex) -> Scaled:
-    """Scales queries, float32 and finite, for the products that `index` needs."""
+def scaled_queries(queries: Float[Array, "queries features"], index: VectorIndex, has_bias: bool = False) -> Scaled:
+    """Scales queries, float32 and finite, for the products that `index` needs; `has_bias`: one of the search itself."""
     own = exponents(queries)
     zeros = jnp.zeros_like(own)
     if index.metric == "l2":
@@ -60,7 +61,7 @@ def scaled_queries(queries: Float[Array, "queries features"], index: VectorIndex
         squares = (rows * rows).sum(-1, keepdims=True)
         rows = rows / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
         return Scaled(rows, zeros, rows, zeros)
-    if index.bias is not None:
+    if index.bias is not None or has_bias:
         own = jnp.maximum(own, 0)  # the biases are divided too, and must not overflow
     rows = times_power(queries, -own)
     return Scaled(rows, own, rows, own)
@@ -86,7 +87,12 @@ def _scaled_for_distances(
 
 
 def local(
-    scaled: Scaled, index: VectorIndex, k: int, num_candidates: int, count: int | Array | None = None
+    scaled: Scaled,
+    index: VectorIndex,
+    k: int,
+    num_candidates: int,
+    count: int | Array | None = None,
+    given: Restrictions | None = None,
 ) -> tuple[Float[Array, "queries k"], Int32[Array, "queries k"]]:
     """Searches the vectors of one device; returns scores of the scaled queries, best first, and ids.
 
@@ -96,39 +102,65 @@ def local(
       k: number of vectors for each query.
       num_candidates: number of candidates that are rescored, or 0.
       count: number of vectors that take part; None: all.
+      given: restrictions of the queries, with ids.
     """
-    count = jnp.asarray(index.count if count is None else count, jnp.int32)
     rows = len(index.ids)
     if not rows:
         queries = scaled.rows.shape[0]
         return best(jnp.zeros((queries, 0), jnp.float32), jnp.zeros((queries, 0), jnp.int32), k)
+    given = None if given is None else given.positions(index.ids, index.count if count is None else count)
+    count = jnp.asarray(index.count if count is None else count, jnp.int32)
     if not num_candidates:
-        tables = tables_of(scaled.in_frame, index, scaled.frame_exponents)
-        sums, positions = scan.scan(index.codes, tables.entries, count, k)
-        scores = tables.scale[:, None] * sums.astype(jnp.float32) + tables.offset[:, None]
-        scores = jnp.where(sums < 0, -jnp.inf, scores)
+        scores, positions = _proposed(scaled, index, k, count, given)
     else:
         if num_candidates >= rows:
-            positions = _dense(scaled, index, count, k + _SPARE)
+            positions = _dense(scaled, index, count, k + _SPARE, given)
         else:
-            positions = candidates_of(scaled, index, num_candidates, count)
+            positions = candidates_of(scaled, index, num_candidates, count, given)
+            positions = positions if given is None else joined(positions, given)
         positions = jnp.sort(positions, -1)  # the first of equal scores is best; memory is read in order
-        scores = _exact(scaled, index, positions)
+        scores = _exact(scaled, index, positions, given)
     scores, positions = best(scores, positions, k)
     return scores, jnp.where(positions < 0, -1, index.ids[jnp.maximum(positions, 0)])
 
 
+def _proposed(
+    scaled: Scaled, index: VectorIndex, number: int, count: Array, given: Restrictions | None
+) -> tuple[Float[Array, "queries number"], Int32[Array, "queries number"]]:
+    """Returns the approximate scores and the positions of the best vectors; -inf and -1 where there are fewer."""
+    tables = tables_of(scaled.in_frame, index, scaled.frame_exponents)
+
+    def scores_of(number: int) -> tuple[Array, Array]:
+        sums, positions = scan.scan(index.codes, tables.entries, count, number)
+        scores = tables.scale[:, None] * sums.astype(jnp.float32) + tables.offset[:, None]
+        return jnp.where(sums < 0, -jnp.inf, scores), positions
+
+    if given is None:
+        return scores_of(number)
+    if given.score_bias is not None:  # as the scores, which are in the frame of the index
+        given = given._replace(score_bias=_scaled_bias(given.score_bias, scaled.exponents + index.exponent))
+    return candidates(scores_of, given, number, len(index.ids))
+
+
+def _scaled_bias(bias: Float[Array, "rows vectors"], exponents: Int32[Array, " queries"]) -> Array:
+    """Divides a bias, that of each query or the same for all, by `2**exponents` of each query."""
+    return times_power(jnp.broadcast_to(bias, (len(exponents), bias.shape[1])), -exponents)
+
+
 def candidates_of(
-    scaled: Scaled, index: VectorIndex, num_candidates: int, count: Array | None = None
+    scaled: Scaled,
+    index: VectorIndex,
+    num_candidates: int,
+    count: Array | None = None,
+    given: Restrictions | None = None,
 ) -> Int32[Array, "queries candidates"]:
     """Returns the positions of the vectors that look-ups propose, best first; -1 where there are fewer."""
-    tables = tables_of(scaled.in_frame, index, scaled.frame_exponents)
     count = jnp.asarray(index.count if count is None else count, jnp.int32)
-    return scan.scan(index.codes, tables.entries, count, num_candidates)[1]
+    return _proposed(scaled, index, num_candidates, count, given)[1]
 
 
 def _exact(
-    scaled: Scaled, index: VectorIndex, positions: Int32[Array, "queries candidates"]
+    scaled: Scaled, index: VectorIndex, positions: Int32[Array, "queries candidates"], given: Restrictions | None
 ) -> Float[Array, "queries candidates"]:
     """Returns the exact scores of candidates; -inf at position -1."""
     assert index.vectors is not None
@@ -140,10 +172,14 @@ def _exact(
         difference = index.vectors[known].astype(jnp.float32) * one * other - scaled.base[:, None, :]
         return jnp.where(positions < 0, -jnp.inf, -(difference * (difference - scaled.shift[:, None, :])).sum(-1))
     scores = rescore(scaled.rows, index.vectors, positions)
-    return scores if index.bias is None else scores + times_power(index.bias[known], -scaled.exponents)
+    for bias in (None if index.bias is None else index.bias[known], given and given.bias_at(positions)):
+        scores = scores if bias is None else scores + times_power(bias, -scaled.exponents)
+    return scores
 
 
-def _dense(scaled: Scaled, index: VectorIndex, count: Array, k: int) -> Int32[Array, "queries k"]:
+def _dense(
+    scaled: Scaled, index: VectorIndex, count: Array, k: int, given: Restrictions | None
+) -> Int32[Array, "queries k"]:
     """Returns the positions of the `k` vectors with the greatest exact scores among all; -1 if there are fewer."""
     assert index.vectors is not None
     scaled = lax.stop_gradient(scaled)
@@ -157,10 +193,12 @@ def _dense(scaled: Scaled, index: VectorIndex, count: Array, k: int) -> Int32[Ar
         scores = -(difference * (difference - scaled.shift.T[:, :, None])).sum(0)
     else:
         scores = exact_products(scaled.rows, index.vectors)
-        if index.bias is not None:
-            scores = scores + times_power(jnp.broadcast_to(index.bias[None, :], scores.shape), -scaled.exponents)
+        for bias in (None if index.bias is None else index.bias[None, :], given and given.score_bias):
+            scores = scores if bias is None else scores + _scaled_bias(bias, scaled.exponents)
     positions = jnp.arange(len(index.vectors), dtype=jnp.int32)[None, :]
     scores = jnp.where(positions < count, scores, -jnp.inf)
+    if given is not None:
+        scores = jnp.where(given.dense(*scores.shape), -jnp.inf, scores)
     return best(scores, jnp.broadcast_to(positions, scores.shape), k)[1]
 
 

@@ -179,4 +179,4 @@ def _with_exact_rows(
         exact = jnp.where(is_exact[:, None] > 0, exact, outputs[chosen])
         return outputs.at[chosen].set(exact, unique_indices=True).reshape(y.shape)
 
-    return by_rows(on_rows, x, x.ndim - 1, op, weights, bias, mask=mask)
+    return by_rows(on_rows, x, x.ndim - 1, op, weights, bias, by_row=mask)

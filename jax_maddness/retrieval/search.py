@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32, Integer
 
 from jax_maddness.retrieval import calibrate, validate
 from jax_maddness.retrieval.explicit import by_rows, replicated
 from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.local import Scaled, local, scaled_queries, unscaled
 from jax_maddness.retrieval.products import best
+from jax_maddness.retrieval.restrict import Restrictions, merged, validated
 
 
 def search(
@@ -28,6 +29,9 @@ def search(
     num_candidates: int = 64,
     recall: float | None = None,
     metric: str | None = None,
+    exclude: Integer[Array, "... excluded"] | Bool[Array, "... vectors"] | None = None,
+    always: Integer[Array, "... always"] | None = None,
+    score_bias: Float[Array, "... vectors"] | None = None,
 ) -> tuple[Float[Array, "... k"], Int32[Array, "... k"]]:
     """Finds the `k` best vectors of `index` for each query.
 
@@ -49,10 +53,17 @@ def search(
         number of candidates is used that reached it when `index` was built, on queries like those that `build_index`
         was given.
       metric: the metric of the index, which a caller may state for readers of the code; another metric is an error.
+      exclude: ids of vectors that are not returned, or a mask, True for those, in the order of ids; for each query, or
+        the same for all. The result is as if the index did not have them. Ids that it does not have, such as -1, play
+        no part. A few ids cost next to nothing; where a mask leaves few candidates, all codes are sorted.
+      always: ids of vectors that are rescored beside the candidates, whatever their codes say; for each query, or the
+        same for all. `exclude` goes first.
+      score_bias: finite numbers that are added to the scores of each vector, in the order of ids, for "ip"; for each
+        query, or the same for all. Candidates are chosen with it. All codes are sorted for it, which takes longer.
 
     Returns:
-      The scores, float32, best first, and the ids, int32. If the index has fewer than `k` vectors, the remaining scores
-      are -inf and their ids -1.
+      The scores, float32, best first, and the ids, int32. If there are fewer than `k` vectors that are not excluded,
+      the remaining scores are -inf and their ids -1.
 
     Raises:
       TypeError: `queries` has another dtype, or `index` is not an index.
@@ -77,25 +88,40 @@ def search(
         raise ValueError(
             "`index` keeps no vectors to rescore with. Build it with `keep_vectors=True`, or use `num_candidates=0`."
         )
-    return _search(queries, index, k, num_candidates)
+    if score_bias is not None and index.metric != "ip":
+        raise ValueError(f"`score_bias` is added to products, but `index` is for {index.metric!r}. Leave it out.")
+    if always is not None and not num_candidates:
+        raise ValueError(
+            "`always` names vectors to rescore, but `num_candidates` is 0. Take candidates, or leave it out."
+        )
+    return _search(
+        queries, index, k, num_candidates, validated(queries.shape[:-1], index.count, exclude, always, score_bias)
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("k", "num_candidates"), inline=True)
 def _search(
-    queries: Float[Array, "... features"], index: VectorIndex, k: int, num_candidates: int
+    queries: Float[Array, "... features"],
+    index: VectorIndex,
+    k: int,
+    num_candidates: int,
+    given: Restrictions | None = None,
 ) -> tuple[Float[Array, "... k"], Int32[Array, "... k"]]:
-    def on_rows(queries: Array, index: VectorIndex) -> tuple[Array, Array]:
+    def on_rows(queries: Array, index: VectorIndex, *given: Restrictions) -> tuple[Array, Array]:
         rows = queries.reshape(-1, index.num_features).astype(jnp.float32)
         finite = jnp.isfinite(rows).all(-1, keepdims=True)
-        scaled = scaled_queries(jnp.where(finite, rows, 0.0), index)
-        scores, ids = (local if index.mesh is None else _sharded)(scaled, index, k, num_candidates)
+        flat = merged(*given).flat(queries.shape[:-1]) if given else None
+        scaled = scaled_queries(jnp.where(finite, rows, 0.0), index, flat is not None and flat.score_bias is not None)
+        scores, ids = (local if index.mesh is None else _sharded)(scaled, index, k, num_candidates, given=flat)
         scores = jnp.where(finite, unscaled(scores, scaled, index, bool(num_candidates)), jnp.nan)
         ids = jnp.where(finite, ids, -1)
         return scores.reshape(*queries.shape[:-1], k), ids.reshape(*queries.shape[:-1], k)
 
     if index.mesh is not None:  # the vectors are sharded, so that all devices see all queries
-        return on_rows(replicated(queries), index)
-    return by_rows(on_rows, queries, queries.ndim - 1, index)
+        return on_rows(replicated(queries), index, *([] if given is None else [replicated(given)]))
+    if given is None:
+        return by_rows(on_rows, queries, queries.ndim - 1, index)
+    return by_rows(on_rows, queries, queries.ndim - 1, index, given.shared(), by_row=given.own())
 
 
 def validate_counts(k: int, num_candidates: int) -> tuple[int, int]:
@@ -114,7 +140,7 @@ def validate_counts(k: int, num_candidates: int) -> tuple[int, int]:
 
 
 def _sharded(
-    scaled: Scaled, index: VectorIndex, k: int, num_candidates: int
+    scaled: Scaled, index: VectorIndex, k: int, num_candidates: int, given: Restrictions | None
 ) -> tuple[Float[Array, "queries k"], Int32[Array, "queries k"]]:
     """Searches every shard and takes the best results. Ids ascend with shards, so that ties go to the lower id."""
     axis, mesh = index.axis, index.mesh
@@ -122,12 +148,13 @@ def _sharded(
     assert mesh is not None
     rows_per_shard = len(index.ids) // mesh.shape[axis]
 
-    def on_shard(scaled: Scaled, shard: VectorIndex) -> tuple[Array, Array]:
+    def on_shard(scaled: Scaled, shard: VectorIndex, given: Restrictions | None) -> tuple[Array, Array]:
         count = jnp.clip(index.count - lax.axis_index(axis) * rows_per_shard, 0, rows_per_shard)
-        results = local(scaled, shard, k, num_candidates, count)
+        results = local(scaled, shard, k, num_candidates, count, given)
         scores, ids = (lax.all_gather(a, axis, axis=1, tiled=True) for a in results)
         return best(scores, ids, k)
 
+    given = None if given is None else given.padded(len(index.ids))
     specs = jax.tree.map(lambda _: PartitionSpec(), index)
     specs = VectorIndex(**(vars(specs) | dict.fromkeys(("codes", "ids"), PartitionSpec(axis))))
     for name in ("bias", "vectors"):
@@ -137,12 +164,12 @@ def _sharded(
         jax.shard_map(
             on_shard,
             mesh=mesh,
-            in_specs=(PartitionSpec(), specs),
+            in_specs=(PartitionSpec(), specs, None if given is None else given.specs(axis)),
             out_specs=PartitionSpec(),
             axis_names={axis},
             check_vma=False,
         )
-    )(scaled, index)
+    )(scaled, index, given)
 
 
 def _validated(queries: Array, index: VectorIndex, metric: str | None) -> Array:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32, Integer
 
 from jax_maddness.core.amm import amm
 from jax_maddness.core.types import MaddnessOp
 from jax_maddness.retrieval import validate
 from jax_maddness.retrieval.explicit import by_rows
 from jax_maddness.retrieval.index import VectorIndex
+from jax_maddness.retrieval.products import best
+from jax_maddness.retrieval.restrict import Restrictions, joined, merged, validated
 from jax_maddness.retrieval.search import search, validate_counts
 
 exact_einsum = functools.partial(jnp.einsum, precision="highest", preferred_element_type=jnp.float32)
@@ -29,6 +32,10 @@ def top_k(
     k: int = 5,
     bias: Float[Array, " outputs"] | None = None,
     num_candidates: int = 32,
+    recall: float | None = None,
+    exclude: Integer[Array, "... excluded"] | Bool[Array, "... outputs"] | None = None,
+    always: Integer[Array, "... always"] | None = None,
+    score_bias: Float[Array, "... outputs"] | None = None,
 ) -> tuple[Float[Array, "... k"], Int32[Array, "... k"]]:
     """Finds the `k` greatest outputs of `x @ w + bias` for each row.
 
@@ -46,10 +53,19 @@ def top_k(
         again.
       num_candidates: number of candidates that are rescored, at least `k`. 0: no output is rescored, and the values are
         approximate.
+      recall: for an index, the share of the true `k` greatest outputs that is to be found, in place of
+        `num_candidates`; see `search`.
+      exclude: outputs that are not returned: their indices, or a mask, True for those; for each row, or the same for
+        all. The result is as if they did not exist.
+      always: outputs that are rescored beside the candidates, whatever the codes say, such as the end of a text; for
+        each row, or the same for all. `exclude` goes first.
+      score_bias: finite numbers to add to the outputs, as for penalties or another model's scores; for each row, or the
+        same for all. Candidates are chosen with it.
 
     Returns:
       The values, float32, greatest first, and the indices of the outputs, int32. Of equal values, that of the lower
-      index comes first. A row with NaN or an infinity gets the values NaN and the indices -1.
+      index comes first. A row with NaN or an infinity gets the values NaN and the indices -1. If fewer than `k` outputs
+      are not excluded, the remaining values are -inf and their indices -1.
 
     Raises:
       TypeError: `op_or_index` is neither an op nor an index, or an argument has the wrong type.
@@ -73,36 +89,73 @@ def top_k(
             )
         if validate.integer(k, "k") > op_or_index.count:
             raise ValueError(f"`k` is {k}, but `index` has {op_or_index.count} outputs. Ask for fewer.")
-        return search(x, op_or_index, k, num_candidates=num_candidates)
+        restrictions: dict[str, Any] = {"exclude": exclude, "always": always, "score_bias": score_bias}
+        return search(x, op_or_index, k, num_candidates=num_candidates, recall=recall, **restrictions)
     if not isinstance(op_or_index, MaddnessOp):
         raise TypeError(f"`op_or_index` is {type(op_or_index).__name__}; expected a MaddnessOp or a VectorIndex.")
+    if recall is not None:
+        raise ValueError("`recall` needs an index, which measures it: `build_index(w.T, queries=samples of x)`.")
     k, num_candidates = validate_counts(k, num_candidates)
+    if always is not None and not num_candidates:
+        raise ValueError(
+            "`always` names outputs to rescore, but `num_candidates` is 0. Take candidates, or leave it out."
+        )
     x = validate.row_array(x, "x")
     if k > op_or_index.num_outputs:
         raise ValueError(f"`k` is {k}, but `op` has {op_or_index.num_outputs} outputs. Ask for fewer.")
     weights = exact_weights(op_or_index, w, x) if num_candidates else None
-    return _top_k(x, op_or_index, weights, exact_bias(op_or_index, bias), k, num_candidates)
+    given = validated(x.shape[:-1], op_or_index.num_outputs, exclude, always, score_bias)
+    return _top_k(x, op_or_index, weights, exact_bias(op_or_index, bias), k, num_candidates, given)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "num_candidates"), inline=True)
 def _top_k(
-    x: Array, op: MaddnessOp, weights: Array | None, bias: Array | None, k: int, num_candidates: int
+    x: Array,
+    op: MaddnessOp,
+    weights: Array | None,
+    bias: Array | None,
+    k: int,
+    num_candidates: int,
+    given: Restrictions | None,
 ) -> tuple[Array, Array]:
-    def on_rows(x: Array, op: MaddnessOp, weights: Array | None, bias: Array | None) -> tuple[Array, Array]:
+    given = Restrictions() if given is None else given
+
+    def on_rows(
+        x: Array, op: MaddnessOp, weights: Array | None, bias: Array | None, shared: Restrictions, own: Restrictions
+    ) -> tuple[Array, Array]:
+        leading = x.shape[:-1]
+        given, x = merged(shared, own).flat(leading), x.reshape(-1, x.shape[-1])
         finite = jnp.isfinite(x).all(-1, keepdims=True)
         x = jnp.where(finite, x, jnp.zeros((), x.dtype))
-        values, outputs = lax.top_k(amm(x, op).astype(jnp.float32), min(max(k, num_candidates), op.num_outputs))
+        given = given.positions(jnp.arange(op.num_outputs, dtype=jnp.int32), op.num_outputs)
+        y = amm(x, op).astype(jnp.float32)
+        y = y if given.score_bias is None else y + given.score_bias
+        y = jnp.where(given.dense(*y.shape), -jnp.inf, y)
+        values, outputs = best(y, _numbers(y), min(max(k, num_candidates), op.num_outputs))
         if weights is not None:
-            outputs = jnp.sort(outputs, -1)
-            columns = jnp.take(weights.astype(jnp.float32), outputs, axis=1)
-            values = exact_einsum("...d,d...k->...k", x.astype(jnp.float32), columns)
-            if bias is not None:
-                values = values + bias[outputs]
-            values, order = lax.top_k(values, k)
-            outputs = jnp.take_along_axis(outputs, order, -1)
-        return jnp.where(finite, values, jnp.nan), jnp.where(finite, outputs, -1)
+            outputs = jnp.sort(joined(outputs, given), -1)
+            values, outputs = best(_rescored(x, weights, bias, outputs, given), outputs, k)
+        values, outputs = jnp.where(finite, values, jnp.nan), jnp.where(finite, outputs, -1)
+        return values.reshape(*leading, k), outputs.reshape(*leading, k)
 
-    return by_rows(on_rows, x, x.ndim - 1, op, weights, bias)
+    return by_rows(on_rows, x, x.ndim - 1, op, weights, bias, given.shared(), by_row=given.own())
+
+
+def _numbers(y: Array) -> Int32[Array, "rows outputs"]:
+    """Returns the indices of the outputs."""
+    return jnp.broadcast_to(jnp.arange(y.shape[1], dtype=jnp.int32)[None, :], y.shape)
+
+
+def _rescored(
+    x: Array, weights: Array, bias: Array | None, outputs: Int32[Array, "rows candidates"], given: Restrictions
+) -> Float[Array, "rows candidates"]:
+    """Returns the exact values of candidates; -inf at index -1."""
+    known = jnp.maximum(outputs, 0)
+    columns = jnp.take(weights.astype(jnp.float32), known, axis=1)
+    values = exact_einsum("nd,dnk->nk", x.astype(jnp.float32), columns)
+    for added in (None if bias is None else bias[known], given.bias_at(outputs)):
+        values = values if added is None else values + added
+    return jnp.where(outputs < 0, -jnp.inf, values)
 
 
 def max_over_positions(
