@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int32
 
 from jax_maddness.retrieval import calibrate, validate
-from jax_maddness.retrieval.explicit import by_rows, replicated
+from jax_maddness.retrieval.explicit import by_rows, refuse_mapped_axes, replicated
 from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.local import Scaled, local, scaled_queries, unscaled
 from jax_maddness.retrieval.products import best
@@ -57,8 +57,8 @@ def search(
     Raises:
       TypeError: `queries` has another dtype, or `index` is not an index.
       ValueError: `queries` does not have the features of the index, `num_candidates` is less than `k`, the index was
-        built for another metric or keeps no vectors to rescore with, or no measured number of candidates reached
-        `recall`.
+        built for another metric or keeps no vectors to rescore with, no measured number of candidates reached
+        `recall`, or `jax.vmap` maps over an Explicit axis of the mesh.
 
     Example:
       >>> import numpy as np
@@ -77,6 +77,7 @@ def search(
         raise ValueError(
             "`index` keeps no vectors to rescore with. Build it with `keep_vectors=True`, or use `num_candidates=0`."
         )
+    refuse_mapped_axes("search")
     return _search(queries, index, k, num_candidates)
 
 
@@ -89,7 +90,9 @@ def _search(
         finite = jnp.isfinite(rows).all(-1, keepdims=True)
         scaled = scaled_queries(jnp.where(finite, rows, 0.0), index)
         scores, ids = (local if index.mesh is None else _sharded)(scaled, index, k, num_candidates)
-        scores = jnp.where(finite, unscaled(scores, scaled, index, bool(num_candidates)), jnp.nan)
+        # A missing score is constant: without this, its derivative would be that of what is added to it.
+        scores = jnp.where(ids < 0, -jnp.inf, unscaled(scores, scaled, index, bool(num_candidates)))
+        scores = jnp.where(finite, scores, jnp.nan)
         ids = jnp.where(finite, ids, -1)
         return scores.reshape(*queries.shape[:-1], k), ids.reshape(*queries.shape[:-1], k)
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int32
 from jax_maddness.core.amm import amm
 from jax_maddness.core.types import MaddnessOp
 from jax_maddness.retrieval import validate
-from jax_maddness.retrieval.explicit import by_rows
+from jax_maddness.retrieval.explicit import by_rows, taken
 from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.search import search, validate_counts
 
@@ -94,10 +94,10 @@ def _top_k(
         values, outputs = lax.top_k(amm(x, op).astype(jnp.float32), min(max(k, num_candidates), op.num_outputs))
         if weights is not None:
             outputs = jnp.sort(outputs, -1)
-            columns = jnp.take(weights.astype(jnp.float32), outputs, axis=1)
+            columns = taken(weights.astype(jnp.float32), outputs, 1)
             values = exact_einsum("...d,d...k->...k", x.astype(jnp.float32), columns)
             if bias is not None:
-                values = values + bias[outputs]
+                values = values + taken(bias, outputs, 0)
             values, order = lax.top_k(values, k)
             outputs = jnp.take_along_axis(outputs, order, -1)
         return jnp.where(finite, values, jnp.nan), jnp.where(finite, outputs, -1)
