@@ -135,7 +135,7 @@ def test_scores_have_derivatives_in_both_modes(metric, num_candidates, rows, vec
 
 
 def test_missing_neighbors_have_no_derivative():
-    """Of the 30 neighbors of each query, 10 are missing; what is added to the products of vectors is not theirs."""
+    """Each query asks for 30 neighbors among 20 vectors; no bias of a vector is a part of the ten missing scores."""
     case = FUNCTIONS["search"]
     index = dataclasses.replace(case.state, bias=jnp.zeros(20))
     gradient = jax.grad(lambda i: search(case.x[0], i, 30, num_candidates=32)[0].sum(), allow_int=True)(index)

@@ -31,18 +31,23 @@ def loss(case: Case, x, state):
 
 
 def in_x(case: Case):
+    """The gradient in `x`, a function of `x` and a state, as those of the next functions."""
     return jax.grad(lambda x, state: loss(case, x, state), allow_int=True)
 
 
 def in_state(case: Case):
+    """The gradient in the state."""
     return jax.grad(lambda x, state: loss(case, x, state), argnums=1, allow_int=True)
 
 
 def in_x_remat(case: Case):
+    """The gradient in `x` with rematerialization."""
     return jax.grad(jax.checkpoint(lambda x, state: loss(case, x, state)), allow_int=True)
 
 
 def forward(case: Case):
+    """The derivative in `x` along one tangent, in forward mode."""
+
     def tangents(x, state):
         return jax.jvp(lambda x: first(case, x, state), (x,), (tangent_of(x),))[1]
 
@@ -50,6 +55,7 @@ def forward(case: Case):
 
 
 def second(case: Case):
+    """The second derivative in `x` of the sum of squared results."""
     return jax.hessian(lambda x, state: (first(case, x, state) ** 2).sum())
 
 
@@ -103,10 +109,3 @@ def hessian(case: Case):
 def vmap_of_grad(case: Case):
     actual = jax.jit(jax.vmap(in_x(case), (0, None)))(case.x, case.state)
     assert_close(actual, by_member(case, in_x))
-
-
-def grad_of_vmap(case: Case):
-    def total(x, state):
-        return jax.vmap(lambda x: loss(case, x, state))(x).sum()
-
-    assert_close(jax.jit(jax.grad(total, allow_int=True))(case.x, case.state), by_member(case, in_x))

@@ -33,7 +33,7 @@ GROUPS: dict[str, dict[str, Row]] = {
         "ahead_of_time": Row("`jax.jit(f).lower(...).compile()`", checks.ahead_of_time),
         "eval_shape": Row("`jax.eval_shape`", checks.eval_shape),
         "donation": Row("`jax.jit(f, donate_argnums=...)`", checks.donation),
-        "export": Row("`jax.export`, for CPU, serialised", checks.exported),
+        "export": Row("`jax.export`, for CPU, serialized", checks.exported),
         "export_any_batch": Row("`jax.export`, the first dimension symbolic", checks.exported_for_any_batch),
         "export_tpu_gpu": Row("`jax.export`, for TPU and GPU", checks.portable),
     },
@@ -51,7 +51,6 @@ GROUPS: dict[str, dict[str, Row]] = {
         "hessian": Row("`hessian` in `x`", derivatives.hessian),
         "remat": Row("`grad` of `jax.checkpoint`", derivatives.of_all(derivatives.in_x_remat, derivatives.in_x)),
         "vmap_of_grad": Row("`vmap` over `x` of `grad` in `x`", derivatives.vmap_of_grad),
-        "grad_of_vmap": Row("`grad` in `x` of `vmap` over `x`", derivatives.grad_of_vmap),
     },
     "Control flow": {
         "scan": Row("`lax.scan` over `x` and ops", checks.scan),
