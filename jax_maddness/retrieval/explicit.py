@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
@@ -47,3 +48,39 @@ def replicated(arrays: _T) -> _T:
     if not jax.sharding.get_abstract_mesh().explicit_axes:
         return arrays
     return jax.tree.map(lambda a: jax.sharding.reshard(a, PartitionSpec()), arrays)
+
+
+def taken(a: Array, indices: Array, axis: int) -> Array:
+    """Returns `jnp.take(a, indices, axis)`, where `jax.vmap` may map `indices` over an Explicit axis of the mesh."""
+    if not jax.sharding.get_abstract_mesh().explicit_axes:
+        return jnp.take(a, indices, axis=axis)
+    # JAX asks for the sharding of what is gathered by sharded indices. It adds the axis over which vmap maps.
+    return a.at[(*[slice(None)] * axis, indices)].get(out_sharding=PartitionSpec())
+
+
+def refuse_mapped_axes(name: str) -> None:
+    """Raises if `jax.vmap` maps the function `name` over an Explicit axis of the mesh.
+
+    Each device would have to gather from arrays that are not mapped, and JAX does not know how such a result is
+    sharded: its own error proposes an argument that no caller of ours can pass.
+
+    Raises:
+      ValueError: `jax.vmap` maps over a dimension that is sharded over an Explicit axis.
+    """
+    if not jax.sharding.get_abstract_mesh().explicit_axes:
+        return
+    mapped: list[str] = []
+
+    def look(a: Array) -> Array:
+        mapped.extend(jax.sharding.get_abstract_mesh().explicit_axes)
+        return a
+
+    # By default, shard_map takes all axes but those that vmap maps over; no other public function tells these apart.
+    jax.eval_shape(
+        jax.shard_map(look, in_specs=PartitionSpec(), out_specs=PartitionSpec()), jax.ShapeDtypeStruct((), jnp.float32)
+    )
+    if mapped:
+        raise ValueError(
+            f"`jax.vmap` maps `{name}` over a dimension that is sharded over {', '.join(mapped)}, an Explicit axis of "
+            f"the mesh. Call `{name}` without `jax.vmap`: it takes rows with any leading dimensions, sharded or not."
+        )

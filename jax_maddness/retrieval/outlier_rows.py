@@ -18,7 +18,7 @@ from jax_maddness.core.types import MaddnessOp
 from jax_maddness.learn import validate
 from jax_maddness.learn.data.modes import modes
 from jax_maddness.retrieval import validate as arguments
-from jax_maddness.retrieval.explicit import by_rows, replicated
+from jax_maddness.retrieval.explicit import by_rows, replicated, taken
 from jax_maddness.retrieval.top_k import exact_bias, exact_einsum, exact_weights
 
 
@@ -174,9 +174,9 @@ def _with_exact_rows(
         y = amm(x, op)
         rows, outputs, is_chosen = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), mask.reshape(-1)
         is_exact, chosen = lax.top_k(is_chosen.astype(jnp.int32), min(max_exact, is_chosen.size))
-        exact = exact_einsum("nd,dm->nm", rows[chosen].astype(jnp.float32), weights.astype(jnp.float32))
+        exact = exact_einsum("nd,dm->nm", taken(rows, chosen, 0).astype(jnp.float32), weights.astype(jnp.float32))
         exact = (exact if bias is None else exact + bias[None, :]).astype(y.dtype)
-        exact = jnp.where(is_exact[:, None] > 0, exact, outputs[chosen])
+        exact = jnp.where(is_exact[:, None] > 0, exact, taken(outputs, chosen, 0))
         return outputs.at[chosen].set(exact, unique_indices=True).reshape(y.shape)
 
     return by_rows(on_rows, x, x.ndim - 1, op, weights, bias, by_row=mask)

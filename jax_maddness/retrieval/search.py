@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int32, Integer
 
 from jax_maddness.retrieval import calibrate, validate
-from jax_maddness.retrieval.explicit import by_rows, replicated
+from jax_maddness.retrieval.explicit import by_rows, refuse_mapped_axes, replicated
 from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.local import Scaled, local, scaled_queries, unscaled
 from jax_maddness.retrieval.products import best
@@ -68,8 +68,8 @@ def search(
     Raises:
       TypeError: `queries` has another dtype, or `index` is not an index.
       ValueError: `queries` does not have the features of the index, `num_candidates` is less than `k`, the index was
-        built for another metric or keeps no vectors to rescore with, or no measured number of candidates reached
-        `recall`.
+        built for another metric or keeps no vectors to rescore with, no measured number of candidates reached
+        `recall`, or `jax.vmap` maps over an Explicit axis of the mesh.
 
     Example:
       >>> import numpy as np
@@ -94,6 +94,7 @@ def search(
         raise ValueError(
             "`always` names vectors to rescore, but `num_candidates` is 0. Take candidates, or leave it out."
         )
+    refuse_mapped_axes("search")
     return _search(
         queries, index, k, num_candidates, validated(queries.shape[:-1], index.count, exclude, always, score_bias)
     )
@@ -113,7 +114,9 @@ def _search(
         flat = merged(*given).flat(queries.shape[:-1]) if given else None
         scaled = scaled_queries(jnp.where(finite, rows, 0.0), index, flat is not None and flat.score_bias is not None)
         scores, ids = (local if index.mesh is None else _sharded)(scaled, index, k, num_candidates, given=flat)
-        scores = jnp.where(finite, unscaled(scores, scaled, index, bool(num_candidates)), jnp.nan)
+        # A missing score is constant: without this, its derivative would be that of what is added to it.
+        scores = jnp.where(ids < 0, -jnp.inf, unscaled(scores, scaled, index, bool(num_candidates)))
+        scores = jnp.where(finite, scores, jnp.nan)
         ids = jnp.where(finite, ids, -1)
         return scores.reshape(*queries.shape[:-1], k), ids.reshape(*queries.shape[:-1], k)
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int32, Integer
 from jax_maddness.core.amm import amm
 from jax_maddness.core.types import MaddnessOp
 from jax_maddness.retrieval import validate
-from jax_maddness.retrieval.explicit import by_rows
+from jax_maddness.retrieval.explicit import by_rows, taken
 from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.products import best
 from jax_maddness.retrieval.restrict import Restrictions, joined, merged, validated
@@ -151,9 +151,9 @@ def _rescored(
 ) -> Float[Array, "rows candidates"]:
     """Returns the exact values of candidates; -inf at index -1."""
     known = jnp.maximum(outputs, 0)
-    columns = jnp.take(weights.astype(jnp.float32), known, axis=1)
+    columns = taken(weights.astype(jnp.float32), known, 1)
     values = exact_einsum("nd,dnk->nk", x.astype(jnp.float32), columns)
-    for added in (None if bias is None else bias[known], given.bias_at(outputs)):
+    for added in (None if bias is None else taken(bias, known, 0), given.bias_at(outputs)):
         values = values if added is None else values + added
     return jnp.where(outputs < 0, -jnp.inf, values)
 

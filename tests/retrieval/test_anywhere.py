@@ -1,10 +1,13 @@
 """Retrieval under every flag, transformation and kind of mesh of JAX."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.ops import random_op
+from helpers.transformations.cases import FUNCTIONS
 from jax import export
 from jax.sharding import AxisType, PartitionSpec
 
@@ -129,6 +132,14 @@ def test_scores_have_derivatives_in_both_modes(metric, num_candidates, rows, vec
         np.testing.assert_allclose(hessian, jax.hessian(exact)(query), rtol=1e-3, atol=1e-4)
     tangent = jax.jvp(score, (query,), (vectors[1],))[1]
     np.testing.assert_allclose(tangent, forward @ vectors[1], rtol=1e-4, atol=1e-5)
+
+
+def test_missing_neighbors_have_no_derivative():
+    """Each query asks for 30 neighbors among 20 vectors; no bias of a vector is a part of the ten missing scores."""
+    case = FUNCTIONS["search"]
+    index = dataclasses.replace(case.state, bias=jnp.zeros(20))
+    gradient = jax.grad(lambda i: search(case.x[0], i, 30, num_candidates=32)[0].sum(), allow_int=True)(index)
+    np.testing.assert_array_equal(gradient.bias, np.full(20, 3.0))  # each of three queries finds every vector once
 
 
 @pytest.mark.parametrize("num_candidates", [0, 32, COUNT])
