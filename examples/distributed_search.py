@@ -8,8 +8,11 @@ several hosts, start one process on each:
 
     python -m examples.distributed_search --coordinator host0:9876 --processes 4 --rank 0   # on host0; 1 on the next
 
-Every process has an index of its own vectors only, and all processes search for the same queries. The `k` best of each
-are gathered, and the best of these are the answer.
+All processes search for the same queries, in one of two ways:
+
+    own        every process has an index of its own vectors only; the `k` best of each are gathered, and the best of
+               these are the answer
+    sharded    every process loads the index of all vectors, and keeps its part of it (`shard_index`)
 """
 
 from __future__ import annotations
@@ -30,9 +33,13 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import AxisType
 
 import jax_maddness
 
+Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+"""Queries and a number of candidates -> scores and ids."""
+WAYS = ("own", "sharded")
 FEATURES, RANK, BLOCK, SEED = 128, 24, 4096, 0
 
 
@@ -81,6 +88,23 @@ def part(args: argparse.Namespace) -> jax_maddness.VectorIndex:
     return jax_maddness.load_index(path)
 
 
+def searcher(args: argparse.Namespace) -> tuple[jax_maddness.VectorIndex, Search]:
+    """Returns the index, and a function that searches the vectors of all processes, which must call it together."""
+    jitted = jax.jit(jax_maddness.search, static_argnames=("k", "num_candidates"))
+    if args.way == "sharded":
+        mesh = jax.make_mesh((jax.device_count(),), ("vectors",), axis_types=(AxisType.Auto,))
+        whole = argparse.Namespace(**(vars(args) | {"rank": 0, "processes": 1}))
+        index = jax_maddness.shard_index(part(whole), mesh, "vectors")
+    else:
+        index = part(args)
+
+    def search(queries: np.ndarray, num_candidates: int) -> tuple[np.ndarray, np.ndarray]:
+        scores, ids = jitted(queries, index, k=args.k, num_candidates=num_candidates)
+        return (np.asarray(scores), np.asarray(ids)) if args.way == "sharded" else merged(scores, ids)
+
+    return index, search
+
+
 def milliseconds(call: Callable[[], object], rounds: int) -> float:
     """Returns the median time of a call that all processes make together."""
     times = []
@@ -104,12 +128,7 @@ def serve(args: argparse.Namespace) -> dict[str, object]:
     if args.processes > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(args.coordinator, args.processes, args.rank)
-    index = part(args)
-    jitted = jax.jit(jax_maddness.search, static_argnames=("k", "num_candidates"))
-
-    def search(queries: np.ndarray, num_candidates: int) -> tuple[np.ndarray, np.ndarray]:
-        return merged(*jitted(queries, index, k=args.k, num_candidates=num_candidates))
-
+    index, search = searcher(args)
     queries = queries_of(args)
     one = milliseconds(lambda: search(queries[:1], args.candidates), args.rounds)
     many = milliseconds(lambda: search(queries, args.candidates), args.rounds) / len(queries)
@@ -118,7 +137,7 @@ def serve(args: argparse.Namespace) -> dict[str, object]:
     _, exact = search(queries, args.vectors)
     recall = np.mean([len(set(a) & set(b)) / args.k for a, b in zip(ids.tolist(), exact.tolist(), strict=True)])
     return {
-        "index MB": index.nbytes / 1e6,
+        "index MB": sum(s.data.nbytes for a in jax.tree.leaves(index) for s in a.addressable_shards) / 1e6,
         "memory MB": memory,
         "one ms": one,
         "many ms": many,
@@ -141,7 +160,7 @@ def command(args: argparse.Namespace, processes: int) -> list[str]:
     return [sys.executable, __file__, *options, f"--processes={processes}"]
 
 
-def start(args: argparse.Namespace, processes: int, cores: Sequence[int | None]) -> list[dict]:
+def start(args: argparse.Namespace, processes: int, cores: Sequence[int | None], way: str = "own") -> list[dict]:
     """Runs `processes` processes on this machine, each on its core if there is one, and returns what each measured."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
@@ -150,7 +169,8 @@ def start(args: argparse.Namespace, processes: int, cores: Sequence[int | None])
         outputs = [pathlib.Path(folder, str(rank)) for rank in range(processes)]
         running = [
             subprocess.Popen(
-                [*command(args, processes), f"--coordinator=localhost:{port}", f"--rank={rank}", f"--output={output}"]
+                [*command(args, processes), f"--coordinator=localhost:{port}", f"--way={way}"]
+                + [f"--rank={rank}", f"--output={output}"]
                 + ([] if core is None else [f"--core={core}"])
             )
             for rank, (output, core) in enumerate(zip(outputs, cores, strict=True))
@@ -184,7 +204,7 @@ def compare(args: argparse.Namespace) -> None:
     runs = {
         "1 process, 1 core": start(args, 1, cores[:1]),
         f"1 process, {len(cores)} cores": start(args, 1, [None]),
-        f"{args.processes} processes, 1 core each": start(args, args.processes, own),
+        **{f"{args.processes} processes, 1 core each, {way}": start(args, args.processes, own, way) for way in WAYS},
     }
     print(
         f"\n{args.vectors:,} vectors of {FEATURES} features; tier {jax_maddness.active_tier()}\n\n"
@@ -193,10 +213,10 @@ def compare(args: argparse.Namespace) -> None:
     )
     for name, results in runs.items():
         print(row(name, results))
-    whole, *_, shared = runs.values()
-    same = np.mean(np.asarray(whole[0]["ids"]) == np.asarray(shared[0]["ids"]))
-    print(f"\nids of the search that one process and {args.processes} have in common: {same:.4f}")
-    if any(result["exact"] != whole[0]["exact"] for result in shared):
+    first, *others = (results[0] for results in runs.values())
+    shares = [np.mean(np.asarray(other["ids"]) == np.asarray(first["ids"])) for other in others]
+    print(f"\nids that searches have in common with the first: {', '.join(f'{share:.4f}' for share in shares)}")
+    if any(result["exact"] != first["exact"] for results in runs.values() for result in results):
         raise SystemExit("The exact answers of the processes are not those of one process.")
     print("ids of the exact answers: the same")
 
@@ -214,6 +234,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--coordinator", help="host:port of process 0, to start a single process of several")
     parser.add_argument("--rank", type=int, help="number of this process, from 0")
+    parser.add_argument("--way", choices=WAYS, default=WAYS[0], help="of what a process has an index")
     parser.add_argument("--core", type=int, help="the core that this process may use")
     parser.add_argument("--only-build", action="store_true", help="build the index of this process, and end")
     parser.add_argument("--output", type=pathlib.Path, help="where to write what was measured, as JSON")

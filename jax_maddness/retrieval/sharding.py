@@ -77,4 +77,5 @@ def _placed(array: jax.Array, sharding: NamedSharding) -> jax.Array:
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
     values = np.asarray(array)
-    return jax.make_array_from_callback(values.shape, sharding, lambda part: values[part])
+    # A view would keep all values in memory: arrays of JAX may be made of NumPy's without a copy.
+    return jax.make_array_from_callback(values.shape, sharding, lambda part: values[part].copy())

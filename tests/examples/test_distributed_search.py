@@ -27,12 +27,14 @@ def test_of_equal_scores_the_lower_id_comes_first(monkeypatch):
 def test_two_processes_find_the_nearest_vectors_of_all(tmp_path):
     options = ["--codebooks=8", "--k=5", "--queries=9", "--rounds=1", f"--folder={tmp_path}", f"--vectors={COUNT}"]
     args = distributed_search.parse(options)
+    distributed_search.build(args, 1)
     distributed_search.build(args, 2)
-    results = distributed_search.start(args, 2, [None, None])
+    results = [r for way in distributed_search.WAYS for r in distributed_search.start(args, 2, [None, None], way)]
     stored, queries = distributed_search.vectors(0, COUNT), distributed_search.queries_of(args)
     cosines = np.float64(queries) @ stored.T / np.linalg.norm(stored, axis=1)
     for result in results:
         np.testing.assert_array_equal(result["exact"], np.argsort(-cosines)[:, :5])
         assert result["recall"] > 0.9
     assert results[0]["ids"] == results[1]["ids"]
+    assert results[2]["ids"] == results[3]["ids"]
     assert "| 2 processes |" in distributed_search.row("2 processes", results)
