@@ -32,7 +32,9 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.large
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["learning.md", "flax.md", "rescoring.md", "performance.md", "backends.md"])
+@pytest.mark.parametrize(
+    "page", ["learning.md", "flax.md", "rescoring.md", "performance.md", "backends.md", "serving.md"]
+)
 def test_pages_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
