@@ -11,11 +11,12 @@ CXX_TESTS   := $(CXX_SOURCES) $(shell find xla_ffi/tests -type f)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: test-oldest test-newest help demo example-cnn example-magika example-minilm example-search test test-fast test-python test-cpp \
+.PHONY: test-oldest test-newest help demo example-cnn example-magika example-minilm example-search \
+  example-serving example-distributed test test-fast test-python test-cpp \
   test-emulated test-aarch64 test-threads fuzz bench bench-kernels bench-search bench-int8 layers quality bazel-test lint format docs docs-links doctor clean
 
 help:  ## Lists the targets.
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.examples  ## Exact, int8 and look-ups side by side on real digits; writes demo.png.
 	$(BIN)/python examples/digits.py --picture demo.png
@@ -35,6 +36,17 @@ example-minilm: $(VENV)/.texts  ## What a plan says of a transformer, and what i
 # A smoke test with EXAMPLE=--quick.
 example-magika: $(VENV)/.files  ## Google's file-type model, its convolution replaced and tuned: agreement and time.
 	$(BIN)/python -m examples.file_types $(EXAMPLE)
+
+example-serving: $(VENV)/.examples  ## A replaced model, exported once and served without Flax; the ways to start; a minute.
+	$(BIN)/python -m examples.serving.export $(BUILD)/serving
+	rm -rf $(BUILD)/serving/cache
+	for way in module cache cache executable; do \
+	  $(BIN)/python examples/serving/serve.py $(BUILD)/serving --way $$way || exit 1; done
+
+# Others with DISTRIBUTED="--processes 4 --vectors 1000000".
+DISTRIBUTED ?=
+example-distributed: $(VENV)/.examples  ## Search by one process, and by two with half of the vectors each; 3 minutes.
+	$(BIN)/python -m examples.distributed_search $(DISTRIBUTED)
 
 test: test-python test-cpp test-emulated test-aarch64  ## Every test: Python, C++, and the tiers that are emulated.
 

@@ -101,6 +101,7 @@ def whole(index: VectorIndex) -> VectorIndex:
 
     Raises:
       TypeError: `index` is not an index, or is traced.
+      ValueError: `index` is sharded over several processes.
     """
     if not isinstance(index, VectorIndex):
         raise TypeError(f"`index` is {type(index).__name__}; expected a VectorIndex. `build_index` makes one.")
@@ -108,6 +109,11 @@ def whole(index: VectorIndex) -> VectorIndex:
         raise TypeError("`index` is traced: this looks at values, so it cannot run inside of jax.jit or jax.vmap.")
     if index.mesh is None:
         return index
+    if not index.codes.is_fully_addressable:
+        raise ValueError(
+            "`index` is sharded over several processes, and this one has only its own vectors. It can be searched; to "
+            "change, save or reshard it, use the index that was passed to `shard_index`."
+        )
     blocks = -(-index.count // index.codes.shape[-1])
 
     def cut(a: Array | None, size: int) -> Any:

@@ -69,7 +69,8 @@ def search(
       TypeError: `queries` has another dtype, or `index` is not an index.
       ValueError: `queries` does not have the features of the index, `num_candidates` is less than `k`, the index was
         built for another metric or keeps no vectors to rescore with, no measured number of candidates reached
-        `recall`, or `jax.vmap` maps over an Explicit axis of the mesh.
+        `recall`, a restriction has another shape or is not finite, `index` is sharded and the call is inside of
+        `jax.shard_map`, or `jax.vmap` maps over an Explicit axis of the mesh.
 
     Example:
       >>> import numpy as np
@@ -149,6 +150,11 @@ def _sharded(
     axis, mesh = index.axis, index.mesh
     assert axis is not None
     assert mesh is not None
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        raise ValueError(
+            "`index` is sharded (`shard_index`), and `search` spreads such a search over its devices by itself. Call "
+            "it outside of `jax.shard_map`, or pass an index that is not sharded."
+        )
     rows_per_shard = len(index.ids) // mesh.shape[axis]
 
     def on_shard(scaled: Scaled, shard: VectorIndex, given: Restrictions | None) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_maddness.core import arguments
@@ -30,7 +31,7 @@ def shard_index(index: VectorIndex, mesh: jax.sharding.Mesh, axis: str) -> Vecto
 
     Raises:
       TypeError: `index` is not an index, or is traced.
-      ValueError: `mesh` has no such axis.
+      ValueError: `mesh` has no such axis, or `index` is sharded over several processes already.
 
     Example:
       >>> import numpy as np
@@ -50,9 +51,10 @@ def shard_index(index: VectorIndex, mesh: jax.sharding.Mesh, axis: str) -> Vecto
         if a is None:
             return None
         padded = jnp.pad(a, [(0, size - len(a))] + [(0, 0)] * (a.ndim - 1))
-        return jax.device_put(padded, NamedSharding(mesh, PartitionSpec(axis)))
+        return _placed(padded, NamedSharding(mesh, PartitionSpec(axis)))
 
-    copied = jax.device_put((index.quantizer, index.trees, index.origin), NamedSharding(mesh, PartitionSpec()))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    copied = jax.tree.map(lambda a: _placed(a, everywhere), (index.quantizer, index.trees, index.origin))
     return dataclasses.replace(
         index,
         codes=spread(index.codes, blocks),
@@ -65,3 +67,15 @@ def shard_index(index: VectorIndex, mesh: jax.sharding.Mesh, axis: str) -> Vecto
         mesh=mesh,
         axis=axis,
     )
+
+
+def _placed(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """Puts an array on the devices of `sharding`; those of other processes get theirs from these processes.
+
+    `device_put` would gather the array from all processes first, to compare, which takes the memory of all copies.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    values = np.asarray(array)
+    # A view would keep all values in memory: arrays of JAX may be made of NumPy's without a copy.
+    return jax.make_array_from_callback(values.shape, sharding, lambda part: values[part].copy())

@@ -131,7 +131,8 @@ def _top_k(
         y = amm(x, op).astype(jnp.float32)
         y = y if given.score_bias is None else y + given.score_bias
         y = jnp.where(given.dense(*y.shape), -jnp.inf, y)
-        values, outputs = best(y, _numbers(y), min(max(k, num_candidates), op.num_outputs))
+        values, outputs = lax.top_k(y, min(max(k, num_candidates), op.num_outputs))
+        outputs = jnp.where(values == -jnp.inf, -1, outputs)
         if weights is not None:
             outputs = jnp.sort(joined(outputs, given), -1)
             values, outputs = best(_rescored(x, weights, bias, outputs, given), outputs, k)
@@ -139,11 +140,6 @@ def _top_k(
         return values.reshape(*leading, k), outputs.reshape(*leading, k)
 
     return by_rows(on_rows, x, x.ndim - 1, op, weights, bias, given.shared(), by_row=given.own())
-
-
-def _numbers(y: Array) -> Int32[Array, "rows outputs"]:
-    """Returns the indices of the outputs."""
-    return jnp.broadcast_to(jnp.arange(y.shape[1], dtype=jnp.int32)[None, :], y.shape)
 
 
 def _rescored(

@@ -1,15 +1,13 @@
 """Rows on four devices, or in two processes: the same op as from rows in memory, and they stay where they are."""
 
 import re
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 from helpers import one_of_two
 from helpers.ops import random_oblique_trees, random_op, random_trees
+from helpers.processes import run_two
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -174,21 +172,7 @@ def test_errors_say_what_to_do(x, w):
 
 @pytest.mark.slow
 def test_two_processes_that_have_half_of_the_rows_each(tmp_path, monkeypatch):
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = listener.getsockname()[1]
-    command = [sys.executable, one_of_two.__file__]
-    both = [
-        subprocess.Popen([*command, str(rank), str(port), str(tmp_path)], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [0, 0], "\n".join(errors)
-
+    run_two(one_of_two.__file__, tmp_path)
     x, w = one_of_two.problem()
     learned = fit(x, w, num_codebooks=one_of_two.CODEBOOKS, config=one_of_two.PAPER)
     assert_same(load(tmp_path / "all.0"), learned, x)
