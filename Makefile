@@ -53,7 +53,7 @@ test: test-python test-cpp test-emulated test-aarch64  ## Every test: Python, C+
 test-python: $(VENV)/.test  ## Tests and doctests, on every tier that this CPU has.
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-test-fast: $(VENV)/.test  ## Python tests without those marked slow: about nine minutes.
+test-fast: $(VENV)/.test  ## Python tests without those marked slow.
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow"
 
 test-cpp: $(BUILD)/cpp/.built  ## C++ tests of the kernels, with AddressSanitizer and UBSan.

@@ -37,7 +37,7 @@ check_public_functions()
 # Tracing makes objects by the million, few of them in cycles: a quarter of the time went into looking for those.
 gc.collect()
 gc.freeze()
-gc.set_threshold(200_000, 50, 100)
+gc.set_threshold(100_000, 20, 20)
 
 # Two workers, a browser and an editor fit a laptop of 8 GB. The aim is 1.5 GB (measured: 1.42); peaks vary with the
 # order of the tests and with what must be compiled anew, so that a run fails only when it is missed by far.

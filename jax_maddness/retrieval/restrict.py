@@ -143,9 +143,9 @@ def candidates(
         scores, positions = scan(width)
         bias = given.bias_at(positions)
         scores = jnp.where(given.excluded(positions), -jnp.inf, scores if bias is None else scores + bias)
-        # Without a bias they are in order, and rounded scores that are equal stay so.
-        order = jnp.where(scores == -jnp.inf, -width, -jnp.arange(width, dtype=jnp.int32)[None, :])
-        at = lax.top_k(order if bias is None else scores, min(num_candidates, width))[1]
+        # Without a bias they are in order already. Of equal keys, the first is taken first.
+        keys = jnp.where(scores == -jnp.inf, scores, 0.0) if bias is None else scores
+        at = lax.top_k(keys, min(num_candidates, width))[1]
         scores, positions = (jnp.take_along_axis(a, at, 1) for a in (scores, positions))
         return scores, jnp.where(scores == -jnp.inf, -1, positions)
 

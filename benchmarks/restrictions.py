@@ -1,0 +1,87 @@
+"""Time of the largest outputs of a wide layer with restrictions: what is excluded, always rescored, or biased.
+
+    taskset -c 1 python -m benchmarks.restrictions   # one thread; prints a table; two minutes
+
+The layer has the size of the head of a small speech recogniser. Rows and weights are random, with correlated features.
+Every call has other rows than the one before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jax_maddness
+from benchmarks.orientation import Call
+from benchmarks.timing import interleaved, quartiles
+
+FEATURES, OUTPUTS, CODEBOOKS, CANDIDATES, K = 384, 51_864, 64, 128, 5
+
+
+def rows_and_weights() -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows [2000, features] and weights [features, outputs]."""
+    rng = np.random.default_rng(0)
+    causes = rng.standard_normal((64, FEATURES))
+    rows = rng.standard_normal((2000, 64)) @ causes + 0.3 * rng.standard_normal((2000, FEATURES))
+    return rows.astype(np.float32), (rng.standard_normal((FEATURES, OUTPUTS)) / 20).astype(np.float32)
+
+
+def contenders(w: jax.Array, index: jax_maddness.VectorIndex, rows: int) -> dict[str, Callable[[jax.Array], Any]]:
+    """Returns functions of a batch of so many rows, by their names in the table."""
+    rng = np.random.default_rng(1)
+    bias = jnp.asarray(rng.standard_normal((rows, OUTPUTS)), jnp.float32)
+    ids = jnp.asarray(rng.choice(OUTPUTS, 90, replace=False), jnp.int32)
+    few, most = (jnp.asarray(rng.random(OUTPUTS) < share) for share in (0.03, 0.95))
+
+    def ours(**restrictions: Any) -> Callable[[jax.Array], Any]:
+        return lambda x: jax_maddness.top_k(x, index, k=K, num_candidates=CANDIDATES, **restrictions)
+
+    return {
+        "XLA f32, then `lax.top_k`": lambda x: jax.lax.top_k(x @ w, K),
+        "the same with a bias": lambda x: jax.lax.top_k(x @ w + bias, K),
+        "`top_k`": ours(),
+        "`exclude`, 90 ids": ours(exclude=ids),
+        "`exclude`, a mask of 3 %": ours(exclude=few),
+        "`exclude`, a mask of 95 %": ours(exclude=most),
+        "`always`, 3 ids": ours(always=ids[:3]),
+        "`score_bias`": ours(score_bias=bias),
+    }
+
+
+def measure(functions: dict[str, Callable[[jax.Array], Any]], x: np.ndarray, rows: int, seconds: float) -> list[float]:
+    """Returns median milliseconds of a call of each function with so many rows."""
+    batches = [jnp.asarray(x[i : i + rows]) for i in range(0, 16 * rows, rows)]
+    calls = [_in_turn(jax.jit(f), batches) for f in functions.values()]
+    return [quartiles(own)[1] for own in interleaved(calls, seconds=seconds, rounds=(5, 100))]
+
+
+def _in_turn(f: Callable[[jax.Array], Any], batches: Sequence[jax.Array]) -> Call:
+    turns = itertools.cycle(batches)
+    return Call(lambda: jax.block_until_ready(f(next(turns))))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20, help="for each number of rows")
+    parser.add_argument("--rows", type=int, nargs="+", default=(1, 8))
+    args = parser.parse_args(argv)
+    x, w = rows_and_weights()
+    index = jax_maddness.build_index(w.T, CODEBOOKS, queries=x[:1500])
+    times = []
+    for rows in args.rows:
+        functions = contenders(jnp.asarray(w), index, rows)
+        times.append(measure(functions, x[1500:], rows, args.seconds))
+    print(f"| | {' | '.join(f'ms, {rows} rows' for rows in args.rows)} |\n|---|{'---|' * len(args.rows)}")
+    for name, *own in zip(functions, *times, strict=True):
+        print(f"| {name} | {' | '.join(f'{ms:.2f}' for ms in own)} |")
+
+
+if __name__ == "__main__":
+    main()
