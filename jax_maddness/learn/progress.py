@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from types import TracebackType
 
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
+from tqdm import TqdmWarning  # type: ignore[import-untyped]
+
+with warnings.catch_warnings():  # in a notebook without ipywidgets the bar is text, which needs no warning at import
+    warnings.simplefilter("ignore", TqdmWarning)
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 DELAY = 2.0
 """Seconds for which progress is not shown, so that short work stays silent."""
