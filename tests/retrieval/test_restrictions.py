@@ -96,7 +96,7 @@ def test_always_is_rescored_and_listed_once(data):
         assert len(set(kept)) == len(kept)
         assert not set(kept) & set(exclude)
         np.testing.assert_allclose(row_scores[row >= 0], true[kept], rtol=1e-5, atol=1e-5)
-        worst = row_scores[-1]
+        worst = row_scores[-1] + 1e-4  # up to rounding
         assert all(i in kept or true[i] <= worst for i in set(always) - set(exclude) if 0 <= i < COUNT)
 
 
