@@ -17,7 +17,6 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["requirements.txt"]
 
 html_theme = "sphinx_book_theme"
 html_title = "jax_maddness"
@@ -41,7 +40,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
 nb_output_stderr = "remove"  # bars of progress
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 copybutton_exclude = ".linenos, .gp, .go"
 
@@ -52,7 +51,6 @@ autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 python_maximum_signature_line_length = 88
 napoleon_use_rtype = False
-napoleon_custom_sections = [("Fields", "params_style")]
 add_module_names = False
 
 ROOT = pathlib.Path(__file__).parent.parent

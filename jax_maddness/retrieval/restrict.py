@@ -6,6 +6,7 @@ scan for more of them is filtered, and where it was too short, all vectors are s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,12 +39,13 @@ class Restrictions(NamedTuple):
 
     def flat(self, leading: tuple[int, ...]) -> Restrictions:
         """Returns restrictions of queries in one dimension, given the leading dimensions of the queries."""
+        queries = math.prod(leading)
 
         def of(array: Array | None) -> Any:
-            return None if array is None else array.reshape(-1 if array.ndim > 1 else 1, array.shape[-1])
+            return None if array is None else array.reshape(queries if array.ndim > 1 else 1, array.shape[-1])
 
         def ids(array: Array | None) -> Any:
-            return None if array is None else jnp.broadcast_to(of(array), (int(np.prod(leading)), array.shape[-1]))
+            return None if array is None else jnp.broadcast_to(of(array), (queries, array.shape[-1]))
 
         return Restrictions(ids(self.exclude), of(self.mask), ids(self.always), of(self.score_bias))
 
@@ -203,7 +205,7 @@ def _array(value: Any, name: str) -> Array:
     if given.dtype.kind not in "biuf":
         raise TypeError(f"`{name}` is {given.dtype}; expected integers, the ids of vectors.")
     if given.dtype in (np.int64, np.uint64, np.uint32):  # before JAX cuts them to 32 bits
-        given = np.where((given < 0) | (given > _LARGEST_ID), -1, given).astype(np.int32)
+        given = np.where((given < 0) | (given > _LARGEST_ID), -1, given.astype(np.int32))
     return jnp.asarray(given.astype(np.int32) if given.size == 0 and given.dtype == np.float64 else given)
 
 

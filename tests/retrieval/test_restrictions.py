@@ -171,8 +171,26 @@ def test_large_ids_are_unknown(vectors, queries):
     """They must not be cut to 32 bits."""
     index = build_index(vectors, CODEBOOKS)
     plain = search(queries, index, 3)
-    for ids in (np.int64([2**32, 2**40 + 1]), np.uint32([2**31]), np.int64([-(2**35)]), []):
+    for ids in (
+        np.int64([2**32, 2**40 + 1]),
+        np.uint32([2**31]),
+        np.uint64([2**63]),
+        np.uint8([200]),
+        np.int64([-(2**35)]),
+        [],
+    ):
         np.testing.assert_array_equal(search(queries, index, 3, exclude=ids, always=ids)[1], plain[1])
+
+
+@pytest.mark.parametrize("head", ["index", "op"])
+def test_no_rows_and_no_ids(heads, head, queries):
+    """Lists of each row may be empty, and so may the rows."""
+    target, options = heads[head]
+    plain = top_k(queries, target, k=2, **options)
+    none = np.zeros((len(queries), 0), int)
+    np.testing.assert_array_equal(top_k(queries, target, k=2, exclude=none, always=none, **options)[1], plain[1])
+    values, outputs = top_k(queries[:0], target, k=2, exclude=none[:0], always=np.array([1]), **options)
+    assert values.shape == outputs.shape == (0, 2)
 
 
 @pytest.mark.parametrize(
