@@ -1,4 +1,4 @@
-"""Time of the largest outputs of a wide layer with restrictions: what is excluded, always rescored, or biased.
+"""Time of the largest outputs of a wide layer: with restrictions, with the log-sum of all outputs, and of samples.
 
     taskset -c 1 python -m benchmarks.restrictions   # one thread; prints a table; two minutes
 
@@ -51,7 +51,19 @@ def contenders(w: jax.Array, index: jax_maddness.VectorIndex, rows: int) -> dict
         "`exclude`, a mask of 95 %": ours(exclude=most),
         "`always`, 3 ids": ours(always=ids[:3]),
         "`score_bias`": ours(score_bias=bias),
+        "XLA f32, `lax.top_k` and `logsumexp`": lambda x: _with_log_sum(x @ w),
+        "`log_sum=True`": ours(log_sum=True),
+        "XLA f32, then `jax.random.categorical`": lambda x: jax.random.categorical(_key(x), x @ w),
+        "`sample`": lambda x: jax_maddness.sample(_key(x), x, index, num_candidates=CANDIDATES),
     }
+
+
+def _with_log_sum(outputs: jax.Array) -> Any:
+    return jax.lax.top_k(outputs, K), jax.nn.logsumexp(outputs, axis=-1)
+
+
+def _key(x: jax.Array) -> jax.Array:
+    return jax.random.key(jax.lax.bitcast_convert_type(x[0, 0], jnp.uint32))
 
 
 def measure(functions: dict[str, Callable[[jax.Array], Any]], x: np.ndarray, rows: int, seconds: float) -> list[float]:

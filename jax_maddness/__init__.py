@@ -45,12 +45,16 @@ from jax_maddness.retrieval.build import build_index
 from jax_maddness.retrieval.change import add_vectors, remove_vectors
 from jax_maddness.retrieval.files import load_index, save_index
 from jax_maddness.retrieval.index import VectorIndex
+from jax_maddness.retrieval.log_sum import LogSum
+from jax_maddness.retrieval.max_over_positions import max_over_positions
 from jax_maddness.retrieval.outlier_rows import OutlierRows, amm_with_exact_rows, fit_outlier_rows
+from jax_maddness.retrieval.sample import sample
 from jax_maddness.retrieval.search import search
 from jax_maddness.retrieval.sharding import shard_index
-from jax_maddness.retrieval.top_k import max_over_positions, top_k
+from jax_maddness.retrieval.top_k import top_k
 
 if TYPE_CHECKING:
+    from jax_maddness import decoding as decoding
     from jax_maddness import nn as nn
     from jax_maddness import testing as testing
     from jax_maddness.nn import Captured as Captured
@@ -75,6 +79,7 @@ __all__ = [
     "FitReport",
     "Int8Product",
     "Int8ProductByRow",
+    "LogSum",
     "LookupTables",
     "MaddnessOp",
     "ObliqueTrees",
@@ -100,6 +105,7 @@ __all__ = [
     "measure_costs",
     "remove_vectors",
     "retain_freed_memory",
+    "sample",
     "save",
     "save_index",
     "search",
@@ -122,7 +128,7 @@ _WITH_FLAX = (
     "save_model",
 )
 """Names of `jax_maddness.nn`, which needs Flax and is imported when one of them is first used."""
-_SUBMODULES = ("nn", "testing")
+_SUBMODULES = ("decoding", "nn", "testing")
 if importlib.util.find_spec("flax") is not None:  # without Flax, `from jax_maddness import *` must not fail
     __all__ += _WITH_FLAX
 _register_with_flax()

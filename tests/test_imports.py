@@ -28,6 +28,7 @@ learn.methods.groups learn.methods.splits learn.methods.projections
 learn.methods
 learn
 retrieval
+decoding
 doctor
 nn.layers
 nn.models

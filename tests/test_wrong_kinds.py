@@ -64,6 +64,7 @@ def calls(tmp_path_factory):
         "prune_unused_outputs": {"model": fast, "batch": batches[0]},
         "remove_vectors": {"index": index, "ids": [3]},
         "replace": {"model": net, **learning},
+        "sample": {"key": jax.random.key(0), "x": rows[:4], "op_or_index": op, "num_candidates": 2},
         "save": {"path": folder / "op", "op": op},
         "save_index": {"path": folder / "index", "index": index},
         "save_model": {"path": folder / "model", "model": fast},

@@ -30,7 +30,17 @@ _SHARDS_FROM = (0, 10)
 
 def on_platform(definition: Callable[..., Any], target: str, *args: Array) -> Any:
     """Computes `definition(*args)`, an array or a tuple: by the kernel `target` on CPU, by itself elsewhere."""
+    definition = _jitted(definition)
     return lax.platform_dependent(*args, cpu=functools.partial(_ffi_call, definition, target), default=definition)
+
+
+@functools.cache
+def _jitted(definition: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the definition as a jitted function, which is traced once for all calls with the same shapes.
+
+    Without it, each call would trace the definition twice: for the shapes of its results, and for other platforms.
+    """
+    return jax.jit(definition)
 
 
 def _ffi_call(definition: Callable[..., Any], target: str, *args: Array) -> Any:

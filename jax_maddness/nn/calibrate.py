@@ -25,8 +25,9 @@ from jax_maddness.learn.steps import learn
 from jax_maddness.nn.capture import Captured, record
 from jax_maddness.nn.layers.exact_kernel import fit_exact_kernel
 from jax_maddness.nn.layers.form import Form
-from jax_maddness.nn.layers.int8_low_rank import learn_product
-from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, REWRITTEN
+from jax_maddness.nn.layers.int8_low_rank import learn_product, product_arrays
+from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, REWRITTEN, TOP
+from jax_maddness.nn.layers.top_outputs import learn_top_outputs
 from jax_maddness.nn.models.model import Model
 from jax_maddness.nn.replacement import CodesReplacement, ProductReplacement, Replacement, with_replacements
 from jax_maddness.nn.units import Unit
@@ -138,6 +139,8 @@ def learn_unit(
     """
     w, bias = unit.w, unit.bias
     kind, size = unit.choice
+    if kind == TOP:
+        return ProductReplacement(kind, product_arrays(learn_top_outputs(rows[0][:, 0], w[0, 0], bias[0, 0], size)))
     if kind not in (CODES, FACTORS):
         return ProductReplacement(kind, learn_product(kind, size, rows, w, bias, unit.steps))
     kernel = None

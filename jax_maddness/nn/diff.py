@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jax_maddness.core.types import LEAVES
-from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, LOW_RANK, REWRITTEN
+from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, LOW_RANK, REWRITTEN, TOP
 from jax_maddness.nn.models.layer import Layer
 from jax_maddness.nn.rules import Rule, first_match
 from jax_maddness.nn.units import Unit
@@ -112,6 +112,7 @@ def _change(layer: Layer, rule: Rule | None, unit: Unit | None) -> Change:
         INT8: m * (d + 8),
         REWRITTEN: 4 * m * (d + 1),
         LOW_RANK: 4 * (size * (d + m) + m),
+        TOP: m * (size + 1) // 2 + 4 * m * (d + 1) + 4 * size * LEAVES * (d + 1),  # codes, exact weights, prototypes
     }
     after = num_products * by_product[product]
     after += num_products * 4 * m * d if unit.rule.needs_kernel else 0

@@ -25,7 +25,7 @@ from jax_maddness.nn.batches import Batches, peek, validate_limits, validate_row
 from jax_maddness.nn.calibrate import learn_unit, unlearnable, validate_captured
 from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, Captured, record
 from jax_maddness.nn.diff import Diff, diff, validate_diff
-from jax_maddness.nn.layers.kinds import PRODUCTS
+from jax_maddness.nn.layers.kinds import PLANNED
 from jax_maddness.nn.layers.promotion import with_standard_promotion
 from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.planning import about, validate
@@ -54,7 +54,7 @@ def plan(
     max_drop: float = 0.01,
     metric: Metric | None = None,
     ratios: Sequence[int] = RATIOS,
-    products: Sequence[str] = PRODUCTS,
+    products: Sequence[str] = PLANNED,
     max_seconds: float = 600.0,
     path: str | os.PathLike[str] | None = None,
     max_rows: int = MAX_ROWS,
@@ -118,7 +118,7 @@ def plan(
     ratios, products = validate.ratios_of(ratios), validate.products_of(products)
     validate.arguments_of_plan(max_drop, max_seconds, metric, call, path)
     clock = Clock(progress, float(max_seconds))
-    rules, adapted = validated_rules(rules), adapt(model, call)
+    rules, adapted = validate.plannable(validated_rules(rules)), adapt(model, call)
     given = list(peek(batches)[1])
     layers = layers_of(adapted, given[0])
     to_plan = units(decide(layers, rules))

@@ -77,10 +77,10 @@ class CodesReplacement(Replacement):
 
 @dataclasses.dataclass(frozen=True)
 class ProductReplacement(Replacement):
-    """An int8, low-rank or rewritten product.
+    """An int8, low-rank or rewritten product, or the greatest outputs of a layer.
 
     Attributes:
-      kind: `"int8"`, `"low rank"` or `"rewritten"`.
+      kind: `"int8"`, `"low rank"`, `"rewritten"` or `"top outputs"`.
       product: its arrays by name, stacked over the steps of a scan, as `learn_product` returns them.
     """
 
@@ -118,6 +118,7 @@ def specs_of(unit: Unit, replacement: Replacement) -> dict[str, Spec]:
             part=part,
             exact_rows=unit.rule.exact_rows,
             num_candidates=unit.rule.num_candidates,
+            top=unit.rule.top,
             keeps_kernel=layer.keeps_kernel,
         )
     return specs

@@ -8,17 +8,22 @@ from collections.abc import Iterable, Sequence
 
 from jax_maddness.core import arguments
 from jax_maddness.learn.config import FitConfig
-from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, PRODUCTS, REWRITTEN
+from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, PRODUCTS, REWRITTEN, TOP
 from jax_maddness.nn.models.layer import Layer
 
 CONVOLUTIONS = ("auto", "shared", "patches")
 """The values of `Rule.conv`."""
 _FEATURES_PER_CODEBOOK = 16
 """The default ratio of features to codebooks."""
+_FEATURES_PER_CODE_AT_REST = 4
+"""The same for the outputs of a layer of which the greatest are found, whose codes are chosen at rest."""
+TOP_CANDIDATES = 32
+"""The default number of candidates for the greatest outputs, if more than twice as many are not wanted."""
 _INTEGERS = (
     ("num_codebooks", 0, ", or None for one per 16 features"),
     ("num_candidates", 0, ", a number of positions, or None"),
     ("rank", 1, ", or None for an eighth of the lesser of features and outputs"),
+    ("top", 1, ", a number of outputs, or None"),
 )
 """Attributes of a rule that are integers or None: the least value, and words for None."""
 
@@ -38,7 +43,8 @@ class Rule:
       product: the kind of product that replaces the layer: look-ups, `"codes"`; factors in int8 without codes,
         `"factors"`; XLA's int8 with dynamic steps, `"int8"`; a product of low rank in floats, `"low rank"`; or,
         exactly, `"rewritten"`: depthwise convolutions as sums of shifted inputs times weights, 1x1 as products. Of
-        the attributes below, the last three use `share` alone, and factors `conv` and `share`.
+        the attributes below, the last three use `share` alone, and factors `conv` and `share`. `"top outputs"`: see
+        `top`, which implies it.
       rank: the rank for `"factors"` and `"low rank"`; None: an eighth of the lesser of features and outputs. Factors of
         full rank are the whole product in int8 (`FitConfig("int8")`).
       conv: convolutions encode each position once and share the codes among the taps (`"shared"`), or encode whole
@@ -51,7 +57,11 @@ class Rule:
       num_candidates: for a convolution of which only the maximum over all positions is used, through functions that do
         not decrease, such as ReLU: the layer returns that maximum alone, as a single position. Look-ups propose so many
         candidates for each output, and exact products decide between them; 0: look-ups decide. None: the layer returns
-        all positions.
+        all positions. With `top`: the number of candidates for the greatest outputs; None: 32, or twice `top`.
+      top: for an output layer of which only the greatest outputs matter, as where tokens are chosen: the layer returns
+        all outputs, of which the `top` greatest are found by look-ups and exact products, as by `top_k`. They are
+        exact, and so are the other candidates; all others are approximate and kept below them. `num_codebooks` is then
+        one for every 4 features by default. A layer with one product that is not in a scan.
 
     Raises:
       TypeError: An attribute is of another type. Integers of NumPy are taken, bools are no integers.
@@ -73,6 +83,7 @@ class Rule:
     num_candidates: int | None = None
     product: str = CODES
     rank: int | None = None
+    top: int | None = None
 
     def __post_init__(self) -> None:
         arguments.instance(self.pattern, "pattern", str)
@@ -91,6 +102,9 @@ class Rule:
                 f"`pattern` {self.pattern!r} is not a regular expression: {error}. A glob's `*` is written `.*`."
             ) from error
         arguments.choice(self.conv, "conv", CONVOLUTIONS)
+        arguments.choice(self.product, "product", PRODUCTS)
+        if self.top is not None and self.product == CODES:
+            object.__setattr__(self, "product", TOP)
         if self.num_codebooks == 0 and self.product == CODES and not self.config.stands_alone:
             raise ValueError(
                 "`num_codebooks` is 0, and `config` asks for nothing else. Pass `FitConfig(rank=...)` for factors, or "
@@ -101,20 +115,36 @@ class Rule:
     def _validate_exact_products(self) -> None:
         if not 0 <= self.exact_rows < 1:
             raise ValueError(f"`exact_rows` is {self.exact_rows!r}; expected a share, from 0 to less than 1.")
-        arguments.choice(self.product, "product", PRODUCTS)
-        if self.product != CODES and self.needs_kernel:
+        if self.product == TOP:
+            self._validate_top()
+        elif self.top is not None:
+            raise ValueError(f"`top` is {self.top}, but `product` is {self.product!r}. Leave one of them out.")
+        elif self.product != CODES and self.needs_kernel:
             raise ValueError(
                 f"`product` {self.product!r} supports neither `exact_rows` nor `num_candidates`. Leave them out."
             )
 
+    def _validate_top(self) -> None:
+        """Fills in the defaults of an output layer."""
+        top = self.top or 1
+        candidates = max(TOP_CANDIDATES, 2 * top) if self.num_candidates is None else self.num_candidates
+        if candidates < top:
+            raise ValueError(f"`num_candidates` is {candidates}, less than `top`, which is {top}. Take more.")
+        if self.num_codebooks == 0:
+            raise ValueError("`num_codebooks` is 0, but codes find the greatest outputs. Take at least 1.")
+        if self.exact_rows:
+            raise ValueError("`exact_rows` does not go with `top`. Leave it out.")
+        object.__setattr__(self, "top", top)
+        object.__setattr__(self, "num_candidates", candidates)
+
     @property
     def needs_kernel(self) -> bool:
         """Whether the layer needs its kernel beside the tables."""
-        return bool(self.exact_rows) or self.num_candidates is not None
+        return self.product != TOP and (bool(self.exact_rows) or self.num_candidates is not None)
 
     def size(self, shape: tuple[int, int]) -> int:
         """Returns the size of the product that replaces a product [D, M]: C, or the rank, or 0."""
-        if self.product == CODES:
+        if self.product in (CODES, TOP):
             return self.codebooks(shape[0])
         return 0 if self.product in (INT8, REWRITTEN) else min(self.rank or max(1, min(shape) // 8), *shape)
 
@@ -122,6 +152,8 @@ class Rule:
         """Returns the number of codebooks for a product with so many features: at most one per feature."""
         if self.product == FACTORS:
             return 0
+        if self.num_codebooks is None and self.product == TOP:
+            return max(1, num_features // _FEATURES_PER_CODE_AT_REST)
         if self.num_codebooks is None:
             return 0 if self.config.method == "int8" else max(1, num_features // _FEATURES_PER_CODEBOOK)
         return min(self.num_codebooks, num_features)

@@ -9,7 +9,7 @@ import numpy as np
 
 from jax_maddness.learn.config import FitConfig
 from jax_maddness.nn.layers.form import Form
-from jax_maddness.nn.layers.kinds import CODES, FACTORS, REWRITTEN
+from jax_maddness.nn.layers.kinds import CODES, FACTORS, REWRITTEN, TOP
 from jax_maddness.nn.models.layer import Layer
 from jax_maddness.nn.rules import Rule
 
@@ -117,7 +117,9 @@ def units(chosen: Sequence[tuple[Layer, Rule]]) -> list[Unit]:
     by_input: dict[Hashable, list[tuple[Layer, Rule]]] = {}
     for layer, rule in chosen:
         _validate(layer, rule)
-        by_input.setdefault(_input_key(layer) if rule.share else layer.path, []).append((layer, rule))
+        by_input.setdefault(_input_key(layer) if rule.share and rule.product != TOP else layer.path, []).append(
+            (layer, rule)
+        )
     return [Unit(tuple(layer for layer, _ in group), group[0][1]) for group in by_input.values()]
 
 
@@ -132,12 +134,16 @@ def _validate(layer: Layer, rule: Rule) -> None:
         raise ValueError(
             f"{layer.path!r} has several groups, as look-ups and factors may have, but not {rule.product}."
         )
+    if rule.product == TOP and layer.steps:
+        raise ValueError(
+            f"{layer.path!r} is in a scan or a vmap, which does not support `top`. Give it a rule without it."
+        )
     if rule.needs_kernel and (layer.steps or layer.form.groups > 1):
         raise ValueError(
             f"{layer.path!r} is in a scan or has several groups, which support neither `exact_rows` nor "
             "`num_candidates`. Give it a rule without these, before the others."
         )
-    if rule.num_candidates is not None and not layer.form.has_positions:
+    if rule.needs_kernel and rule.num_candidates is not None and not layer.form.has_positions:
         raise ValueError(f"{layer.path!r} is no convolution, as `num_candidates` of {rule.pattern!r} requires.")
 
 

@@ -30,8 +30,10 @@ def measure(
     """Measures the recall that each of `CANDIDATE_COUNTS` reaches.
 
     A true neighbor, computed in float64, is found if it is among the candidates, and among the best of them after
-    rescoring, in float32 and with the vectors that `index` keeps. The recall is the mean over the queries minus its
-    standard error, so that later queries rarely fall short of it.
+    rescoring, in float32 and with the vectors that `index` keeps. The recall is the mean over the queries and one
+    imaginary query that finds nothing, minus its standard error, so that later queries rarely fall short of it: where
+    all of `n` queries find everything, it is `n / (n + 1)`, and fewer than `recall / (1 - recall)` queries cannot show
+    a recall. Where all vectors are candidates, nothing is left to chance.
 
     Args:
       index: an index that keeps exact vectors.
@@ -59,14 +61,15 @@ def measure(
         (c, *(_likely((ranks[:, :k] < c) & is_kept) for k, is_kept in zip(tops, kept, strict=True))) for c in counts
     ]
     if best_of_all is not None:
-        rows.append((index.count, *(_likely(_is_in(truth[:, :k], best_of_all[:, :k])) for k in tops)))
+        rows.append((index.count, *(_likely(_is_in(truth[:, :k], best_of_all[:, :k]), 0) for k in tops)))
     return tuple(rows)
 
 
-def _likely(found: Bool[np.ndarray, "queries k"]) -> float:
-    """Returns the mean share that is found, minus its standard error."""
+def _likely(found: Bool[np.ndarray, "queries k"], imaginary: int = 1) -> float:
+    """Returns the mean share that is found, minus its standard error; `imaginary` queries more find nothing."""
     shares = found.mean(1)
-    return round(float(shares.mean() - shares.std() / np.sqrt(len(shares))), 5)
+    mean = shares.sum() / (len(shares) + imaginary)
+    return round(max(float(mean - shares.std() / np.sqrt(len(shares))), 0.0), 5)
 
 
 def _found(
@@ -158,5 +161,5 @@ def candidates(measured: tuple[tuple[float, ...], ...], recall: float, k: int, c
     raise ValueError(
         f"`recall` is {recall}, but the most that was measured for {TOPS[column - 1]} neighbors is {most} with "
         f"{int(measured[-1][0])} candidates. Ask for less, pass a larger `num_candidates`, or build the index "
-        "with more codebooks."
+        "with more codebooks, or with more `queries`: few of them cannot show a recall near 1."
     )

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int32
 
 from jax_maddness.retrieval import scan
 from jax_maddness.retrieval.index import VectorIndex
+from jax_maddness.retrieval.log_sum import Terms, exact_terms, terms_of
 from jax_maddness.retrieval.powers import exponents, times_power, two_powers
 from jax_maddness.retrieval.products import best, exact_products, tables_of
 from jax_maddness.retrieval.rescore import rescore
@@ -86,6 +87,20 @@ def _scaled_for_distances(
     return Scaled(rows, largest, in_frame, beyond, base, shift, constant)
 
 
+class Found(NamedTuple):
+    """The result of a search on one device.
+
+    Attributes:
+      scores: scores of the scaled queries, best first.
+      ids: the vectors that have them.
+      terms: terms of the sum of the exponentials of all scores, if asked for.
+    """
+
+    scores: Float[Array, "queries k"]
+    ids: Int32[Array, "queries k"]
+    terms: Terms | None = None
+
+
 def local(
     scaled: Scaled,
     index: VectorIndex,
@@ -93,8 +108,9 @@ def local(
     num_candidates: int,
     count: int | Array | None = None,
     given: Restrictions | None = None,
-) -> tuple[Float[Array, "queries k"], Int32[Array, "queries k"]]:
-    """Searches the vectors of one device; returns scores of the scaled queries, best first, and ids.
+    log_sum: bool = False,
+) -> Found:
+    """Searches the vectors of one device.
 
     Args:
       scaled: the queries.
@@ -103,31 +119,50 @@ def local(
       num_candidates: number of candidates that are rescored, or 0.
       count: number of vectors that take part; None: all.
       given: restrictions of the queries, with ids.
+      log_sum: whether to return terms of the sum of exponentials; needs candidates.
     """
     rows = len(index.ids)
     if not rows:
-        queries = scaled.rows.shape[0]
-        return best(jnp.zeros((queries, 0), jnp.float32), jnp.zeros((queries, 0), jnp.int32), k)
+        none = jnp.zeros((scaled.rows.shape[0], 0), jnp.float32)
+        return Found(*best(none, none.astype(jnp.int32), k), exact_terms(none) if log_sum else None)
     given = None if given is None else given.positions(index.ids, index.count if count is None else count)
     count = jnp.asarray(index.count if count is None else count, jnp.int32)
+    terms = None
     if not num_candidates:
         scores, positions = _proposed(scaled, index, k, count, given)
+    elif num_candidates >= rows:
+        dense = all_exact(scaled, index, count, given)
+        positions = jnp.sort(_best_positions(lax.stop_gradient(dense), k + _SPARE), -1)
+        scores = exact_scores(scaled, index, positions, given)
+        terms = exact_terms(unscaled(dense, scaled, index, True)) if log_sum else None
     else:
-        if num_candidates >= rows:
-            positions = _dense(scaled, index, count, k + _SPARE, given)
-        else:
-            positions = candidates_of(scaled, index, num_candidates, count, given)
-            positions = positions if given is None else joined(positions, given)
+        positions = candidates_of(scaled, index, num_candidates, count, given)
+        positions = positions if given is None else joined(positions, given)
         positions = jnp.sort(positions, -1)  # the first of equal scores is best; memory is read in order
-        scores = _exact(scaled, index, positions, given)
+        scores = exact_scores(scaled, index, positions, given)
+        if log_sum:
+            approximate = unscaled(approximate_scores(scaled, index, count, given), scaled, index, False)
+            terms = terms_of(
+                approximate,
+                positions,
+                unscaled(scores, scaled, index, True),
+                lambda drawn: unscaled(exact_scores(scaled, index, drawn, given), scaled, index, True),
+            )
     scores, positions = best(scores, positions, k)
-    return scores, jnp.where(positions < 0, -1, index.ids[jnp.maximum(positions, 0)])
+    return Found(scores, jnp.where(positions < 0, -1, index.ids[jnp.maximum(positions, 0)]), terms)
 
 
 def _proposed(
     scaled: Scaled, index: VectorIndex, number: int, count: Array, given: Restrictions | None
 ) -> tuple[Float[Array, "queries number"], Int32[Array, "queries number"]]:
     """Returns the approximate scores and the positions of the best vectors; -inf and -1 where there are fewer."""
+
+    def all_of_them() -> tuple[Array, Array]:
+        scores = approximate_scores(scaled, index, count, given)
+        return best(scores, _positions(scores), number)
+
+    if given is not None and given.score_bias is not None:
+        return all_of_them()
     tables = tables_of(scaled.in_frame, index, scaled.frame_exponents)
 
     def scores_of(number: int) -> tuple[Array, Array]:
@@ -135,11 +170,29 @@ def _proposed(
         scores = tables.scale[:, None] * sums.astype(jnp.float32) + tables.offset[:, None]
         return jnp.where(sums < 0, -jnp.inf, scores), positions
 
-    if given is None:
-        return scores_of(number)
-    if given.score_bias is not None:  # as the scores, which are in the frame of the index
-        given = given._replace(score_bias=_scaled_bias(given.score_bias, scaled.exponents + index.exponent))
-    return candidates(scores_of, given, number, len(index.ids))
+    return scores_of(number) if given is None else candidates(scores_of, all_of_them, given, number, len(index.ids))
+
+
+def approximate_scores(
+    scaled: Scaled, index: VectorIndex, count: Array, given: Restrictions | None
+) -> Float[Array, "queries vectors"]:
+    """Returns the approximate scores of all vectors, in the frame of the index; -inf for those that are excluded."""
+    tables = tables_of(scaled.in_frame, index, scaled.frame_exponents)
+    sums = scan.scan_sums(index.codes, tables.entries, count)[:, : len(index.ids)]
+    scores = tables.scale[:, None] * sums.astype(jnp.float32) + tables.offset[:, None]
+    if given is not None:
+        if given.score_bias is not None:
+            scores = scores + _scaled_bias(given.score_bias, scaled.exponents + index.exponent)
+        scores = jnp.where(given.dense(*scores.shape), -jnp.inf, scores)
+    return jnp.where(sums < 0, -jnp.inf, scores)
+
+
+def _positions(scores: Float[Array, "queries vectors"]) -> Int32[Array, "queries vectors"]:
+    return jnp.broadcast_to(jnp.arange(scores.shape[1], dtype=jnp.int32)[None, :], scores.shape)
+
+
+def _best_positions(scores: Float[Array, "queries vectors"], k: int) -> Int32[Array, "queries k"]:
+    return best(scores, _positions(scores), k)[1]
 
 
 def _scaled_bias(bias: Float[Array, "rows vectors"], exponents: Int32[Array, " queries"]) -> Array:
@@ -159,7 +212,7 @@ def candidates_of(
     return _proposed(scaled, index, num_candidates, count, given)[1]
 
 
-def _exact(
+def exact_scores(
     scaled: Scaled, index: VectorIndex, positions: Int32[Array, "queries candidates"], given: Restrictions | None
 ) -> Float[Array, "queries candidates"]:
     """Returns the exact scores of candidates; -inf at position -1."""
@@ -177,12 +230,11 @@ def _exact(
     return scores
 
 
-def _dense(
-    scaled: Scaled, index: VectorIndex, count: Array, k: int, given: Restrictions | None
-) -> Int32[Array, "queries k"]:
-    """Returns the positions of the `k` vectors with the greatest exact scores among all; -1 if there are fewer."""
+def all_exact(
+    scaled: Scaled, index: VectorIndex, count: Array, given: Restrictions | None
+) -> Float[Array, "queries vectors"]:
+    """Returns the scores of all vectors by dense products; -inf for those that are excluded."""
     assert index.vectors is not None
-    scaled = lax.stop_gradient(scaled)
     if index.sums_squares:
         # Summed over the first dimension, so that neighboring vectors are summed side by side.
         one, other = (power[None, :, None] for power in two_powers(-scaled.exponents))
@@ -195,11 +247,8 @@ def _dense(
         scores = exact_products(scaled.rows, index.vectors)
         for bias in (None if index.bias is None else index.bias[None, :], given and given.score_bias):
             scores = scores if bias is None else scores + _scaled_bias(bias, scaled.exponents)
-    positions = jnp.arange(len(index.vectors), dtype=jnp.int32)[None, :]
-    scores = jnp.where(positions < count, scores, -jnp.inf)
-    if given is not None:
-        scores = jnp.where(given.dense(*scores.shape), -jnp.inf, scores)
-    return best(scores, jnp.broadcast_to(positions, scores.shape), k)[1]
+    scores = jnp.where(_positions(scores) < count, scores, -jnp.inf)
+    return scores if given is None else jnp.where(given.dense(*scores.shape), -jnp.inf, scores)
 
 
 def unscaled(

@@ -130,34 +130,33 @@ fewer."""
 
 
 def candidates(
-    scan: Scan, given: Restrictions, num_candidates: int, vectors: int
+    scan: Scan, all_of_them: Callable[[], tuple[Array, Array]], given: Restrictions, num_candidates: int, vectors: int
 ) -> tuple[Float[Array, "queries candidates"], Int32[Array, "queries candidates"]]:
     """Returns scores and positions of the best vectors that are not excluded, best first; -inf and -1 if fewer.
 
     Args:
       scan: scans the codes.
-      given: the restrictions, with positions in the place of ids.
+      all_of_them: returns the result by the scores of all vectors, which takes longer.
+      given: the restrictions, with positions in the place of ids, and without a bias.
       num_candidates: number of candidates.
       vectors: number of vectors that could be proposed.
     """
 
     def chosen(width: int) -> tuple[Array, Array]:
         scores, positions = scan(width)
-        bias = given.bias_at(positions)
-        scores = jnp.where(given.excluded(positions), -jnp.inf, scores if bias is None else scores + bias)
-        # Without a bias they are in order already. Of equal keys, the first is taken first.
-        keys = jnp.where(scores == -jnp.inf, scores, 0.0) if bias is None else scores
-        at = lax.top_k(keys, min(num_candidates, width))[1]
+        scores = jnp.where(given.excluded(positions), -jnp.inf, scores)
+        # They are in order. Of equal keys, the first is taken first.
+        at = lax.top_k(jnp.where(scores == -jnp.inf, scores, 0.0), min(num_candidates, width))[1]
         scores, positions = (jnp.take_along_axis(a, at, 1) for a in (scores, positions))
         return scores, jnp.where(scores == -jnp.inf, -1, positions)
 
     slack = 0 if given.exclude is None else given.exclude.shape[-1]
     slack += 0 if given.mask is None else num_candidates
-    width = vectors if given.score_bias is not None else min(vectors, num_candidates + slack)
+    width = min(vectors, num_candidates + slack)
     first = chosen(width)
     if width == vectors or given.mask is None:
         return first
-    return lax.cond((first[1] >= 0).all(), lambda: first, lambda: chosen(vectors))
+    return lax.cond((first[1] >= 0).all(), lambda: first, all_of_them)
 
 
 def joined(positions: Int32[Array, "queries k"], given: Restrictions) -> Int32[Array, "queries k+always"]:

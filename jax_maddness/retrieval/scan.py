@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jaxtyping import Array, Int32, UInt8
+from jaxtyping import Array, Int16, Int32, UInt8
 
 from jax_maddness.core import ffi
 from jax_maddness.core.stack import on_platform
@@ -64,18 +64,26 @@ def definition(
     there are fewer than `k` vectors, the remaining sums and positions are -1. `codebooks` is `2 * pairs` or one less;
     `count` is clipped to the number of vectors that `codes` hold.
     """
-    unpacked, entries = unpack(codes), (tables & MAX_ENTRY).astype(jnp.int32)
-    vectors = len(unpacked)
+    sums = sums_definition(codes, tables, count).astype(jnp.int32)
+    sums = sums.reshape(tables.shape[0], codes.shape[0] * BLOCK)
+    sums = jnp.pad(sums, ((0, 0), (0, max(k - sums.shape[1], 0))), constant_values=-1)
+    best, positions = lax.top_k(sums, k)
+    return best, jnp.where(best < 0, -1, positions).astype(jnp.int32)
 
-    def add(c: int, sums: Int32[Array, "queries vectors"]) -> Int32[Array, "queries vectors"]:
+
+def sums_definition(
+    codes: UInt8[Array, "blocks pairs 64"], tables: UInt8[Array, "queries codebooks 16"], count: Int32[Array, ""]
+) -> Int16[Array, "queries blocks 64"]:
+    """Computes `sum_c tables[c, code_c]` of each query and each vector; -1 for vectors that are not among `count`."""
+    unpacked, entries = unpack(codes), (tables & MAX_ENTRY).astype(jnp.int16)
+
+    def add(c: int, sums: Int16[Array, "queries vectors"]) -> Int16[Array, "queries vectors"]:
         return sums + entries[:, c, :][:, unpacked[:, c]]
 
     # The sum starts from the first codebook, because zeros would vary over fewer axes of a shard_map than the sums.
     sums = lax.fori_loop(1, tables.shape[1], add, entries[:, 0, :][:, unpacked[:, 0]])
-    sums = jnp.where(jnp.arange(vectors, dtype=jnp.int32)[None, :] < count, sums, -1)
-    sums = jnp.pad(sums, ((0, 0), (0, max(k - vectors, 0))), constant_values=-1)
-    best, positions = lax.top_k(sums, k)
-    return best, jnp.where(best < 0, -1, positions).astype(jnp.int32)
+    counts = jnp.arange(len(unpacked), dtype=jnp.int32)[None, :] < count
+    return jnp.where(counts, sums, jnp.int16(-1)).reshape(tables.shape[0], codes.shape[0], BLOCK)
 
 
 def scan(
@@ -98,50 +106,76 @@ def scan(
     Raises:
       ValueError: shapes do not match, there are no codebooks or more than `MAX_CODEBOOKS`, or `k` is negative.
     """
+    _validate(codes, tables)
+    if k < 0:
+        raise ValueError(f"`k` is {k}; expected at least 0.")
+    return _run(k, codes, tables, jnp.asarray(count, jnp.int32))
+
+
+def scan_sums(
+    codes: UInt8[Array, "blocks pairs 64"], tables: UInt8[Array, "queries codebooks 16"], count: Int32[Array, ""]
+) -> Int16[Array, "queries vectors"]:
+    """Computes `sums_definition` by the kernels if they are available; the sums are the same.
+
+    Args:
+      codes: codes of the vectors, as `pack` returns them.
+      tables: entries for each query; only the low 7 bits of each count.
+      count: number of vectors that take part.
+
+    Returns:
+      The sums of all vectors that `codes` have room for; -1 for those that are not among the first `count`.
+
+    Raises:
+      ValueError: shapes do not match, or there are no codebooks or more than `MAX_CODEBOOKS`.
+    """
+    _validate(codes, tables)
+    (sums,) = _run(None, codes, tables, jnp.asarray(count, jnp.int32))
+    return sums.reshape(tables.shape[0], codes.shape[0] * BLOCK)
+
+
+def _validate(codes: Array, tables: Array) -> None:
     _, pairs, block = codes.shape
     if block != BLOCK or tables.shape[1:] not in ((2 * pairs, LEAVES), (2 * pairs - 1, LEAVES)):
         raise ValueError(
             f"`codes` have the shape {codes.shape} and `tables` {tables.shape}; expected [blocks, pairs, {BLOCK}] and "
             f"[queries, codebooks, {LEAVES}] with two codebooks a pair. `pack` makes such codes."
         )
-    if not 1 <= tables.shape[1] <= MAX_CODEBOOKS or k < 0:
-        raise ValueError(
-            f"`tables` have {tables.shape[1]} codebooks, and `k` is {k}; expected 1 to {MAX_CODEBOOKS}, and at least 0."
-        )
-    return _scan(k, codes, tables, jnp.asarray(count, jnp.int32))
+    if not 1 <= tables.shape[1] <= MAX_CODEBOOKS:
+        raise ValueError(f"`tables` have {tables.shape[1]} codebooks; expected 1 to {MAX_CODEBOOKS}.")
 
 
 # Outside of any `jit`, a call is compiled as one function; inside of one, it becomes a part of the caller.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def _scan(k: int, *args: Array) -> tuple[Array, Array]:
+def _run(k: int | None, *args: Array) -> tuple[Array, ...]:
     return _vmapped(k)(*args)
 
 
 @functools.cache
-def _vmapped(k: int) -> Callable[..., Any]:
-    """Returns the scan for `k`. A batch of tables is scanned as more queries, a batch of codes in several scans."""
+def _vmapped(k: int | None) -> Callable[..., Any]:
+    """Returns the scan for `k`, or that for all sums. A batch of tables is more queries, of codes several scans."""
+    target = "jax_maddness_scan_sums" if k is None else "jax_maddness_scan"
 
-    def best(codes: Array, tables: Array, count: Array) -> tuple[Array, Array]:
-        return definition(codes, tables, count, k)
+    def defined(codes: Array, tables: Array, count: Array) -> tuple[Array, ...]:
+        return (sums_definition(codes, tables, count),) if k is None else definition(codes, tables, count, k)
 
     @custom_vmap
-    def run(codes: Array, tables: Array, count: Array) -> tuple[Array, Array]:
+    def run(codes: Array, tables: Array, count: Array) -> tuple[Array, ...]:
         args = codes, tables, count
-        return on_platform(best, "jax_maddness_scan", *args) if ffi.enabled() else best(*args)
+        return on_platform(defined, target, *args) if ffi.enabled() else defined(*args)
 
     @run.def_vmap
-    def batch(axis_size: int, in_batched: list[bool], *args: Array) -> tuple[tuple[Array, Array], tuple[bool, bool]]:
+    def batch(axis_size: int, in_batched: list[bool], *args: Array) -> tuple[tuple[Array, ...], tuple[bool, ...]]:
         if in_batched == [False, True, False]:
             codes, tables, count = args
             folded = run(codes, tables.reshape(-1, *tables.shape[2:]), count)
-            results = tuple(r.reshape(*tables.shape[:2], k) for r in folded)
-            return results, (True, True)
+            return tuple(r.reshape(*tables.shape[:2], *r.shape[1:]) for r in folded), (True,) * len(folded)
         batched = [a for a, is_batched in zip(args, in_batched, strict=True) if is_batched]
 
-        def run_element(elements: list[Array]) -> tuple[Array, Array]:
+        def run_element(elements: list[Array]) -> tuple[Array, ...]:
             remaining = iter(elements)
             return run(*(next(remaining) if is_batched else a for a, is_batched in zip(args, in_batched, strict=True)))
 
-        return lax.map(run_element, batched), (True, True)
+        results = lax.map(run_element, batched)
+        return results, (True,) * len(results)
 
     return run

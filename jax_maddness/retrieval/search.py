@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int32, Integer
 from jax_maddness.retrieval import calibrate, validate
 from jax_maddness.retrieval.explicit import by_rows, refuse_mapped_axes, replicated
 from jax_maddness.retrieval.index import VectorIndex
-from jax_maddness.retrieval.local import Scaled, local, scaled_queries, unscaled
+from jax_maddness.retrieval.local import Found, Scaled, local, scaled_queries, unscaled
+from jax_maddness.retrieval.log_sum import LogSum, combined, gathered
 from jax_maddness.retrieval.products import best
 from jax_maddness.retrieval.restrict import Restrictions, merged, validated
 
@@ -80,6 +82,35 @@ def search(
       >>> ids.tolist()
       [[0], [1]]
     """
+    restrictions = {"exclude": exclude, "always": always, "score_bias": score_bias}
+    return searched(*_arguments(queries, index, k, num_candidates, recall, metric, restrictions))[:2]
+
+
+def search_with_log_sum(
+    queries: Array, index: VectorIndex, k: int, num_candidates: int, recall: float | None, restrictions: dict[str, Any]
+) -> tuple[Array, Array, LogSum]:
+    """Returns the result of `search`, and the logarithm of the sum of the exponentials of all scores.
+
+    Raises:
+      ValueError: there are no candidates; and the errors of `search`.
+    """
+    given = _arguments(queries, index, k, num_candidates, recall, None, restrictions)
+    if not given[3]:
+        raise ValueError("`log_sum` needs candidates, but `num_candidates` is 0. Take 32, or leave it out.")
+    scores, ids, log_sum = searched(*given, log_sum=True)
+    return scores, ids, log_sum
+
+
+def _arguments(
+    queries: Array,
+    index: VectorIndex,
+    k: int,
+    num_candidates: int,
+    recall: float | None,
+    metric: str | None,
+    restrictions: dict[str, Any],
+) -> tuple[Array, VectorIndex, int, int, Restrictions | None]:
+    """Returns the arguments of `searched`, validated."""
     queries = _validated(queries, index, metric)
     k = validate.integer(k, "k")
     if recall is not None:
@@ -89,37 +120,43 @@ def search(
         raise ValueError(
             "`index` keeps no vectors to rescore with. Build it with `keep_vectors=True`, or use `num_candidates=0`."
         )
-    if score_bias is not None and index.metric != "ip":
+    if restrictions["score_bias"] is not None and index.metric != "ip":
         raise ValueError(f"`score_bias` is added to products, but `index` is for {index.metric!r}. Leave it out.")
-    if always is not None and not num_candidates:
+    if restrictions["always"] is not None and not num_candidates:
         raise ValueError(
             "`always` names vectors to rescore, but `num_candidates` is 0. Take candidates, or leave it out."
         )
     refuse_mapped_axes("search")
-    return _search(
-        queries, index, k, num_candidates, validated(queries.shape[:-1], index.count, exclude, always, score_bias)
-    )
+    return queries, index, k, num_candidates, validated(queries.shape[:-1], index.count, **restrictions)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "num_candidates"), inline=True)
-def _search(
+@functools.partial(jax.jit, static_argnames=("k", "num_candidates", "log_sum"), inline=True)
+def searched(
     queries: Float[Array, "... features"],
     index: VectorIndex,
     k: int,
     num_candidates: int,
     given: Restrictions | None = None,
-) -> tuple[Float[Array, "... k"], Int32[Array, "... k"]]:
-    def on_rows(queries: Array, index: VectorIndex, *given: Restrictions) -> tuple[Array, Array]:
+    log_sum: bool = False,
+) -> tuple[Any, ...]:
+    """Searches with validated arguments; returns the scores, the ids, and the `LogSum` if it is asked for."""
+
+    def on_rows(queries: Array, index: VectorIndex, *given: Restrictions) -> tuple[Any, ...]:
         rows = queries.reshape(-1, index.num_features).astype(jnp.float32)
         finite = jnp.isfinite(rows).all(-1, keepdims=True)
         flat = merged(*given).flat(queries.shape[:-1]) if given else None
         scaled = scaled_queries(jnp.where(finite, rows, 0.0), index, flat is not None and flat.score_bias is not None)
-        scores, ids = (local if index.mesh is None else _sharded)(scaled, index, k, num_candidates, given=flat)
+        on_devices = local if index.mesh is None else _sharded
+        scores, ids, terms = on_devices(scaled, index, k, num_candidates, given=flat, log_sum=log_sum)
         # A missing score is constant: without this, its derivative would be that of what is added to it.
         scores = jnp.where(ids < 0, -jnp.inf, unscaled(scores, scaled, index, bool(num_candidates)))
         scores = jnp.where(finite, scores, jnp.nan)
         ids = jnp.where(finite, ids, -1)
-        return scores.reshape(*queries.shape[:-1], k), ids.reshape(*queries.shape[:-1], k)
+        results = scores.reshape(*queries.shape[:-1], k), ids.reshape(*queries.shape[:-1], k)
+        if terms is None:
+            return results
+        sums = (jnp.where(finite[:, 0], a, jnp.nan).reshape(queries.shape[:-1]) for a in combined(terms))
+        return (*results, LogSum(*sums))
 
     if index.mesh is not None:  # the vectors are sharded, so that all devices see all queries
         return on_rows(replicated(queries), index, *([] if given is None else [replicated(given)]))
@@ -144,8 +181,8 @@ def validate_counts(k: int, num_candidates: int) -> tuple[int, int]:
 
 
 def _sharded(
-    scaled: Scaled, index: VectorIndex, k: int, num_candidates: int, given: Restrictions | None
-) -> tuple[Float[Array, "queries k"], Int32[Array, "queries k"]]:
+    scaled: Scaled, index: VectorIndex, k: int, num_candidates: int, given: Restrictions | None, log_sum: bool
+) -> Found:
     """Searches every shard and takes the best results. Ids ascend with shards, so that ties go to the lower id."""
     axis, mesh = index.axis, index.mesh
     assert axis is not None
@@ -157,11 +194,11 @@ def _sharded(
         )
     rows_per_shard = len(index.ids) // mesh.shape[axis]
 
-    def on_shard(scaled: Scaled, shard: VectorIndex, given: Restrictions | None) -> tuple[Array, Array]:
+    def on_shard(scaled: Scaled, shard: VectorIndex, given: Restrictions | None) -> Found:
         count = jnp.clip(index.count - lax.axis_index(axis) * rows_per_shard, 0, rows_per_shard)
-        results = local(scaled, shard, k, num_candidates, count, given)
+        *results, terms = local(scaled, shard, k, num_candidates, count, given, log_sum)
         scores, ids = (lax.all_gather(a, axis, axis=1, tiled=True) for a in results)
-        return best(scores, ids, k)
+        return Found(*best(scores, ids, k), None if terms is None else gathered(terms, axis))
 
     given = None if given is None else given.padded(len(index.ids))
     specs = jax.tree.map(lambda _: PartitionSpec(), index)

@@ -1,9 +1,9 @@
-"""The greatest outputs of a layer and its maximum over positions, by look-ups and exact products of candidates."""
+"""The greatest outputs of a layer, by look-ups and exact products of candidates."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +11,51 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, Integer
 
+from jax_maddness.core import arguments
 from jax_maddness.core.amm import amm
 from jax_maddness.core.types import MaddnessOp
 from jax_maddness.retrieval import validate
 from jax_maddness.retrieval.explicit import by_rows, taken
 from jax_maddness.retrieval.index import VectorIndex
+from jax_maddness.retrieval.log_sum import LogSum, combined, terms_of
 from jax_maddness.retrieval.products import best
 from jax_maddness.retrieval.restrict import Restrictions, joined, merged, validated
-from jax_maddness.retrieval.search import search, validate_counts
+from jax_maddness.retrieval.search import search, search_with_log_sum, validate_counts
 
 exact_einsum = functools.partial(jnp.einsum, precision="highest", preferred_element_type=jnp.float32)
 """`jnp.einsum` in float32 on all platforms."""
+
+
+class _Options(TypedDict, total=False):
+    k: int
+    bias: Float[Array, " outputs"] | None
+    num_candidates: int
+    recall: float | None
+    exclude: Integer[Array, "... excluded"] | Bool[Array, "... outputs"] | None
+    always: Integer[Array, "... always"] | None
+    score_bias: Float[Array, "... outputs"] | None
+
+
+@overload
+def top_k(
+    x: Float[Array, "... features"],
+    op_or_index: MaddnessOp | VectorIndex,
+    w: Float[Array, "features outputs"] | None = None,
+    *,
+    log_sum: Literal[False] = False,
+    **options: Unpack[_Options],
+) -> tuple[Float[Array, "... k"], Int32[Array, "... k"]]: ...
+
+
+@overload
+def top_k(
+    x: Float[Array, "... features"],
+    op_or_index: MaddnessOp | VectorIndex,
+    w: Float[Array, "features outputs"] | None = None,
+    *,
+    log_sum: Literal[True],
+    **options: Unpack[_Options],
+) -> tuple[Float[Array, "... k"], Int32[Array, "... k"], LogSum]: ...
 
 
 def top_k(
@@ -36,7 +70,8 @@ def top_k(
     exclude: Integer[Array, "... excluded"] | Bool[Array, "... outputs"] | None = None,
     always: Integer[Array, "... always"] | None = None,
     score_bias: Float[Array, "... outputs"] | None = None,
-) -> tuple[Float[Array, "... k"], Int32[Array, "... k"]]:
+    log_sum: bool = False,
+) -> Any:
     """Finds the `k` greatest outputs of `x @ w + bias` for each row.
 
     Look-ups propose `num_candidates` outputs for each row, and their exact products decide. The results are exact if
@@ -61,11 +96,16 @@ def top_k(
         each row, or the same for all. `exclude` goes first.
       score_bias: finite numbers to add to the outputs, as for penalties or another model's scores; for each row, or the
         same for all. Candidates are chosen with it.
+      log_sum: whether to return, too, an estimate of the logarithm of the sum of the exponentials of all outputs that
+        are not excluded, so that `values - log_sum.value` are log-probabilities. Candidates count exactly; the
+        others are estimated from their codes and 64 samples (`log_sum.py`). Derivatives are those of the candidates'
+        terms alone. Needs `num_candidates`; the more, the closer.
 
     Returns:
       The values, float32, greatest first, and the indices of the outputs, int32. Of equal values, that of the lower
       index comes first. A row with NaN or an infinity gets the values NaN and the indices -1. If fewer than `k` outputs
-      are not excluded, the remaining values are -inf and their indices -1.
+      are not excluded, the remaining values are -inf and their indices -1. With `log_sum=True` a `LogSum` is the third
+      result: the estimate and its standard error, one of each for each row.
 
     Raises:
       TypeError: `op_or_index` is neither an op nor an index, or an argument has the wrong type.
@@ -90,7 +130,9 @@ def top_k(
         if validate.integer(k, "k") > op_or_index.count:
             raise ValueError(f"`k` is {k}, but `index` has {op_or_index.count} outputs. Ask for fewer.")
         restrictions: dict[str, Any] = {"exclude": exclude, "always": always, "score_bias": score_bias}
-        return search(x, op_or_index, k, num_candidates=num_candidates, recall=recall, **restrictions)
+        if not arguments.flag(log_sum, "log_sum"):
+            return search(x, op_or_index, k, num_candidates=num_candidates, recall=recall, **restrictions)
+        return search_with_log_sum(x, op_or_index, k, num_candidates, recall, restrictions)
     if not isinstance(op_or_index, MaddnessOp):
         raise TypeError(f"`op_or_index` is {type(op_or_index).__name__}; expected a MaddnessOp or a VectorIndex.")
     if recall is not None:
@@ -100,15 +142,17 @@ def top_k(
         raise ValueError(
             "`always` names outputs to rescore, but `num_candidates` is 0. Take candidates, or leave it out."
         )
+    if arguments.flag(log_sum, "log_sum") and not num_candidates:
+        raise ValueError("`log_sum` needs candidates, but `num_candidates` is 0. Take 32, or leave it out.")
     x = validate.row_array(x, "x")
     if k > op_or_index.num_outputs:
         raise ValueError(f"`k` is {k}, but `op` has {op_or_index.num_outputs} outputs. Ask for fewer.")
     weights = exact_weights(op_or_index, w, x) if num_candidates else None
     given = validated(x.shape[:-1], op_or_index.num_outputs, exclude, always, score_bias)
-    return _top_k(x, op_or_index, weights, exact_bias(op_or_index, bias), k, num_candidates, given)
+    return _top_k(x, op_or_index, weights, exact_bias(op_or_index, bias), k, num_candidates, given, log_sum)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "num_candidates"), inline=True)
+@functools.partial(jax.jit, static_argnames=("k", "num_candidates", "log_sum"), inline=True)
 def _top_k(
     x: Array,
     op: MaddnessOp,
@@ -117,12 +161,13 @@ def _top_k(
     k: int,
     num_candidates: int,
     given: Restrictions | None,
-) -> tuple[Array, Array]:
+    log_sum: bool,
+) -> tuple[Any, ...]:
     given = Restrictions() if given is None else given
 
     def on_rows(
         x: Array, op: MaddnessOp, weights: Array | None, bias: Array | None, shared: Restrictions, own: Restrictions
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Any, ...]:
         leading = x.shape[:-1]
         given, x = merged(shared, own).flat(leading), x.reshape(-1, x.shape[-1])
         finite = jnp.isfinite(x).all(-1, keepdims=True)
@@ -133,11 +178,19 @@ def _top_k(
         y = jnp.where(given.dense(*y.shape), -jnp.inf, y)
         values, outputs = lax.top_k(y, min(max(k, num_candidates), op.num_outputs))
         outputs = jnp.where(values == -jnp.inf, -1, outputs)
+        terms = None
         if weights is not None:
             outputs = jnp.sort(joined(outputs, given), -1)
-            values, outputs = best(_rescored(x, weights, bias, outputs, given), outputs, k)
+            exact = _rescored(x, weights, bias, outputs, given)
+            if log_sum:
+                terms = terms_of(y, outputs, exact, lambda drawn: _rescored(x, weights, bias, drawn, given))
+            values, outputs = best(exact, outputs, k)
         values, outputs = jnp.where(finite, values, jnp.nan), jnp.where(finite, outputs, -1)
-        return values.reshape(*leading, k), outputs.reshape(*leading, k)
+        results = values.reshape(*leading, k), outputs.reshape(*leading, k)
+        if terms is None:
+            return results
+        sums = (jnp.where(finite[:, 0], a, jnp.nan).reshape(leading) for a in combined(terms))
+        return (*results, LogSum(*sums))
 
     return by_rows(on_rows, x, x.ndim - 1, op, weights, bias, given.shared(), by_row=given.own())
 
@@ -152,69 +205,6 @@ def _rescored(
     for added in (None if bias is None else taken(bias, known, 0), given.bias_at(outputs)):
         values = values if added is None else values + added
     return jnp.where(outputs < 0, -jnp.inf, values)
-
-
-def max_over_positions(
-    x: Float[Array, "... positions features"],
-    op: MaddnessOp,
-    w: Float[Array, "features outputs"] | None = None,
-    bias: Float[Array, " outputs"] | None = None,
-    *,
-    num_candidates: int = 1,
-) -> Float[Array, "... outputs"]:
-    """Computes the maximum of `x @ w + bias` over positions, as a convolution before global max pooling needs it.
-
-    Look-ups choose `num_candidates` positions for each output, and their exact products decide. As every candidate is
-    exact, the result is never above the true maximum, up to rounding. Rescoring takes `num_candidates * D`
-    multiply-adds per output.
-
-    Args:
-      x: rows of float32, bfloat16 or float16, one for each position; any leading dimensions before the positions.
-      op: the op that `fit` returned for `w`.
-      w: the exact weights, for an op that does not keep them (`fit(..., keep_weights=True)` does).
-      bias: bias of the exact products. An op has its bias only as a part of its tables, so that it must be passed here
-        again.
-      num_candidates: number of positions that are rescored for each output, at least 1.
-
-    Returns:
-      The maximum of each output, in the dtype of `x`, without the dimension of positions. If a position has NaN, every
-      output is NaN, as the exact maximum is.
-
-    Raises:
-      TypeError: `x` is neither float32, bfloat16 nor float16, or another argument has the wrong type.
-      ValueError: there is no position, `num_candidates` is not positive, or there are no weights.
-
-    Example:
-      >>> from jax_maddness import LookupTables, SplitTrees
-      >>> trees = SplitTrees(jnp.zeros((1, 4), int), jnp.zeros((1, 15)), 1)
-      >>> values = jnp.arange(16, dtype=jnp.uint8).reshape(1, 1, 16)
-      >>> op = MaddnessOp(trees, LookupTables(values, jnp.ones(1), jnp.zeros(1)))
-      >>> max_over_positions(jnp.array([[-1.0], [3.0], [-2.0]]), op, w=jnp.array([[2.0]])).tolist()
-      [6.0]
-    """
-    num_candidates = validate.integer(num_candidates, "num_candidates")
-    x = validate.row_array(x, "x")
-    if x.ndim < 2 or not x.shape[-2] or num_candidates < 1:
-        raise ValueError(
-            f"`x` has shape {x.shape} and `num_candidates` is {num_candidates}; expected [..., positions, features], "
-            "at least one position, and `num_candidates >= 1`."
-        )
-    return _max_over_positions(x, op, exact_weights(op, w, x), exact_bias(op, bias), num_candidates)
-
-
-@functools.partial(jax.jit, static_argnames="num_candidates", inline=True)
-def _max_over_positions(x: Array, op: MaddnessOp, weights: Array, bias: Array | None, num_candidates: int) -> Array:
-    def on_examples(x: Array, op: MaddnessOp, weights: Array, bias: Array | None) -> Array:
-        y = jnp.moveaxis(amm(x, op), -2, -1)  # [..., outputs, positions]
-        chosen = y.argmax(-1)[..., None] if num_candidates == 1 else lax.top_k(y, min(num_candidates, y.shape[-1]))[1]
-        rows = jnp.take_along_axis(x[..., None, :, :], chosen[..., None], -2)  # [..., outputs, candidates, features]
-        greatest = exact_einsum("...mkd,dm->...mk", rows.astype(jnp.float32), weights.astype(jnp.float32)).max(-1)
-        if bias is not None:
-            greatest = greatest + jnp.expand_dims(bias, tuple(range(greatest.ndim - 1)))
-        has_nan = jnp.isnan(x).any((-2, -1))[..., None]
-        return jnp.where(has_nan, jnp.nan, greatest).astype(x.dtype)
-
-    return by_rows(on_examples, x, x.ndim - 2, op, weights, bias)
 
 
 def exact_weights(op: MaddnessOp, w: Array | None, x: Array) -> Array:

@@ -34,6 +34,30 @@ def test_scan_is_what_loops_say(tier, vectors, codebooks):
         np.testing.assert_array_equal(positions, want[1])
 
 
+@pytest.mark.parametrize(("vectors", "codebooks"), [(0, 2), (1, 5), (63, 2), (64, 1), (65, 5), (200, 3), (130, 256)])
+def test_sums_are_what_loops_say(tier, vectors, codebooks):
+    rng = np.random.default_rng(vectors)
+    codes = rng.integers(0, 16, (vectors, codebooks), np.uint8)
+    tables = rng.integers(0, 256, (5, codebooks, 16), np.uint8)  # bit 7 is noise
+    packed = scan.pack(jnp.asarray(codes))
+    for count in (vectors, vectors // 2):
+        sums = jax.jit(scan.scan_sums)(packed, tables, count)
+        want = np.full((5, packed.shape[0] * 64), -1)
+        for c in range(codebooks):
+            want[:, :count] += (tables & 127)[:, c, codes[:count, c]].astype(int) + (c == 0)
+        np.testing.assert_array_equal(sums, want)
+
+
+def test_sums_under_vmap_are_those_of_each_element(backend, problem):
+    codes, tables = problem
+    each = jnp.stack([scan.scan_sums(codes, t[None], 900) for t in tables])
+    np.testing.assert_array_equal(jax.vmap(lambda t: scan.scan_sums(codes, t[None], 900))(tables), each)
+    counts = jnp.array([0, 5, 900, 960])
+    both = jax.vmap(lambda t, count: scan.scan_sums(codes, t[None], count))(tables, counts)
+    for t, count, sums in zip(tables, counts, both, strict=True):
+        np.testing.assert_array_equal(sums, scan.scan_sums(codes, t[None], count))
+
+
 def test_unpack_undoes_pack():
     codes = np.random.default_rng(0).integers(0, 16, (130, 7), np.uint8)
     np.testing.assert_array_equal(scan.unpack(scan.pack(jnp.asarray(codes)))[:130, :7], codes)
@@ -46,7 +70,9 @@ def test_tables_that_do_not_belong_to_the_codes_are_refused():
     with pytest.raises(ValueError, match="256"):
         scan.scan(scan.pack(jnp.zeros((3, 300), jnp.uint8)), jnp.zeros((1, 300, 16), jnp.uint8), 3, 1)
     with pytest.raises(ValueError, match="256"):
-        scan.scan(scan.pack(jnp.zeros((3, 0), jnp.uint8)), jnp.zeros((1, 0, 16), jnp.uint8), 3, 1)
+        scan.scan_sums(scan.pack(jnp.zeros((3, 0), jnp.uint8)), jnp.zeros((1, 0, 16), jnp.uint8), 3)
+    with pytest.raises(ValueError, match="`k` is -1"):
+        scan.scan(packed, jnp.zeros((1, 4, 16), jnp.uint8), 3, -1)
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@
 //                                                                                             positions i32 [N, k, M]
 //   scan                codes u8 [blocks, pairs, 64], tables u8 [Q, C, 16], count i32 []      sums i32 [Q, k],
 //                                                                                             positions i32 [Q, k]
+//   scan_sums           codes, tables, count                                                  sums i16 [Q, blocks, 64]
 //   rescore             queries [Q, r F], vectors [V, F], positions i32 [Q, k]                scores f32 [Q, k]
 // clang-format on
 //
@@ -39,8 +40,8 @@
 // C; so may blocks, Q, V and k.
 //
 // greatest: where fewer than k rows count, the sum is the lowest int32 and the position -1. scan: only the first
-// `count` vectors count, clipped to those that exist. rescore: a query is as long as r vectors in a row, and is
-// multiplied with the r vectors from each position on.
+// `count` vectors count, clipped to those that exist; scan_sums: the sums of all others are -1. rescore: a query is as
+// long as r vectors in a row, and is multiplied with the r vectors from each position on.
 #ifndef JAX_MADDNESS_HANDLERS_HANDLERS_H_
 #define JAX_MADDNESS_HANDLERS_HANDLERS_H_
 
@@ -69,6 +70,7 @@ XLA_FFI_Error* amm_oblique_factors_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* amm_oblique_factors_by_code_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* amm_of_codes_factors_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* scan_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* scan_sums_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* rescore_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* greatest_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* look_up_handler(XLA_FFI_CallFrame* frame);

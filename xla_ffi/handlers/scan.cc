@@ -88,8 +88,29 @@ void scan_in_parts(const Tier& tier, const Problem& problem, const Database& dat
   merge(parts, split.ranges, problem.queries, best, reinterpret_cast<int64_t*>(of_ranges + 2 * results));
 }
 
-// Checks everything about the arrays except `count`.
-Problem check_scan(const Named& codes, const Named& tables, const Named& sums, const Named& positions) {
+// The sums of ranges of vectors for some queries each.
+void scan_sums_in_parts(const Tier& tier, const Problem& problem, const Database& database, const QueryTables& tables,
+                        const AllSums& all, ffi::ThreadPool& pool) {
+  const Split split(tier, problem, pool);
+  const int64_t most_queries = divide_up(problem.queries, split.query_parts);
+  const int64_t most_vectors = divide_up(divide_up(problem.vectors, kSideBySide), split.ranges) * kSideBySide;
+  const int64_t each = Split::scratch_bytes(tier, problem, most_vectors, most_queries);
+  char* const memory = scratch_of_this_thread().at_least(static_cast<size_t>(each * split.workers));
+  parallel_for(pool, split.query_parts * split.ranges, split.workers, [&](int64_t task, int64_t worker) noexcept {
+    const Range queries = part(task % split.query_parts, split.query_parts, problem.queries, 1);
+    const Range vectors = part(task / split.query_parts, split.ranges, problem.vectors, kSideBySide);
+    if (vectors.count == 0) return;
+    const Database range = {database.codes + vectors.begin * database.pairs, database.pairs, vectors.begin,
+                            vectors.count};
+    const QueryTables some_tables = {tables.values + queries.begin * tables.codebooks * kLeaves, queries.count,
+                                     tables.codebooks};
+    tier.scan_sums(range, some_tables, {all.sums + queries.begin * all.stride + vectors.begin, all.stride},
+                   memory + each * worker);
+  });
+}
+
+// Checks codes and tables; `k` is 0.
+Problem check_codes(const Named& codes, const Named& tables) {
   check_type(codes, ffi::DataType::U8, "uint8");
   check_type(tables, ffi::DataType::U8, "uint8");
   for (const Named& array : {codes, tables}) {
@@ -102,12 +123,26 @@ Problem check_scan(const Named& codes, const Named& tables, const Named& sums, c
   if (blocks > INT32_MAX / kSideBySide) throw InvalidArgument(describe(codes) + " has too many blocks.");
   check_shape(codes, {blocks, divide_up(codebooks, 2), kSideBySide});
   check_shape(tables, {queries, codebooks, kLeaves});
+  return {blocks * kSideBySide, queries, codebooks, 0};
+}
+
+// Checks everything about the arrays except `count`.
+Problem check_scan(const Named& codes, const Named& tables, const Named& sums, const Named& positions) {
+  Problem problem = check_codes(codes, tables);
   for (const Named& array : {sums, positions}) {
     check_type(array, ffi::DataType::S32, "int32");
     if (array.rank() != 2) throw InvalidArgument(describe(array) + " must have two dimensions.");
-    check_shape(array, {queries, sums.dim(1)});
+    check_shape(array, {problem.queries, sums.dim(1)});
   }
-  return {blocks * kSideBySide, queries, codebooks, sums.dim(1)};
+  problem.k = sums.dim(1);
+  return problem;
+}
+
+// The number of vectors that count, of those that the codes have.
+int64_t vectors_of(const Named& count, int64_t most) {
+  check_type(count, ffi::DataType::S32, "int32");
+  check_shape(count, {});
+  return std::clamp<int64_t>(*data<const int32_t>(count), 0, most);
 }
 
 ffi::Error scan(ffi::ThreadPool pool, AnyBuffer codes_, AnyBuffer tables_, AnyBuffer count_,
@@ -116,9 +151,7 @@ ffi::Error scan(ffi::ThreadPool pool, AnyBuffer codes_, AnyBuffer tables_, AnyBu
     const Named codes{"codes", codes_}, tables{"tables", tables_}, count{"count", count_}, sums{"sums", *sums_},
         positions{"positions", *positions_};
     Problem problem = check_scan(codes, tables, sums, positions);
-    check_type(count, ffi::DataType::S32, "int32");
-    check_shape(count, {});
-    problem.vectors = std::clamp<int64_t>(*data<const int32_t>(count), 0, problem.vectors);
+    problem.vectors = vectors_of(count, problem.vectors);
     if (problem.queries == 0 || problem.k == 0) return;
     const Best best = {data<int32_t>(sums), data<int32_t>(positions), problem.k};
     if (problem.vectors == 0) {
@@ -141,8 +174,36 @@ XLA_FFI_DEFINE_HANDLER(bound_scan, scan,
                            .Ret<AnyBuffer>()    // sums
                            .Ret<AnyBuffer>());  // positions
 
+ffi::Error scan_sums(ffi::ThreadPool pool, AnyBuffer codes_, AnyBuffer tables_, AnyBuffer count_,
+                     ffi::Result<AnyBuffer> sums_) {
+  return guarded([&](const Tier& tier) {
+    const Named codes{"codes", codes_}, tables{"tables", tables_}, count{"count", count_}, sums{"sums", *sums_};
+    Problem problem = check_codes(codes, tables);
+    const int64_t room = problem.vectors;
+    check_type(sums, ffi::DataType::S16, "int16");
+    check_shape(sums, {problem.queries, room / kSideBySide, kSideBySide});
+    problem.vectors = vectors_of(count, room);
+    auto* const all = data<int16_t>(sums);
+    for (int64_t q = 0; q < problem.queries; ++q) {
+      std::fill(all + q * room + problem.vectors, all + (q + 1) * room, int16_t{-1});
+    }
+    if (problem.queries == 0 || problem.vectors == 0) return;
+    scan_sums_in_parts(tier, problem, {data<const uint8_t>(codes), codes.dim(1), 0, problem.vectors},
+                       {data<const uint8_t>(tables), problem.queries, problem.codebooks}, {all, room}, pool);
+  });
+}
+
+XLA_FFI_DEFINE_HANDLER(bound_scan_sums, scan_sums,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                           .Arg<AnyBuffer>()    // codes
+                           .Arg<AnyBuffer>()    // tables
+                           .Arg<AnyBuffer>()    // count
+                           .Ret<AnyBuffer>());  // sums
+
 }  // namespace
 
 XLA_FFI_Error* scan_handler(XLA_FFI_CallFrame* frame) { return bound_scan(frame); }
+XLA_FFI_Error* scan_sums_handler(XLA_FFI_CallFrame* frame) { return bound_scan_sums(frame); }
 
 }  // namespace jax_maddness

@@ -63,6 +63,8 @@ struct Tier {
   // Codes at rest. `scratch` is at least scan_scratch_bytes of the same sizes long; queries and k may be zero.
   size_t (*scan_scratch_bytes)(int64_t vectors, int64_t queries, int64_t codebooks, int64_t k);
   void (*scan)(const Database& database, const QueryTables& tables, const Best& best, void* scratch) noexcept;
+  // The sums of all vectors; `scratch` is that of a scan with k = 0.
+  void (*scan_sums)(const Database& database, const QueryTables& tables, const AllSums& all, void* scratch) noexcept;
 
   // `scratch` is four bytes per feature long.
   void (*rescore)(const Rows& queries, const Rows& vectors, const Candidates& candidates, void* scratch) noexcept;

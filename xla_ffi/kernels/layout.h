@@ -226,6 +226,12 @@ struct Best {
   int64_t k;
 };
 
+// The sum of every vector of a database: [queries][stride], of which the first `count` of each query are written.
+struct AllSums {
+  int16_t* sums;
+  int64_t stride;
+};
+
 // The rows of a block of sums, among all rows of an example.
 struct RowRange {
   const uint8_t* skipped;  // one for each row of the example: where it is not zero, the row does not count

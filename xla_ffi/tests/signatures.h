@@ -15,8 +15,8 @@ constexpr int64_t kMostWidth = 100'000;  // of oblique trees
 
 // An array is described by a letter for its type and one word for each dimension: a number, a letter that stands for
 // one size in the whole call, h for half of c, g and p for the groups of four of d and of r, or * for any number of
-// dimensions of rows. The types are u8, s8 (b), s32 (i), f32 (s), one floating type for all of the call's arrays (x),
-// any floating type (f), indices below d (n), and shifts of at most 15 bits (t).
+// dimensions of rows. The types are u8, s8 (b), s16 (w), s32 (i), f32 (s), one floating type for all of the call's
+// arrays (x), any floating type (f), indices below d (n), and shifts of at most 15 bits (t).
 struct Signature {
   XLA_FFI_Handler* handler;
   const char* name;
@@ -73,6 +73,7 @@ inline const std::vector<Signature>& signatures() {
        {y}},
       {amm_of_codes_factors_handler, "amm_of_codes_factors", {codes, u, values, up, shift, scale, scale}, {"f o * m"}},
       {scan_handler, "scan", {"u b h 64", "u q c 16", "i"}, {"i q k", "i q k"}},
+      {scan_sums_handler, "scan_sums", {"u b h 64", "u q c 16", "i"}, {"w q b 64"}},
       {rescore_handler, "rescore", {"f q l", "f v d", "i q k"}, {"s q k"}},
       {greatest_handler, "greatest", {"u e n c", "u m c 16", "u e n"}, {"i e k m", "i e k m"}},
       {look_up_handler, "look_up", {codes, "s o m c 16"}, {"s o * m"}},
@@ -101,6 +102,8 @@ inline XLA_FFI_DataType type_of(char letter, XLA_FFI_DataType x, Random& random)
       return XLA_FFI_DataType_U8;
     case 'b':
       return XLA_FFI_DataType_S8;
+    case 'w':
+      return XLA_FFI_DataType_S16;
     case 's':
       return XLA_FFI_DataType_F32;
     case 'x':
@@ -152,7 +155,8 @@ class Fit {
       const auto found = of_.find(letter);
       return found == of_.end() || (found->second >= least && found->second <= most);
     };
-    const bool is_scan = handler == "scan", is_rescore = handler == "rescore", is_greatest = handler == "greatest";
+    const bool is_scan = handler == "scan" || handler == "scan_sums", is_rescore = handler == "rescore",
+               is_greatest = handler == "greatest";
     if (!within('c', 1, is_scan ? 256 : INT64_MAX) || !within('w', 1, kMostWidth)) return false;
     if (is_scan && of_['h'] != of_['c'] / 2 + of_['c'] % 2) return false;
     if (is_greatest && !within('k', 1, 16)) return false;

@@ -10,8 +10,8 @@
 namespace jax_maddness::testing {
 namespace {
 
-constexpr auto kU8 = XLA_FFI_DataType_U8, kS8 = XLA_FFI_DataType_S8, kS32 = XLA_FFI_DataType_S32,
-               kF32 = XLA_FFI_DataType_F32;
+constexpr auto kU8 = XLA_FFI_DataType_U8, kS8 = XLA_FFI_DataType_S8, kS16 = XLA_FFI_DataType_S16,
+               kS32 = XLA_FFI_DataType_S32, kF32 = XLA_FFI_DataType_F32;
 
 // Returns the handler's error message; empty if it succeeds.
 std::string message(const Call& call) { return run(call).error; }
@@ -126,6 +126,7 @@ std::vector<Call> calls(const Sizes& sizes = {}) {
        {y}},
       {amm_of_codes_factors_handler, "amm_of_codes_factors", {codes, u, values, up, shift, scale, scale}, {y}},
       {scan_handler, "scan", {{kU8, {1, 1, 64}}, {kU8, {2, 2, 16}}, {kS32, {}}}, {best, best}},
+      {scan_sums_handler, "scan_sums", {{kU8, {1, 1, 64}}, {kU8, {2, 2, 16}}, {kS32, {}}}, {{kS16, {2, 1, 64}}}},
       {rescore_handler, "rescore", {{kF32, {2, 3}}, {kF32, {7, 3}}, {kS32, {2, 4}}}, {{kF32, {2, 4}}}},
       {greatest_handler, "greatest", {codes, {kU8, {m, 2, 16}}, {kU8, {b, n}}}, {greatest, greatest}},
       {look_up_handler, "look_up", {codes, floats}, {y}},

@@ -73,6 +73,24 @@ void check_scan(const Tier& tier, const ScanProblem& p, int64_t first_block) {
   }
 }
 
+// The sums of all vectors from a block in the middle on, between others of the same result.
+void check_sums(const Tier& tier, const ScanProblem& p, int64_t first_block) {
+  const Input<uint8_t> codes(p.codes), tables(p.tables);
+  const int64_t first = first_block * 64, count = p.count - first;
+  const size_t bytes = tier.scan_scratch_bytes(count, p.queries, p.codebooks, 0);
+  const Result<char> scratch(1, static_cast<int64_t>((bytes + 63) / 64 * 64), 0);
+  const Result<int16_t> sums(p.queries, count, count + 3);
+  tier.scan_sums({codes.data() + first * p.pairs(), p.pairs(), first, count}, {tables.data(), p.queries, p.codebooks},
+                 {sums.data(), count + 3}, scratch.data());
+  const std::vector<int16_t> got = sums.values();
+  scratch.values();
+  for (int64_t i = 0; i < p.queries * count; ++i) {
+    const int32_t wanted = p.sum(i / count, first + i % count);
+    CHECK(got[i] == wanted, "tier %s, %ld vectors from %ld, %ld queries, C = %ld: sum %ld is %d, not %d", tier.name,
+          long(count), long(first), long(p.queries), long(p.codebooks), long(i), got[i], wanted);
+  }
+}
+
 void test_sizes() {
   Random random(1);
   const int64_t codebooks[] = {1, 2, 3, 4, 15, 16, 17, 31, 32, 33, 48, 127, 255, 256};
@@ -83,6 +101,7 @@ void test_sizes() {
       for (const int64_t k : {0, 1, 2, 10, 64, 100, 2000}) {
         const ScanProblem p = random_scan(random, count, random.below(10), pick(codebooks), k, pick(most));
         check_scan(*tier, p, random.below(p.blocks));
+        check_sums(*tier, p, random.below(p.blocks));
       }
     }
     for (const int64_t c : codebooks) {
@@ -98,6 +117,7 @@ void test_largest_sums() {
     ScanProblem p = random_scan(random, 130, 6, 256, 3, 128);
     std::fill(p.tables.begin(), p.tables.end(), 255);
     check_scan(*tier, p, 0);
+    check_sums(*tier, p, 0);
   }
 }
 

@@ -41,12 +41,12 @@ class Spec:
       dtype: the dtype in which the layer computes and returns; None: the promotion of its input and `param_dtype`.
       param_dtype: the dtype of the layer's kernel.
       owner: place of the op's arrays: the layer's path, or a path that layers with the same input share.
-      trees: the kind of trees; or "int8", "low rank" or "rewritten" for a product without trees.
+      trees: the kind of trees; or "int8", "low rank", "rewritten" or "top outputs" for a product without trees.
       num_features: features of a row, or of a position where codes are shared among taps.
       shared: each position is encoded once, and its codes are shared among the taps of a convolution.
       steps: number of steps of a scan, or members of a vmap, over which the arrays are stacked; 0: they are not.
       part: the op's outputs that are this layer's, `[start, stop)`; None: all.
-      exact_rows, num_candidates: as in `Rule`.
+      exact_rows, num_candidates, top: as in `Rule`.
       keeps_kernel: the model keeps the layer's kernel, which others read, as a `WeightNorm` around the layer does.
       pruned: it has fewer features or fewer outputs than the layer that it replaces (`prune_unused_outputs`).
     """
@@ -64,6 +64,7 @@ class Spec:
     num_candidates: int | None = None
     keeps_kernel: bool = False
     pruned: bool = False
+    top: int | None = None
 
     @property
     def has_tables(self) -> bool:
@@ -118,7 +119,7 @@ def apply(x: Array, spec: Spec, arrays: Mapping[str, Any]) -> Array:
       as a single position.
     """
     if not spec.has_tables:
-        y = multiply(spec.promoted(x), spec.form, arrays)
+        y = multiply(spec.promoted(x), spec.form, arrays, spec.top or 1, spec.num_candidates or 1)
         y = y if spec.part is None else y[..., spec.part[0] : spec.part[1]]
         return spec.form.output(y, x).astype(_result_dtype(x, spec))
     arrays, exact_kernel = of_arrays(arrays)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int8
 from jax_maddness.nn.layers.form import Form
 from jax_maddness.nn.layers.kinds import INT8, REWRITTEN
 from jax_maddness.nn.layers.promotion import with_standard_promotion
+from jax_maddness.nn.layers.top_outputs import top_outputs
 
 _PREFIX = "product_"
 _MAX_ROWS = 2**12
@@ -63,18 +64,21 @@ def product_arrays(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return {_PREFIX + name: array for name, array in arrays.items()}
 
 
-def multiply(x: Array, form: Form, arrays: Mapping[str, Any]) -> Array:
+def multiply(x: Array, form: Form, arrays: Mapping[str, Any], top: int = 1, num_candidates: int = 1) -> Array:
     """Computes all outputs of the product for a layer's input.
 
     Args:
       x: the layer's input, in the dtype in which it computes.
       form: the layer's form.
       arrays: as `learn_product` returns them, of one step.
+      top, num_candidates: for a layer whose greatest outputs are exact.
 
     Returns:
       The outputs, [*row_shape, outputs].
     """
     product = {name.removeprefix(_PREFIX): a for name, a in arrays.items()}
+    if "codes" in product:
+        return top_outputs(x, form, product, top, num_candidates)
     if "taps" in product:
         taps, bias = (product[name].astype(jnp.float32) for name in ("taps", "bias"))
         return form.rewritten_product(x.astype(jnp.float32), taps) + bias

@@ -52,7 +52,8 @@ def _wide(plan: Record) -> list[str]:
         return []
     return [
         f"{last.name!r} computes {last.shape[1]:,} outputs, {plan.share(last):.0%} of the time: if only the largest "
-        "are wanted, `top_k` finds them by look-ups and rescores them exactly."
+        "matter, look-ups find them and exact products decide: replace the layer by `Rule(..., top=...)` before you "
+        "plan the others, or call `top_k` on its input."
     ]
 
 

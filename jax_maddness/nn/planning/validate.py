@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from jax_maddness.core import arguments
-from jax_maddness.nn.layers.kinds import PRODUCTS
+from jax_maddness.nn.layers.kinds import PLANNED, TOP
+from jax_maddness.nn.rules import Rule
 
 
 def arguments_of_plan(max_drop: float, max_seconds: Any, metric: Any, call: Any, path: Any) -> None:
@@ -36,6 +37,21 @@ def ratios_of(ratios: Any) -> tuple[int, ...]:
 def products_of(products: Any) -> tuple[str, ...]:
     """Returns `products` as a tuple; a single one is a list of one."""
     given = (products,) if isinstance(products, str) or not isinstance(products, Iterable) else tuple(products)
-    if not given or not all(isinstance(product, str) and product in PRODUCTS for product in given):
-        raise ValueError(f"`products` is {products!r}; expected some of: {', '.join(map(repr, PRODUCTS))}.")
+    if not given or not all(isinstance(product, str) and product in PLANNED for product in given):
+        raise ValueError(f"`products` is {products!r}; expected some of: {', '.join(map(repr, PLANNED))}.")
     return given
+
+
+def plannable(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """Returns `rules`, if a plan can choose products for all of their layers.
+
+    Raises:
+      ValueError: One of them asks for the greatest outputs of a layer.
+    """
+    for rule in rules:
+        if rule.product == TOP and not rule.skip:
+            raise ValueError(
+                f"The rule for {rule.pattern!r} has `top`, but a plan does not know which outputs matter. Replace that "
+                "layer first, `fast = replace(model, rule, batches)`, and plan the others of `fast`."
+            )
+    return rules
