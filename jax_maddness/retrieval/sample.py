@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int32, Integer
 
+from jax_maddness.core import arguments
 from jax_maddness.core.types import MaddnessOp
 from jax_maddness.retrieval import validate
 from jax_maddness.retrieval.index import VectorIndex
@@ -78,9 +79,7 @@ def sample(
 
 
 def _temperature(temperature: ArrayLike, leading: tuple[int, ...]) -> Float[Array, "... 1"]:
-    array = jnp.asarray(validate.array(temperature, "temperature"))
-    if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
-        raise TypeError(f"`temperature` is {array.dtype}; expected a number.")
+    array = jnp.asarray(arguments.real_array(temperature, "temperature"))
     if array.shape not in ((), leading):
         raise ValueError(f"`temperature` has shape {array.shape}; expected a number, or {leading}: one for each row.")
     if not isinstance(array, jax.core.Tracer):
