@@ -29,7 +29,7 @@ from jax_maddness.nn.layers.kinds import PRODUCTS
 from jax_maddness.nn.layers.promotion import with_standard_promotion
 from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.planning import about, validate
-from jax_maddness.nn.planning.bench import ModelBench
+from jax_maddness.nn.planning.bench import ModelBench, learns
 from jax_maddness.nn.planning.clock import Clock
 from jax_maddness.nn.planning.record import WEIGHTS
 from jax_maddness.nn.planning.report import Plan
@@ -262,12 +262,13 @@ class _Rows:
 
     def unlearnable(self) -> dict[str, str]:
         """Returns, by owner, why some units cannot be learned."""
-        return unlearnable(self._captured, self._units)
+        return unlearnable(self._captured, [unit for unit in self._units if learns(unit)])
 
     @functools.cached_property
     def _captured(self) -> Captured:
         layers = [unit.first for unit in self._units]
-        captured = record(self._model, layers, self._batches, *self._limits, progress=False)
+        unlearned = {unit.first.path for unit in self._units if not learns(unit)}
+        captured = record(self._model, layers, self._batches, *self._limits, progress=False, unlearned=unlearned)
         for unit in self._units:
             validate_rows(unit.first.path, captured.rows[unit.first.path], self._batches)
         validate_captured(captured, self._units)

@@ -99,7 +99,7 @@ class ModelBench:
     def products(self, name: str) -> list[Product]:
         unit = self.units[name]
         found: list[Product] = [(REWRITTEN, 0)] if unit.form.can_rewrite(unit.shape[0]) else []
-        if unit.form.groups > 1 and unit.shape[1] < MIN_OUTPUTS:
+        if not learns(unit):
             return found
         if unit.form.groups == 1:  # the other products know no groups
             found.append((INT8, 0))
@@ -165,6 +165,11 @@ class ModelBench:
         while len(self._runs) > 3:
             self._runs.pop(next(iter(self._runs)))
         return self._runs[key]
+
+
+def learns(unit: Unit) -> bool:
+    """Whether products are measured for a unit that are learned from its rows: groups of few outputs gain nothing."""
+    return unit.form.groups == 1 or unit.shape[1] >= MIN_OUTPUTS
 
 
 def _with_product(unit: Unit, product: Product) -> Unit:

@@ -95,14 +95,18 @@ class Search:
             with self.clock.doing("compare", "the time of the model"):
                 ((self.plan.exact_ms, _),) = self.bench.compare([{}])
             self.plan.fast_ms = self.plan.exact_ms
-        shares = {name: self._line(name).exact.ms / self.plan.exact_ms for name in self.names}
-        small = verdict.folded(shares)
-        self._done |= small
-        self.names = sorted((name for name in self.names if name not in small), key=lambda name: -shares[name])
+        self._fold()
+
+    def _fold(self) -> None:
+        """Leaves out layers whose share of the incumbent's time is too small to matter."""
+        shares = {name: self._line(name).exact.ms / self.plan.fast_ms for name in self._planned}
+        self._done = verdict.folded(shares) - self.incumbent.keys()
+        self.names = sorted(shares.keys() - self._done, key=lambda name: -shares[name])
 
     def _try_whole(self) -> None:
         """Tries what can be rewritten, then int8, XLA's and ours, except where groups were rewritten."""
         for kind in (REWRITTEN, INT8, FACTORS):
+            self._fold()  # of a model without slow convolutions, other layers have a larger share
             mix = {name: product for name, product in self.incumbent.items() if product[0] == REWRITTEN}
             for name in self.names:
                 line, sizes = self._line(name), dict(self._whole(name))
