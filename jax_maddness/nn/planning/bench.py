@@ -149,7 +149,7 @@ class ModelBench:
     def _replacement(self, name: str, product: Product) -> Replacement:
         """Returns the replacement of a line, which is learned once."""
         if (name, *product) not in self.learned:
-            self.learned[name, *product] = self.learn(_with_product(self.units[name], product))
+            self.learned[name, *product] = self.learn(with_product(self.units[name], product))
         return self.learned[name, *product]
 
     def _run(self, mix: Mix) -> Callable[[Any], Any]:
@@ -158,7 +158,7 @@ class ModelBench:
             return self.score.run_exact
         key = tuple(sorted(mix.items()))
         if key not in self._runs:
-            units = [_with_product(unit, mix[name]) for name, unit in self.units.items() if name in mix]
+            units = [with_product(unit, mix[name]) for name, unit in self.units.items() if name in mix]
             replacements = [self._replacement(unit.owner, mix[unit.owner]) for unit in units]
             self._runs[key] = with_replacements(self.model, units, replacements).run()
         self._runs[key] = self._runs.pop(key)  # the latest stands last
@@ -172,7 +172,7 @@ def learns(unit: Unit) -> bool:
     return unit.form.groups == 1 or unit.shape[1] >= MIN_OUTPUTS
 
 
-def _with_product(unit: Unit, product: Product) -> Unit:
+def with_product(unit: Unit, product: Product) -> Unit:
     """Returns the unit with a rule for another product."""
     return dataclasses.replace(unit, rule=dataclasses.replace(unit.rule, **rule_fields(*product)))
 
