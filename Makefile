@@ -34,10 +34,10 @@ example-minilm: $(VENV)/.texts  ## What a plan says of a transformer, and what i
 	$(BIN)/python -m examples.minilm_plan $(EXAMPLE)
 
 # These two: a smoke test with EXAMPLE=--quick.
-example-ocr: $(VENV)/.onnx  ## PP-OCRv4's reader of text lines, planned, its head by an index; 12 minutes, a page.
+example-ocr: $(VENV)/.onnx  ## PP-OCRv4's reader of text lines, planned, its head by an index; 15 minutes, a page.
 	$(BIN)/python -m examples.ocr $(EXAMPLE)
 
-example-photos: $(VENV)/.onnx  ## EfficientNet-Lite0, planned on photographs: agreement and time; 12 minutes, a page.
+example-photos: $(VENV)/.onnx  ## EfficientNet-Lite0, planned on photographs: agreement and time; 15 minutes, a page.
 	$(BIN)/python -m examples.photos $(EXAMPLE)
 
 # A smoke test with EXAMPLE=--quick.

@@ -42,9 +42,9 @@ Batch = tuple[np.ndarray, np.ndarray]
 class Size:
     """Sizes of the experiment: batches for the plan, of which a fifth is for its metric, and for the test."""
 
-    plan: int = 50
-    test: int = 50
-    plan_seconds: float = 420.0
+    plan: int = 30
+    test: int = 40
+    plan_seconds: float = 400.0
     seconds: float = 30.0  # of timing the models
 
 

@@ -131,7 +131,8 @@ def _validate(layer: Layer, rule: Rule) -> None:
     assert layer.form is not None
     if rule.product == REWRITTEN and not layer.form.can_rewrite(layer.shape[0]):
         raise ValueError(
-            f"{layer.path!r} is no depthwise or 1x1 convolution, as product 'rewritten' of {rule.pattern!r} requires."
+            f"{layer.path!r} is no depthwise or 1x1 convolution, as product 'rewritten' of {rule.pattern!r} requires. "
+            "Put a rule before it that skips this layer, or call `plan`, which finds the layers that can be rewritten."
         )
     if rule.product not in (CODES, FACTORS, REWRITTEN) and layer.form.groups > 1:
         raise ValueError(
