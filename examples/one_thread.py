@@ -18,10 +18,14 @@ def on_one_thread(function: Callable[..., Any], *args: Any) -> Any:
 
     Models are passed as `nnx.split` returns them.
     """
-    pin = getattr(os, "sched_setaffinity", lambda *_: None)
-    cores = [min(os.sched_getaffinity(0))] if hasattr(os, "sched_getaffinity") else []
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), pin, (0, cores)) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), pin) as pool:
         return pool.submit(function, *args).result()
+
+
+def pin() -> None:
+    """Restricts this process to one core, if the system is Linux; XLA must not have computed anything before."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 def compiled(graph: Any, state: Any, x: jax.Array) -> Callable[[], jax.Array]:

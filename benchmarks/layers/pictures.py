@@ -7,15 +7,14 @@ matplotlib. Each photograph and each gloss is either for training or for the tes
 from __future__ import annotations
 
 import functools
-import importlib.util
 import itertools
-import pathlib
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from examples import glosses
+from examples import glosses, text_lines
+from examples.text_lines import folder_of
 
 PHOTOGRAPHS = {
     "train": [
@@ -38,20 +37,6 @@ PHOTOGRAPHS = {
         ("matplotlib", "mpl-data", "sample_data", "grace_hopper.jpg"),
     ],
 }
-FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Bold",
-         "DejaVuSerif-Italic", "DejaVuSansMono", "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic")  # fmt: skip
-
-
-def folder_of(package: str) -> pathlib.Path:
-    """Returns the folder of a package, which isn't imported.
-
-    Raises:
-      ModuleNotFoundError: the package is not installed.
-    """
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"The package {package} is not installed: see `.harvest` in the Makefile.")
-    return pathlib.Path(spec.submodule_search_locations[0])
 
 
 @functools.cache
@@ -79,15 +64,7 @@ def lines(split: str) -> Iterator[Image.Image]:
 
 def line(text: str, rng: np.random.Generator) -> Image.Image:
     """Returns a line of text in a random font, in random colours."""
-    size = int(rng.integers(20, 56))
-    font = _font(rng, size)
-    left, top, right, bottom = font.getbbox(text)
-    margins = rng.integers(2, 3 + size // 3, 4)
-    width, height = int(right - left + margins[:2].sum()), int(bottom - top + margins[2:].sum())
-    paper, ink = _colours(rng)
-    picture = Image.new("RGB", (width, height), paper)
-    ImageDraw.Draw(picture).text((margins[0] - left, margins[2] - top), text, ink, font)
-    return _photographed(picture, paper, rng)
+    return text_lines.line(text, rng, text_lines.matplotlib_fonts())
 
 
 def photographs(split: str, side: int) -> Iterator[Image.Image]:
@@ -114,7 +91,7 @@ def scenes(split: str, side: int) -> Iterator[Image.Image]:
 
 def _page(remaining: Iterator[str], photograph: Image.Image, side: int, rng: np.random.Generator) -> Image.Image:
     """Returns a page of text with a small photograph."""
-    paper, ink = _colours(rng)
+    paper, ink = text_lines.colours(rng)
     page = Image.new("RGB", (side, side), paper)
     draw, font = ImageDraw.Draw(page), _font(rng, int(rng.integers(12, 30)))
     y = int(rng.integers(5, 50))
@@ -123,7 +100,7 @@ def _page(remaining: Iterator[str], photograph: Image.Image, side: int, rng: np.
         y += int(font.size * rng.uniform(1.2, 2.5))
     small = side // int(rng.integers(3, 6))
     page.paste(_part(photograph, small, rng), _place(rng, 0, side - small))
-    return _photographed(page, paper, rng).resize((side, side))
+    return text_lines.photographed(page, paper, rng).resize((side, side))
 
 
 def _opened(path: tuple[str, ...]) -> Image.Image:
@@ -143,23 +120,5 @@ def _place(rng: np.random.Generator, low: int, high: int) -> tuple[int, int]:
 
 
 def _font(rng: np.random.Generator, size: int) -> ImageFont.FreeTypeFont:
-    name = FONTS[rng.integers(len(FONTS))]
-    return ImageFont.truetype(folder_of("matplotlib") / "mpl-data" / "fonts" / "ttf" / f"{name}.ttf", size)
-
-
-def _colours(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns colours of paper and ink; one time in five the ink is the brighter one."""
-    bright, dark = rng.integers(170, 256, 3).tolist(), rng.integers(0, 90, 3).tolist()
-    return (tuple(bright), tuple(dark)) if rng.random() < 0.8 else (tuple(dark), tuple(bright))
-
-
-def _photographed(picture: Image.Image, paper: tuple[int, ...], rng: np.random.Generator) -> Image.Image:
-    """Returns the picture as a camera sees it: corners moved a little, out of focus, with noise."""
-    width, height = picture.size
-    corners = np.array([(0, 0), (0, height), (width, height), (width, 0)], float)
-    corners += rng.uniform(-0.08, 0.08, (4, 2)) * height
-    quad = tuple(float(v) for v in corners.ravel())
-    moved = picture.transform(picture.size, Image.Transform.QUAD, quad, Image.Resampling.BILINEAR, fillcolor=paper)
-    moved = moved.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 1.2))))
-    noisy = np.asarray(moved) + rng.normal(0, rng.uniform(0, 12), (height, width, 3))
-    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+    fonts = text_lines.matplotlib_fonts()
+    return ImageFont.truetype(fonts[rng.integers(len(fonts))], size)

@@ -26,7 +26,7 @@ from jax_maddness.nn.capture import Captured, record
 from jax_maddness.nn.layers.exact_kernel import fit_exact_kernel
 from jax_maddness.nn.layers.form import Form
 from jax_maddness.nn.layers.int8_low_rank import learn_product, product_arrays
-from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, REWRITTEN, TOP
+from jax_maddness.nn.layers.kinds import CODES, FACTORS, TOP
 from jax_maddness.nn.layers.top_outputs import learn_top_outputs
 from jax_maddness.nn.models.model import Model
 from jax_maddness.nn.replacement import CodesReplacement, ProductReplacement, Replacement, with_replacements
@@ -63,7 +63,7 @@ def unlearnable(captured: Captured, units: Sequence[Unit]) -> dict[str, str]:
     """
     reasons = {}
     for unit in units:
-        if unit.choice[0] in (INT8, REWRITTEN):
+        if not unit.learns:
             continue
         samples = captured.rows[unit.first.path]
         step = next((i for i, rows in enumerate(samples) if len(rows) < 2 or not (rows != rows[0]).any()), None)
@@ -193,7 +193,7 @@ def _learn_op(
 
 def _shares_codes(unit: Unit, rows: Sequence[np.ndarray], bar: Progress) -> bool:
     """Whether codes of positions serve as well as codes of patches, by the error of the first op on held-out rows."""
-    if unit.rule.product == FACTORS and unit.config.method == "int8":
+    if unit.config.method == "int8" and (unit.rule.product == FACTORS or unit.rule.conv == "auto"):
         return False  # the whole product projects no positions
     if unit.rule.conv != "auto":
         return unit.rule.conv == "shared"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -34,6 +34,10 @@ MAX_ROWS = 2**14
 """The most rows of a layer that are kept, of each step where the layer is in a scan."""
 MAX_BYTES = 2**28
 """The most bytes that the rows of a layer may take."""
+FEW_ROWS = 64
+"""The most rows that are kept of a layer from which nothing is learned, as of a depthwise convolution.
+
+They are only compared. All patches of all groups may be many times as large as the input of the layer."""
 _FORMAT, _VERSION = "jax_maddness.captured", 2
 
 
@@ -189,9 +193,19 @@ def record(
     max_bytes: int = MAX_BYTES,
     resume: Captured | None = None,
     progress: bool | None = None,
+    unlearned: Collection[str] = (),
 ) -> Captured:
-    """Samples the inputs of `layers`; the other arguments are those of `capture`."""
-    sinks = {layer.path: _Sink.of(layer, max_rows, max_bytes, resume) for layer in layers}
+    """Samples the inputs of layers.
+
+    Args:
+      model: the model.
+      layers: those that are captured.
+      batches: inputs of the model.
+      max_rows, max_bytes, resume, progress: as for `capture`.
+      unlearned: paths of layers from whose rows nothing is learned: at most `FEW_ROWS` of them are kept.
+    """
+    rooms = {layer.path: min(max_rows, FEW_ROWS) if layer.path in unlearned else max_rows for layer in layers}
+    sinks = {layer.path: _Sink.of(layer, rooms[layer.path], max_bytes, resume) for layer in layers}
     watch = Watch()
 
     def tap(path: str, call: Call) -> None:

@@ -25,11 +25,11 @@ from jax_maddness.nn.batches import Batches, peek, validate_limits, validate_row
 from jax_maddness.nn.calibrate import learn_unit, unlearnable, validate_captured
 from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, Captured, record
 from jax_maddness.nn.diff import Diff, diff, validate_diff
-from jax_maddness.nn.layers.kinds import PLANNED
+from jax_maddness.nn.layers.kinds import PLANNED, REWRITTEN
 from jax_maddness.nn.layers.promotion import with_standard_promotion
 from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.planning import about, validate
-from jax_maddness.nn.planning.bench import ModelBench
+from jax_maddness.nn.planning.bench import ModelBench, learns, with_product
 from jax_maddness.nn.planning.clock import Clock
 from jax_maddness.nn.planning.record import WEIGHTS
 from jax_maddness.nn.planning.report import Plan
@@ -37,7 +37,7 @@ from jax_maddness.nn.planning.resume import resumed
 from jax_maddness.nn.planning.score import Metric, Score, name_of
 from jax_maddness.nn.planning.search import Search
 from jax_maddness.nn.planning.verdict import LayerPlan
-from jax_maddness.nn.replacement import Replacement
+from jax_maddness.nn.replacement import Replacement, with_replacements
 from jax_maddness.nn.rules import Rule, decide, validated_rules
 from jax_maddness.nn.units import Unit, units
 
@@ -262,16 +262,32 @@ class _Rows:
 
     def unlearnable(self) -> dict[str, str]:
         """Returns, by owner, why some units cannot be learned."""
-        return unlearnable(self._captured, self._units)
+        return unlearnable(self._captured, [unit for unit in self._units if learns(unit)])
 
     @functools.cached_property
     def _captured(self) -> Captured:
-        layers = [unit.first for unit in self._units]
-        captured = record(self._model, layers, self._batches, *self._limits, progress=False)
+        first = [unit.first for unit in self._units if not learns(unit)]
+        layers = [unit.first for unit in self._units if learns(unit)]
+        few = {layer.path for layer in first}
+        captured = Captured({}, {})
+        if layers:
+            captured = record(self._rewritten, layers, self._batches, *self._limits, progress=False)
+        if few:  # their rows are only compared, so that one batch is enough
+            found = record(self._model, first, self._batches[:1], *self._limits, progress=False, unlearned=few)
+            captured = Captured(captured.rows | found.rows, captured.seen | found.seen, captured.batches)
         for unit in self._units:
             validate_rows(unit.first.path, captured.rows[unit.first.path], self._batches)
         validate_captured(captured, self._units)
         return captured
+
+    @property
+    def _rewritten(self) -> Model:
+        """The model with depthwise convolutions rewritten, exactly, which may be several times as fast."""
+        some = [unit for unit in self._units if not learns(unit) and unit.form.can_rewrite(unit.shape[0])]
+        some = [with_product(unit, (REWRITTEN, 0)) for unit in some]
+        no_rows = np.zeros(0)  # these products are made from weights alone
+        replacements = [learn_unit(unit, [no_rows] * max(unit.steps, 1), False, self._clock) for unit in some]
+        return with_replacements(self._model, some, replacements) if some else self._model
 
     def _split(self, unit: Unit) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Returns rows to learn from and held-out rows; copies of one unit's are kept, as those of all are large."""

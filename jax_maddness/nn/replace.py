@@ -112,7 +112,9 @@ def replace(
         raise ValueError('`calibrate="prefix"` reads the batches several times: pass a list, or a function.')
     limits, source = (max_rows, max_bytes), batches if captured is None else None
     if captured is None:
-        captured = record(adapted, [unit.first for unit in to_replace], stream, *limits, progress=progress)
+        unlearned = {unit.first.path for unit in to_replace if not unit.learns}
+        chosen = [unit.first for unit in to_replace]
+        captured = record(adapted, chosen, stream, *limits, progress=progress, unlearned=unlearned)
     to_replace = _learnable(captured, to_replace)
     for unit in to_replace:
         validate_rows(unit.first.path, captured.rows[unit.first.path], source)

@@ -9,7 +9,7 @@ import numpy as np
 
 from jax_maddness.learn.config import FitConfig
 from jax_maddness.nn.layers.form import Form
-from jax_maddness.nn.layers.kinds import CODES, FACTORS, REWRITTEN, TOP
+from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, REWRITTEN, TOP
 from jax_maddness.nn.models.layer import Layer
 from jax_maddness.nn.rules import Rule
 
@@ -41,6 +41,11 @@ class Unit:
     def steps(self) -> int:
         """Number of steps of the scan that the layers are in; 0: they are in none."""
         return self.first.steps
+
+    @property
+    def learns(self) -> bool:
+        """Whether the product of the rule is learned from rows; int8 and rewritten products are made from weights."""
+        return self.choice[0] not in (INT8, REWRITTEN)
 
     @property
     def owner(self) -> str:
@@ -128,7 +133,8 @@ def _validate(layer: Layer, rule: Rule) -> None:
     assert layer.form is not None
     if rule.product == REWRITTEN and not layer.form.can_rewrite(layer.shape[0]):
         raise ValueError(
-            f"{layer.path!r} is no depthwise or 1x1 convolution, as product 'rewritten' of {rule.pattern!r} requires."
+            f"{layer.path!r} is no depthwise or 1x1 convolution, as product 'rewritten' of {rule.pattern!r} requires. "
+            "Put a rule before it that skips this layer, or call `plan`, which finds the layers that can be rewritten."
         )
     if rule.product not in (CODES, FACTORS, REWRITTEN) and layer.form.groups > 1:
         raise ValueError(

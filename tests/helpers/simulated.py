@@ -12,6 +12,7 @@ from jax_maddness.nn.planning.verdict import LayerPlan, Option
 
 PRODUCTS = ("codes", "factors", "int8", "low rank")
 SIZES = [("codes", 4), ("codes", 8), ("factors", 4), ("factors", 16), ("factors", 64), ("int8", 0), ("low rank", 8)]
+SIZES += [("rewritten", 0)]
 
 
 @dataclasses.dataclass

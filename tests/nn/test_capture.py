@@ -13,7 +13,8 @@ from flax import linen, nnx
 
 from jax_maddness import Captured, Rule, capture, replace
 from jax_maddness.core import archive
-from jax_maddness.nn.capture import Reservoir
+from jax_maddness.nn.capture import Reservoir, record
+from jax_maddness.nn.models.model import adapt, layers_of
 
 
 def batches(count, rows=10):
@@ -29,6 +30,12 @@ def test_all_rows_are_there_while_there_is_room(model):
     found = capture(model, batches(2), Rule("layers/0"))
     np.testing.assert_array_equal(found.rows["layers/0"][0][:, 0], np.concatenate(batches(2)))
     assert list(found.rows) == ["layers/0"]
+
+
+def test_few_rows_are_kept_of_layers_from_which_nothing_is_learned(model):
+    adapted = adapt(model)
+    found = record(adapted, layers_of(adapted, batches(1)[0]), batches(9), unlearned={"layers/1"})
+    assert {path: len(rows[0]) for path, rows in found.rows.items()} == {"layers/0": 90, "layers/1": 64}
 
 
 def test_what_is_kept_is_bounded(model):

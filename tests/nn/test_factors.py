@@ -127,6 +127,14 @@ def test_float_tables_beside_factors_and_back(rng):
     np.testing.assert_array_equal(again.tables.scale, op.tables.scale)
 
 
+def test_the_whole_product_in_int8_takes_patches(x):
+    """By default; codes that taps share would be refused, as below."""
+    model = convolution()
+    fast = replace(model, Rule(".*", config=FitConfig("int8")), [x], progress=False)
+    assert not fast.spec.shared
+    assert error(fast, model, x) < 1e-3
+
+
 def test_what_does_not_go_together_is_refused(x):
     with pytest.raises(ValueError, match="`num_codebooks` is 0, and `config` asks for nothing else"):
         Rule(".*", num_codebooks=0)

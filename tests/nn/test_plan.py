@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from helpers.layer_plans import line
 from helpers.ops import random_op
 
 from jax_maddness import FitConfig, Plan, Rule, capture, plan, replace
+from jax_maddness.nn.capture import record
 from jax_maddness.nn.layers import int8_low_rank as products
 from jax_maddness.nn.models.model import adapt, layers_of
 from jax_maddness.nn.planning import measure, verdict
@@ -189,6 +191,25 @@ def test_depthwise_convolutions_are_rewritten_at_no_cost(steady, monkeypatch, rn
     assert line.words == "replaced, rewritten exactly: 5.0x"
     assert line.chosen.nmse < 1e-12
     np.testing.assert_allclose(replace(model, found)(data[0]), model(data[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_after_a_depthwise_convolution_are_those_of_the_exact_model(steady, monkeypatch, rng):
+    """They are captured from the model with the convolution rewritten, which is faster; of its own, few are."""
+    captured = []
+
+    def recorded(*args, **settings):
+        captured.append(record(*args, **settings))
+        return captured[-1]
+
+    monkeypatch.setattr(sys.modules["jax_maddness.nn.plan"], "record", recorded)
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(nnx.Conv(4, 4, (3,), feature_group_count=4, rngs=rngs), nnx.Linear(4, 16, rngs=rngs))
+    data = [jnp.asarray(rng.standard_normal((2, 100, 4)), jnp.float32) for _ in range(3)]
+    plan(model, data, Rule(".*"), max_drop=1e-9, products=["int8", "rewritten"])
+    learned, compared = captured
+    rows = [np.asarray(model.layers[0](x)).reshape(-1, 4) for x in data[:2]]
+    np.testing.assert_allclose(learned.rows["layers/1"][0][:, 0], np.concatenate(rows), rtol=1e-5, atol=1e-5)
+    assert {path: len(own[0]) for path, own in compared.rows.items()} == {"layers/0": 64}
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers.simulated import random_model
+from helpers.simulated import PRODUCTS, Simulated, random_model
 
 SECONDS = {"drop": 3.0, "compare": 1.0, "look": 2.0, "learn": 0.3, "times": 0.2, "codes": 9.0}
 LIMIT = 0.01
@@ -123,4 +123,16 @@ def test_layers_of_small_share_are_left_out():
     bench.sensitivity["small"] = 1.0
     plan = bench.plan(LIMIT, math.inf)
     assert plan.layers[-1].words == "stays: 0.0% of the model's time"
+    assert plan.finished
+
+
+def test_layers_that_are_small_beside_a_slow_convolution_count_once_it_is_rewritten():
+    """0.4 % of the exact model's time is a third of the rest."""
+    layers = {
+        "slow": {"exact": 98.0, ("rewritten", 0): (0.5, 0.0)},
+        "dense": {"exact": 0.4, ("int8", 0): (0.1, 1e-5), ("factors", 64): (0.05, 1e-5)},
+    }
+    bench = Simulated(layers, {"slow": 1.0, "dense": 1.0}, rest=0.3)
+    plan = bench.plan(LIMIT, math.inf, products=(*PRODUCTS, "rewritten"))
+    assert mix_of(plan) == {"slow": ("rewritten", 0), "dense": ("factors", 64)}
     assert plan.finished

@@ -99,7 +99,7 @@ class ModelBench:
     def products(self, name: str) -> list[Product]:
         unit = self.units[name]
         found: list[Product] = [(REWRITTEN, 0)] if unit.form.can_rewrite(unit.shape[0]) else []
-        if unit.form.groups > 1 and unit.shape[1] < MIN_OUTPUTS:
+        if not learns(unit):
             return found
         if unit.form.groups == 1:  # the other products know no groups
             found.append((INT8, 0))
@@ -149,7 +149,7 @@ class ModelBench:
     def _replacement(self, name: str, product: Product) -> Replacement:
         """Returns the replacement of a line, which is learned once."""
         if (name, *product) not in self.learned:
-            self.learned[name, *product] = self.learn(_with_product(self.units[name], product))
+            self.learned[name, *product] = self.learn(with_product(self.units[name], product))
         return self.learned[name, *product]
 
     def _run(self, mix: Mix) -> Callable[[Any], Any]:
@@ -158,7 +158,7 @@ class ModelBench:
             return self.score.run_exact
         key = tuple(sorted(mix.items()))
         if key not in self._runs:
-            units = [_with_product(unit, mix[name]) for name, unit in self.units.items() if name in mix]
+            units = [with_product(unit, mix[name]) for name, unit in self.units.items() if name in mix]
             replacements = [self._replacement(unit.owner, mix[unit.owner]) for unit in units]
             self._runs[key] = with_replacements(self.model, units, replacements).run()
         self._runs[key] = self._runs.pop(key)  # the latest stands last
@@ -167,7 +167,12 @@ class ModelBench:
         return self._runs[key]
 
 
-def _with_product(unit: Unit, product: Product) -> Unit:
+def learns(unit: Unit) -> bool:
+    """Whether products are measured for a unit that are learned from its rows: groups of few outputs gain nothing."""
+    return unit.form.groups == 1 or unit.shape[1] >= MIN_OUTPUTS
+
+
+def with_product(unit: Unit, product: Product) -> Unit:
     """Returns the unit with a rule for another product."""
     return dataclasses.replace(unit, rule=dataclasses.replace(unit.rule, **rule_fields(*product)))
 

@@ -30,7 +30,8 @@ class Score:
     not finite where the exact ones are has minus infinity.
 
     Attributes:
-      spread: by how much two scores of the exact model differ, once it was scored: not 0 for a metric that is random.
+      spread: by how much two scores of the exact model on one batch differ, once it was scored: not 0 for a metric that
+        is random.
     """
 
     def __init__(self, model: Model, batches: Sequence[Any], metric: Metric | None):
@@ -47,9 +48,9 @@ class Score:
           ValueError: The metric is no finite number; or there is none, and the outputs have no numbers to compare.
         """
         if self._metric is not None:
-            score = self.of(self.run_exact)
-            self.spread = abs(self.of(self.run_exact) - score)
-            return score
+            scores = self._by_batch(self.run_exact, self._batches)
+            self.spread = abs(self._by_batch(self.run_exact, self._batches[:1])[0] - scores[0])
+            return float(np.mean(scores))
         return -relative_error(self._exact_outputs, self._exact_outputs) or 0.0  # not -0.0
 
     @functools.cached_property
@@ -65,7 +66,12 @@ class Score:
         """
         if self._metric is None:
             return -relative_error([run(batch) for batch in self._batches], self._exact_outputs)
-        return float(np.mean([_finite_number(self._metric(run(batch), batch)) for batch in self._batches]))
+        return float(np.mean(self._by_batch(run, self._batches)))
+
+    def _by_batch(self, run: Callable[[Any], Any], batches: Sequence[Any]) -> list[float]:
+        """Returns the metric of each batch."""
+        assert self._metric is not None
+        return [_finite_number(self._metric(run(batch), batch)) for batch in batches]
 
     @functools.cached_property
     def _exact_outputs(self) -> list[Any]:

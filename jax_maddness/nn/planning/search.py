@@ -84,7 +84,7 @@ class Search:
         return interrupted
 
     def _look(self) -> None:
-        """Measures the time of the model and of its layers as they are, and leaves out layers that cannot matter."""
+        """Measures the time of the model and of its layers as they are."""
         missing = [name for name in self.names if not self._line(name).of(EXACT)]
         if missing:
             with self.clock.doing("look", f"the times of {len(missing)} layers"):
@@ -95,14 +95,17 @@ class Search:
             with self.clock.doing("compare", "the time of the model"):
                 ((self.plan.exact_ms, _),) = self.bench.compare([{}])
             self.plan.fast_ms = self.plan.exact_ms
-        shares = {name: self._line(name).exact.ms / self.plan.exact_ms for name in self.names}
-        small = verdict.folded(shares)
-        self._done |= small
-        self.names = sorted((name for name in self.names if name not in small), key=lambda name: -shares[name])
+
+    def _fold(self) -> None:
+        """Leaves out layers whose share of the incumbent's time is too small to matter."""
+        shares = {name: self._line(name).exact.ms / self.plan.fast_ms for name in self._planned}
+        self._done = verdict.folded(shares) - self.incumbent.keys()
+        self.names = sorted((name for name in shares if name not in self._done), key=lambda name: -shares[name])
 
     def _try_whole(self) -> None:
         """Tries what can be rewritten, then int8, XLA's and ours, except where groups were rewritten."""
         for kind in (REWRITTEN, INT8, FACTORS):
+            self._fold()  # of a model without slow convolutions, other layers have a larger share
             mix = {name: product for name, product in self.incumbent.items() if product[0] == REWRITTEN}
             for name in self.names:
                 line, sizes = self._line(name), dict(self._whole(name))
@@ -186,19 +189,18 @@ class Search:
         drop = self._drop(mix, words)
         if not verdict.within(drop, self.plan.max_drop) or self._trial(mix).measured:
             return drop
-        rivals = [{}, self.incumbent, mix] if self.incumbent else [{}, mix]
         try:
-            least = measure.MIN_ROUNDS * len(rivals) * self.plan.exact_ms / 1000
+            least = 2 * measure.MIN_ROUNDS * self.plan.fast_ms / 1000
             with self.clock.doing("compare", f"the time of {words}", least):
-                timings = self.bench.compare(rivals)
+                (old, old_noise), (new, noise) = self.bench.compare([self.incumbent, mix])
         except MemoryError:
             return drop
-        (exact, _), (old, old_noise), (new, noise) = timings[0], timings[-2], timings[-1]
-        self._put_trial(dataclasses.replace(self._trial(mix), speedup=exact / new, measured=True))
+        # The exact model, which may be many times as slow, is not timed again: times are in units of its first time.
+        speedup = self.plan.exact_ms / self.plan.fast_ms * old / new
+        self._put_trial(dataclasses.replace(self._trial(mix), speedup=speedup, measured=True))
         if verdict.gains(old, new, old_noise + noise, verdict.MIN_MODEL_GAIN):
-            # In units of the first time of the model, with which those of the layers are compared.
-            self.incumbent, self.plan.fast_ms = mix, self.plan.exact_ms * new / exact
-            self.clock.best(f"{exact / new:.2f}x at drop {max(drop, 0.0):.2g}")
+            self.incumbent, self.plan.fast_ms = mix, self.plan.exact_ms / speedup
+            self.clock.best(f"{speedup:.2f}x at drop {max(drop, 0.0):.2g}")
             self.write()
         return drop
 
@@ -231,8 +233,7 @@ class Search:
             self._fail(name, "the machine has not enough memory for its replacements")
             return
         options = [Option(*p, *timing, errors[p] or 0.0) for p, timing in zip(new, timings, strict=True)]
-        line = self._line(name)
-        self._put(dataclasses.replace(line, options=(*line.options, *options)))
+        self._put(dataclasses.replace(self._line(name), options=(*self._line(name).options, *options)))
 
     def _error(self, name: str, product: Product) -> float | None:
         """Learns a product and returns its error; None if there is not enough memory for it."""
