@@ -36,7 +36,7 @@ from jax_maddness.nn.planning import measure
 BATCH = 8
 RULE = Rule(".*", config=FitConfig("paper"))  # the quickest method: there are 47 products
 CODEBOOKS, CANDIDATES = 30, 16
-"""Size of the index of the head, and candidates that it rescores, chosen on lines that were learned from."""
+"""Size of the index of the head, and candidates that it rescores."""
 Batch = tuple[np.ndarray, np.ndarray]
 """Pictures of lines, and the classes of their steps by the exact model."""
 

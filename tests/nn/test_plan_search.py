@@ -136,3 +136,15 @@ def test_layers_that_are_small_beside_a_slow_convolution_count_once_it_is_rewrit
     plan = bench.plan(LIMIT, math.inf, products=(*PRODUCTS, "rewritten"))
     assert mix_of(plan) == {"slow": ("rewritten", 0), "dense": ("factors", 64)}
     assert plan.finished
+
+
+def test_a_convolution_that_is_slower_rewritten_stays():
+    """Whatever becomes of mixes: int8 costs too much here."""
+    layers = {
+        "slow": {"exact": 90.0, ("rewritten", 0): (1.0, 1e-14), ("int8", 0): (0.5, 0.1)},
+        "large": {"exact": 5.0, ("rewritten", 0): (9.0, 1e-14), ("int8", 0): (1.0, 0.1)},
+    }
+    bench = Simulated(layers, {"slow": 1.0, "large": 1.0})
+    plan = bench.plan(LIMIT, math.inf, products=(*PRODUCTS, "rewritten"))
+    assert mix_of(plan) == {"slow": ("rewritten", 0)}
+    assert plan.exact_ms / plan.fast_ms == pytest.approx(96 / 7)

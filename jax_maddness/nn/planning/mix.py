@@ -13,7 +13,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from jax_maddness.nn.layers.kinds import EXACT, FACTORS, LOW_RANK
+from jax_maddness.nn.layers.kinds import EXACT, FACTORS, LOW_RANK, REWRITTEN
 from jax_maddness.nn.planning.allocate import allocate
 from jax_maddness.nn.planning.verdict import LayerPlan, Mix, Option, Product, Trial, worth_trying
 
@@ -98,7 +98,7 @@ class Mixer:
 
     def _cost(self, line: LayerPlan, option: Option) -> float:
         """Predicts the drop of an option; infinity where nothing is known."""
-        if option.kind == EXACT or option.nmse == 0:
+        if option.kind in (EXACT, REWRITTEN) or option.nmse == 0:
             return 0.0
         if option.drop is not None:
             return max(option.drop, 0.0)

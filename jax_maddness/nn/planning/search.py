@@ -119,6 +119,9 @@ class Search:
         """Measures the options of layers, the largest first, and tries mixes of them."""
         for name in self.names:
             self._measure(name, self._whole(name))
+        exact = self._mixer.best(0.0)  # some convolutions may be slower when they are rewritten
+        if self._mixer.gain(exact) >= 1 + verdict.MIN_MODEL_GAIN:
+            self._try(exact, "the layers that are faster rewritten")
         self._try_mixes(verdict.MIN_MODEL_GAIN)
         for name in self.names:
             sizes = [product for product in self._products(name) if product[0] in (FACTORS, LOW_RANK)]
@@ -190,8 +193,7 @@ class Search:
         if not verdict.within(drop, self.plan.max_drop) or self._trial(mix).measured:
             return drop
         try:
-            least = 2 * measure.MIN_ROUNDS * self.plan.fast_ms / 1000
-            with self.clock.doing("compare", f"the time of {words}", least):
+            with self.clock.doing("compare", f"the time of {words}", measure.MIN_ROUNDS * self.plan.fast_ms / 500):
                 (old, old_noise), (new, noise) = self.bench.compare([self.incumbent, mix])
         except MemoryError:
             return drop
@@ -220,8 +222,7 @@ class Search:
 
     def _measure(self, name: str, products: Sequence[Product]) -> None:
         """Measures time and error of products of a line."""
-        line = self._line(name)
-        new = [product for product in products if line.option(product) is None]
+        new = [product for product in products if self._line(name).option(product) is None]
         errors = {product: self._error(name, product) for product in new}
         new = [product for product in new if errors[product] is not None]
         if not new:
@@ -253,8 +254,7 @@ class Search:
 
     def _products(self, name: str, every: bool = False) -> list[Product]:
         """Returns the products of a line that may replace it; with `every` also int8, which is measured to compare."""
-        kinds = (*self._line(name).products, *[INT8] * every)
-        return [product for product in self.bench.products(name) if product[0] in kinds]
+        return [p for p in self.bench.products(name) if p[0] in (*self._line(name).products, *[INT8] * every)]
 
     @property
     def _mixer(self) -> Mixer:
