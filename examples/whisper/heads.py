@@ -106,9 +106,17 @@ class Indexed(Head):
         )
 
     def log_probabilities(self, h: jax.Array, k: int, never: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Takes the candidates for all tokens, so that all probabilities are a little too large."""
-        values, tokens = self.best(h, self.num_candidates, never)
-        return values[:, :k] - jax.nn.logsumexp(values, axis=-1, keepdims=True), tokens[:, :k]
+        """Takes the estimated sum over all tokens, whose error is that of all probabilities of a row alike."""
+        values, tokens, log_sum = jax_maddness.top_k(
+            h,
+            self.index,
+            k=k,
+            num_candidates=self.num_candidates,
+            exclude=never,
+            always=self.end[None],
+            log_sum=True,
+        )
+        return values - log_sum.value[:, None], tokens
 
 
 def exact(embedding: np.ndarray, tokens: np.ndarray) -> Exact:
