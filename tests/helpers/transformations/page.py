@@ -43,6 +43,8 @@ that says so.
 OTHERS = """
 ## Other functions
 - `with_small_batch_tables` rearranges the tables of an op, and works on traced arrays, too.
+- `sample` is `top_k` of outputs with noise from its first argument, a key: it works where `top_k` does, and has no
+  derivative. Under `vmap` pass a key for each member, or all of them get the same noise.
 - `fit`, `fit_budget`, `fit_outlier_rows`, `fold_feature_order`, `evaluate`, `build_index`, `add_vectors`,
   `remove_vectors` and `shard_index` look at values, so that they run outside of `jax.jit`; so do `save`, `load`,
   `save_index` and `load_index`, which write and read files.
