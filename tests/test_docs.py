@@ -32,6 +32,8 @@ def printed_by(sources, folder):
     script = folder / "blocks.py"
     script.write_text("\n".join(sources))
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    if "serialize_executable" in script.read_text():  # JAX cannot serialize what it has from the persistent cache
+        env["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     run = subprocess.run(
         [sys.executable, script.name],
         cwd=folder,
