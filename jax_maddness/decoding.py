@@ -2,7 +2,7 @@
 
 A model is a function `step(state, tokens) -> (state, Choices)`: it reads one token for each sequence and proposes the
 next ones. `state` is any pytree, such as the key/value caches; each loop is a `jax.lax.while_loop`, so that it can be
-jitted with a donated state.
+jitted with a donated state::
 
     def step(caches, tokens):
         caches, hidden = decoder(caches, tokens)

@@ -69,7 +69,8 @@ def test_the_api_pages_list_every_public_name():
     names = [name.removeprefix("nn.").removeprefix("testing.") for name in listed]
     assert len(set(names)) == len(names)
     testing = {"force_backend", "force_tier", "assert_portable"}
-    assert set(names) == {*jax_maddness.__all__, *nn.__all__, *testing}
+    decoding = {f"decoding.{name}" for name in ("greedy", "beam_search", "collapse_ctc", "Choices", "Decoded")}
+    assert set(names) == {*jax_maddness.__all__, *nn.__all__, *testing, *decoding}
 
 
 def _text(path):
