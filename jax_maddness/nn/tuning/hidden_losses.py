@@ -9,12 +9,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 from jaxtyping import Array
 
 from jax_maddness.nn.models.layer import Hook
 from jax_maddness.nn.models.model import Model
 from jax_maddness.nn.tuning.losses import Term
+
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # before JAX 0.9
+    from jax.core import get_opaque_trace_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +61,11 @@ class Objective:
         """Returns the outputs of the model with other arrays, and those of each module of `hidden`, call by call."""
         seen: dict[str, list[Any]] = {path: [] for path in self.hidden}
         # A value of an inner trace, as of a scan, would leak if it were kept outside of it.
-        outside = core.get_opaque_trace_state(convention="nnx")
+        outside = get_opaque_trace_state(convention="nnx")
 
         def recorder(path: str) -> Hook:
             def hook(module: Callable[[Any], Any], x: Any) -> Any:
-                if core.get_opaque_trace_state(convention="nnx") != outside:
+                if get_opaque_trace_state(convention="nnx") != outside:
                     raise ValueError(f"{path!r} is inside of a scan, jit or remat of the model: no loss can see it.")
                 y = module(x)
                 seen[path].append(y)
