@@ -70,6 +70,8 @@ Step = Callable[[Any, Int32[Array, " sequences"]], tuple[Any, Choices]]
 def greedy(step: Step, state: Any, first: Integer[Array, " sequences"], *, max_tokens: int, end: int) -> Decoded:
     """Decodes each sequence by its most likely next token, until all have ended.
 
+    A sequence also ends where there is no next token, as `top_k` has none for a state with NaN: the token -1.
+
     Args:
       step: the model, see above. Its log-sum is not used.
       state: its state before the first token.

@@ -5,6 +5,7 @@ All have the tokens that may be said and no others, so that none computes output
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -17,16 +18,16 @@ import jax_maddness
 from jax_maddness import VectorIndex
 
 
-class Head:
+class Head(abc.ABC):
     """An output layer for states `h [rows, width]`; tokens of `never` are not chosen, and -1 stands for none."""
 
+    @abc.abstractmethod
     def best(self, h: jax.Array, k: int, never: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the `k` largest outputs of each row and their tokens, both [rows, k], largest first."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def log_probabilities(self, h: jax.Array, k: int, never: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the same, with the logarithms of probabilities in place of the outputs."""
-        raise NotImplementedError
 
 
 def _pytree(cls: Any) -> Any:
@@ -39,9 +40,9 @@ class _Dense(Head):
 
     tokens: jax.Array
 
+    @abc.abstractmethod
     def outputs(self, h: jax.Array) -> jax.Array:
         """Returns all outputs, [rows, tokens]."""
-        raise NotImplementedError
 
     def _allowed(self, h: jax.Array, never: jax.Array) -> jax.Array:
         at = jnp.searchsorted(self.tokens, never)

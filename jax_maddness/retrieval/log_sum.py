@@ -77,7 +77,7 @@ def terms_of(
     mean = jnp.where(number > 0, _log_sum(errors) - jnp.log(number), 0.0)
     # The variance of the mean of exp(errors), in units of the square of the mean.
     variance = jnp.expm1(jnp.maximum(_log_sum(2 * errors) - jnp.log(number) - 2 * mean, 0.0)) / (number - 1)
-    spread = 0.5 * jnp.log(jnp.where(number > 1, variance, jnp.inf))
+    spread = 0.5 * jnp.log(jnp.where((number > 1) & ~jnp.isnan(variance), variance, jnp.inf))
     none = total == -jnp.inf
     return Terms(_log_sum(exact), *(jnp.where(none, -jnp.inf, total + mean + a) for a in (0.0, spread)))
 

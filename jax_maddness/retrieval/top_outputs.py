@@ -24,7 +24,8 @@ def with_exact_top(
     """Computes all outputs, of which the `k` greatest are those that `top_k` finds, with their exact values.
 
     The other candidates are exact, too. All others are the approximations of the codes, or the next number below the
-    `k`-th greatest output if they exceed it. Derivatives are those of the candidates.
+    `k`-th greatest output, in the dtype of `x`, if they exceed it: none of them ties with it once it is rounded.
+    Derivatives are those of the candidates.
 
     Args:
       x: rows of float32, bfloat16 or float16.
@@ -33,7 +34,7 @@ def with_exact_top(
       num_candidates: number of candidates.
 
     Returns:
-      The outputs, float32; NaN for a row with NaN or an infinity.
+      The outputs in the dtype of `x`; NaN for a row with NaN or an infinity.
     """
 
     def on_rows(x: Array, index: VectorIndex) -> Array:
@@ -47,8 +48,14 @@ def with_exact_top(
             exact = unscaled(exact_scores(scaled, index, positions, None), scaled, index, True)
             least = lax.top_k(lax.stop_gradient(exact), k)[0][:, -1:]
             y = unscaled(approximate_scores(scaled, index, count, None), scaled, index, False)
-            y = jnp.minimum(lax.stop_gradient(y), jnp.nextafter(least, -jnp.inf))
+            y = jnp.minimum(lax.stop_gradient(y), _next_below(least.astype(x.dtype)).astype(jnp.float32))
             y = y.at[jnp.arange(len(y), dtype=jnp.int32)[:, None], positions].set(exact)
-        return jnp.where(finite, y, jnp.nan).reshape(*x.shape[:-1], index.count)
+        return jnp.where(finite, y, jnp.nan).reshape(*x.shape[:-1], index.count).astype(x.dtype)
 
     return by_rows(on_rows, x, x.ndim - 1, index)
+
+
+def _next_below(values: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns the next lower normal number: XLA's threads on CPUs compare subnormal numbers as if they were zero."""
+    tiny = jnp.finfo(values.dtype).tiny
+    return jnp.where(jnp.abs(values) < tiny, -tiny, jnp.nextafter(values, jnp.asarray(-jnp.inf, values.dtype)))

@@ -192,12 +192,16 @@ def test_an_operation_is_what_it_is_in_numpy(op, attributes, tensors, expected):
     np.testing.assert_allclose(run(OnnxModel(graph), x), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("op", "attributes", "tensors", "expected"), CASES, ids=IDS)
-def test_an_operation_is_the_same_with_channels_last(op, attributes, tensors, expected):
+OF_PICTURES = [
+    i for i, (op, attributes, tensors, _) in enumerate(CASES) if of_case(op, attributes, tensors)[1].ndim == 4
+]
+
+
+@pytest.mark.parametrize("case", OF_PICTURES, ids=[IDS[i] for i in OF_PICTURES])
+def test_an_operation_is_the_same_with_channels_last(case):
     """After a convolution that changes nothing, so that its result is stored with the channels last."""
+    op, attributes, tensors, expected = CASES[case]
     graph, x = of_case(op, attributes, tensors)
-    if x.ndim != 4:
-        pytest.skip("The input is no picture.")
     same = np.eye(x.shape[1], dtype=np.float32)[:, :, None, None]
     after = [
         Node(n.op, tuple("same" if name == "x" else name for name in n.inputs), n.output, n.attributes)

@@ -9,7 +9,18 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from jax_maddness import Rule, finetune, load_model, plan, prune_unused_outputs, replace, save_model
+from jax_maddness import (
+    Rule,
+    build_index,
+    finetune,
+    load_model,
+    plan,
+    prune_unused_outputs,
+    replace,
+    save_model,
+    top_k,
+)
+from jax_maddness.retrieval.top_outputs import with_exact_top
 
 TOKENS, FEATURES = 150, 16
 
@@ -101,6 +112,21 @@ def test_other_dtypes(dtype, batches):
     exact, y = head(batches[3]), fast(batches[3])
     assert y.dtype == exact.dtype == dtype
     assert (y.argmax(-1) == exact.argmax(-1)).mean() > 0.9
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_nothing_ties_with_the_greatest_output_once_it_is_rounded(dtype, rng):
+    """Outputs that are nearly equal, or not above zero, of which one is a candidate."""
+    w = np.float32(1 + 1e-4 * rng.standard_normal((300, 8)))
+    x = rng.random((40, 8))
+    x[::4], x[1::4] = -x[::4], 0
+    for vectors in (w, -np.abs(np.float32(rng.standard_normal((300, 8))))):
+        index = build_index(vectors, 2, queries=np.float32(x))
+        rows = jnp.asarray(x, dtype)
+        found = top_k(rows, index, k=1, num_candidates=1)[1][:, 0]
+        y = with_exact_top(rows, index, 1, 1)
+        assert y.dtype == dtype
+        np.testing.assert_array_equal(y.argmax(1), found)
 
 
 def test_rows_that_are_not_finite(batches):

@@ -48,7 +48,7 @@ def top_outputs(x: Array, form: Form, arrays: Mapping[str, Any], top: int, num_c
       num_candidates: number of candidates for them.
 
     Returns:
-      The outputs, [*row_shape, outputs], float32.
+      The outputs, [*row_shape, outputs], in the dtype of `x`.
     """
     prototypes, vectors = arrays["prototypes"], arrays["vectors"]
     # What encodes further vectors plays no part in a search.

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK, REWRITTEN, TOP
+from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK, REWRITTEN
 from jax_maddness.nn.planning import summary
 from jax_maddness.nn.planning.record import Record
 from jax_maddness.nn.planning.verdict import LayerPlan, Option, Trial, name_of, within
@@ -19,7 +19,6 @@ COLORS = {
     FACTORS: "#d55e00",
     CODES: "#cc79a7",
     REWRITTEN: "#56b4e9",
-    TOP: "#e69f00",
 }
 """A color for each kind of product, which color-blind people can tell apart (Okabe & Ito)."""
 _REST = "#c8ccd2"

@@ -17,7 +17,7 @@ from jax_maddness.nn.tuning.losses import Term
 
 try:
     from jax.extend.core import get_opaque_trace_state
-except ImportError:  # before JAX 0.9
+except ImportError:  # in JAX 0.8
     from jax.core import get_opaque_trace_state
 
 
