@@ -1,5 +1,7 @@
 """build_index and search: exact where everything is checked, honest where not."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -207,3 +209,17 @@ def test_any_sizes_are_exact_where_everything_is_checked(count, k, metric, seed)
         np.testing.assert_array_equal(ids[:, :n], want)
         np.testing.assert_array_equal(scores[:, :n], np.take_along_axis(all_scores, want, 1))
     np.testing.assert_array_equal(scan.unpack(index.codes)[count:], 0)
+
+
+@pytest.mark.parametrize("queries", [20, 100])
+def test_no_recall_is_claimed_that_so_few_queries_cannot_show(rng, queries):
+    """Vectors far apart, so that every query finds its neighbor among the first candidates."""
+    vectors = np.float32(100 * rng.standard_normal((200, 16)))
+    near = vectors[:queries] + np.float32(1e-3 * rng.standard_normal((queries, 16)))
+    index = build_index(vectors, 8, metric="l2", queries=near)
+    held_out = queries // 2
+    *some, everything = index.recall
+    assert everything[:2] == (200, 1.0)  # with all vectors as candidates, nothing is left to chance
+    assert max(row[1] for row in some) == round(held_out / (held_out + 1), 5)
+    with pytest.raises(ValueError, match="more `queries`"):
+        search(near, dataclasses.replace(index, recall=tuple(some)), 1, recall=0.999)

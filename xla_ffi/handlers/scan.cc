@@ -44,6 +44,26 @@ struct Split {
   }
 };
 
+// The vectors and the queries of a task, and the scratch memory that each worker needs for one.
+struct Task {
+  int64_t range;  // number of the range of vectors
+  Range vectors, queries;
+  Database database;
+  QueryTables tables;
+
+  Task(int64_t task, const Split& split, const Problem& problem, const Database& all, const QueryTables& of_all)
+      : range(task / split.query_parts),
+        vectors(part(range, split.ranges, problem.vectors, kSideBySide)),
+        queries(part(task % split.query_parts, split.query_parts, problem.queries, 1)),
+        database{all.codes + vectors.begin * all.pairs, all.pairs, vectors.begin, vectors.count},
+        tables{of_all.values + queries.begin * of_all.codebooks * kLeaves, queries.count, of_all.codebooks} {}
+
+  static int64_t most_scratch(const Tier& tier, const Split& split, const Problem& problem) {
+    const int64_t vectors = divide_up(divide_up(problem.vectors, kSideBySide), split.ranges) * kSideBySide;
+    return Split::scratch_bytes(tier, problem, vectors, divide_up(problem.queries, split.query_parts));
+  }
+};
+
 // Merges the best vectors of all ranges, each of them [queries][k] with the best first. The positions of a range are
 // less than those of the next.
 void merge(const Best& of_ranges, int64_t ranges, int64_t queries, const Best& best, int64_t* taken) noexcept {
@@ -65,24 +85,16 @@ void merge(const Best& of_ranges, int64_t ranges, int64_t queries, const Best& b
 void scan_in_parts(const Tier& tier, const Problem& problem, const Database& database, const QueryTables& tables,
                    const Best& best, ffi::ThreadPool& pool) {
   const Split split(tier, problem, pool);
-  const int64_t most_queries = divide_up(problem.queries, split.query_parts);
-  const int64_t most_vectors = divide_up(divide_up(problem.vectors, kSideBySide), split.ranges) * kSideBySide;
-  const int64_t each = Split::scratch_bytes(tier, problem, most_vectors, most_queries);
+  const int64_t each = Task::most_scratch(tier, split, problem);
   const int64_t results = split.ranges == 1 ? 0 : split.ranges * problem.queries * problem.k;
   const size_t bytes = static_cast<size_t>(each * split.workers + results * 8 + split.ranges * 8);
   char* const memory = scratch_of_this_thread().at_least(bytes);
   auto* const of_ranges = reinterpret_cast<int32_t*>(memory + each * split.workers);
   const Best parts = split.ranges == 1 ? best : Best{of_ranges, of_ranges + results, problem.k};
   parallel_for(pool, split.query_parts * split.ranges, split.workers, [&](int64_t task, int64_t worker) noexcept {
-    const int64_t r = task / split.query_parts;
-    const Range queries = part(task % split.query_parts, split.query_parts, problem.queries, 1);
-    const Range vectors = part(r, split.ranges, problem.vectors, kSideBySide);
-    const Database range = {database.codes + vectors.begin * database.pairs, database.pairs, vectors.begin,
-                            vectors.count};
-    const QueryTables some_tables = {tables.values + queries.begin * tables.codebooks * kLeaves, queries.count,
-                                     tables.codebooks};
-    const int64_t to = (r * problem.queries + queries.begin) * problem.k;
-    tier.scan(range, some_tables, {parts.sums + to, parts.positions + to, problem.k}, memory + each * worker);
+    const Task own(task, split, problem, database, tables);
+    const int64_t to = (own.range * problem.queries + own.queries.begin) * problem.k;
+    tier.scan(own.database, own.tables, {parts.sums + to, parts.positions + to, problem.k}, memory + each * worker);
   });
   if (split.ranges == 1) return;
   merge(parts, split.ranges, problem.queries, best, reinterpret_cast<int64_t*>(of_ranges + 2 * results));
@@ -92,20 +104,12 @@ void scan_in_parts(const Tier& tier, const Problem& problem, const Database& dat
 void scan_sums_in_parts(const Tier& tier, const Problem& problem, const Database& database, const QueryTables& tables,
                         const AllSums& all, ffi::ThreadPool& pool) {
   const Split split(tier, problem, pool);
-  const int64_t most_queries = divide_up(problem.queries, split.query_parts);
-  const int64_t most_vectors = divide_up(divide_up(problem.vectors, kSideBySide), split.ranges) * kSideBySide;
-  const int64_t each = Split::scratch_bytes(tier, problem, most_vectors, most_queries);
+  const int64_t each = Task::most_scratch(tier, split, problem);
   char* const memory = scratch_of_this_thread().at_least(static_cast<size_t>(each * split.workers));
   parallel_for(pool, split.query_parts * split.ranges, split.workers, [&](int64_t task, int64_t worker) noexcept {
-    const Range queries = part(task % split.query_parts, split.query_parts, problem.queries, 1);
-    const Range vectors = part(task / split.query_parts, split.ranges, problem.vectors, kSideBySide);
-    if (vectors.count == 0) return;
-    const Database range = {database.codes + vectors.begin * database.pairs, database.pairs, vectors.begin,
-                            vectors.count};
-    const QueryTables some_tables = {tables.values + queries.begin * tables.codebooks * kLeaves, queries.count,
-                                     tables.codebooks};
-    tier.scan_sums(range, some_tables, {all.sums + queries.begin * all.stride + vectors.begin, all.stride},
-                   memory + each * worker);
+    const Task own(task, split, problem, database, tables);
+    tier.scan_sums(own.database, own.tables,
+                   {all.sums + own.queries.begin * all.stride + own.vectors.begin, all.stride}, memory + each * worker);
   });
 }
 
