@@ -73,12 +73,15 @@ def read(model: str | os.PathLike[str] | onnx.ModelProto) -> Graph:
     import onnx
     from onnx import helper, numpy_helper
 
-    graph = (onnx.load(model) if isinstance(model, str | os.PathLike) else model).graph
+    model = onnx.load(model) if isinstance(model, str | os.PathLike) else model
+    graph, version = model.graph, max(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     nodes = []
     for node in graph.node:
         values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         values = {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
+        if node.op_type == "Softmax" and version < 13:
+            values = {"axis": values.get("axis", 1), "to_last": 1}
         if node.op_type == "Constant":
             constants[node.output[0]] = numpy_helper.to_array(values["value"])
             continue

@@ -91,8 +91,10 @@ def transposed(attributes: dict[str, Any], x: Tensor) -> Tensor:
 
 
 def softmax(attributes: dict[str, Any], x: Tensor) -> Tensor:
-    """Computes the softmax along an axis."""
-    return Tensor(jax.nn.softmax(x.stored, x.axis(attributes.get("axis", -1))), x.order)
+    """Computes the softmax along an axis; with `to_last`, along it and all axes after it, as before version 13."""
+    first = attributes.get("axis", -1) % len(x.order)
+    last = len(x.order) if attributes.get("to_last") else first + 1
+    return Tensor(jax.nn.softmax(x.stored, tuple(x.axis(axis) for axis in range(first, last))), x.order)
 
 
 def concatenated(attributes: dict[str, Any], *tensors: Tensor) -> Tensor:

@@ -306,6 +306,19 @@ def in_onnx(graph, x):
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+@pytest.mark.parametrize("version", [11, 13])
+@pytest.mark.parametrize("axis", [None, 1, 2])
+def test_a_softmax_is_that_of_the_version_of_the_operations(version, axis):
+    """Before version 13 it is along all axes from `axis` on, by default from the second one."""
+    onnx = pytest.importorskip("onnx")
+    model = in_onnx(chain(("Softmax", {} if axis is None else {"axis": axis}, [])), R)
+    del model.opset_import[:]
+    model.opset_import.append(onnx.helper.make_opsetid("", version))
+    axes = tuple(range(1 if axis is None else axis, 3)) if version < 13 else -1 if axis is None else axis
+    exponentials = np.exp(R)
+    np.testing.assert_allclose(run(load(model), R), exponentials / exponentials.sum(axes, keepdims=True), rtol=1e-5)
+
+
 def in_onnxruntime(model, *inputs):
     runtime = pytest.importorskip("onnxruntime")
     session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
