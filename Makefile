@@ -123,7 +123,7 @@ endif
 # tests more. It is the installed wheel that is tested: without PYTHONSAFEPATH the sources would hide it, and
 # --installed fails if they do. INSTALL says what pip installs.
 NEWER_PYTHONS := $(foreach minor,12 13 14 15,$(filter-out %/shims/python3.$(minor),$(shell command -v python3.$(minor)))) \
-  $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python3))
+  $(filter-out %t/bin/python3,$(sort $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python3)))
 NEWEST_PYTHON ?= $(lastword $(NEWER_PYTHONS))
 OLDEST        := jax==0.8.3 jaxlib==0.8.3 'numpy==2.0.*' flax==0.12.2 optax==0.2.4
 EXPORTED      := ffi/test_registration.py::test_an_exported_module_runs_in_a_process_that_only_imports_the_package
@@ -159,8 +159,9 @@ include tools/release/release.mk
 
 bazel-test: | $(VENV)/.examples  ## The C++ built and tested by Bazel, offline; says so where Bazel is missing.
 	@if command -v bazel > /dev/null; then export PYTHON=$(abspath $(BIN))/python && \
-	  bazel --batch test --jobs=$(JOBS) //... && \
-	  $(BIN)/python tools/bazel/try_library.py "$$(bazel --batch info bazel-bin)/libjax_maddness_ffi.so"; \
+	  modules="$$(tools/bazel/debian_modules $(abspath $(BUILD))/bazel)" && \
+	  bazel --batch test --jobs=$(JOBS) $$modules //... && \
+	  $(BIN)/python tools/bazel/try_library.py "$$(bazel --batch info $$modules bazel-bin)/libjax_maddness_ffi.so"; \
 	else echo "Bazel is not installed: its build was not tested (Debian: apt-get install bazel-bootstrap)."; fi
 
 # More with BENCH="--full --sweep"; benchmarks/run.py --help lists the options. torch's int8 is measured where installed.

@@ -1,11 +1,13 @@
 # Wheels, tests of what is installed from them, and releases. docs/releasing.md describes them.
 .PHONY: wheel test-wheel test-matrix release
 
-# CPython 3.11 has a wheel of its own, the first newer one builds that of all later versions.
-WHEEL_PYTHONS := $(PYTHON) $(firstword $(NEWER_PYTHONS))
+# CPython 3.11 has a wheel of its own, the first newer one builds that of all later versions; free-threaded ones, looked
+# for on the PATH, have their own, too.
+FREE_THREADED_PYTHONS ?= $(foreach minor,13 14 15,$(shell command -v python3.$(minor)t))
+WHEEL_PYTHONS := $(PYTHON) $(firstword $(NEWER_PYTHONS)) $(FREE_THREADED_PYTHONS)
 # A command that runs CPython 3.11 for aarch64: qemu-aarch64 -L ROOT ROOT/usr/bin/python3.11.
 AARCH64_PYTHON ?=
-SMOKE_PYTHONS ?= $(PYTHON) $(NEWER_PYTHONS)
+SMOKE_PYTHONS ?= $(PYTHON) $(NEWER_PYTHONS) $(FREE_THREADED_PYTHONS)
 
 wheel:  ## Wheels for Linux, and the sdist, in dist/: built twice, audited, installed on every Python.
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PYTHON) tools/release/wheels.py --output dist --scratch $(BUILD)/release $(WHEEL_PYTHONS)

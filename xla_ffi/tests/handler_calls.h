@@ -21,12 +21,26 @@ struct XLA_FFI_Error {
   std::string message;
 };
 
+// FFI API 0.4 (jaxlib 0.11.1) renamed what a caller has to name. Handlers name none of it.
+#if XLA_FFI_API_MAJOR > 0 || XLA_FFI_API_MINOR >= 4
+#define JAX_MADDNESS_CONTEXT XLA_FFI_InvokeContext
+#define JAX_MADDNESS_READ_ERROR XLA_FFI_Error_GetDetails
+inline void read_error(XLA_FFI_Error_GetDetails_Args* args) {
+  args->message = args->error->message.c_str();
+  args->errc = XLA_FFI_Error_Code_INVALID_ARGUMENT;
+}
+#else
+#define JAX_MADDNESS_CONTEXT XLA_FFI_ExecutionContext
+#define JAX_MADDNESS_READ_ERROR XLA_FFI_Error_GetMessage
+inline void read_error(XLA_FFI_Error_GetMessage_Args* args) { args->message = args->error->message.c_str(); }
+#endif
+
 // A pool of threads, as XLA has one; null stands for a process without one.
-struct XLA_FFI_ExecutionContext {
-  explicit XLA_FFI_ExecutionContext(int threads) {
+struct JAX_MADDNESS_CONTEXT {
+  explicit JAX_MADDNESS_CONTEXT(int threads) {
     for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
   }
-  ~XLA_FFI_ExecutionContext() {
+  ~JAX_MADDNESS_CONTEXT() {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       is_closed_ = true;
@@ -67,7 +81,7 @@ struct XLA_FFI_ExecutionContext {
 
 namespace jax_maddness::testing {
 
-using Pool = XLA_FFI_ExecutionContext;
+using Pool = JAX_MADDNESS_CONTEXT;
 
 struct Array {
   XLA_FFI_DataType type;
@@ -148,7 +162,6 @@ class Buffers {
 };
 
 inline XLA_FFI_Error* create_error(XLA_FFI_Error_Create_Args* args) { return new XLA_FFI_Error{args->message}; }
-inline void get_message(XLA_FFI_Error_GetMessage_Args* args) { args->message = args->error->message.c_str(); }
 inline void destroy_error(XLA_FFI_Error_Destroy_Args* args) { delete args->error; }
 inline XLA_FFI_Error* schedule(XLA_FFI_ThreadPool_Schedule_Args* args) {
   if (args->ctx == nullptr) return new XLA_FFI_Error{"no pool"};
@@ -168,7 +181,7 @@ inline XLA_FFI_Api runtime() {
   api.api_version.major_version = XLA_FFI_API_MAJOR;
   api.api_version.minor_version = XLA_FFI_API_MINOR;
   api.XLA_FFI_Error_Create = create_error;
-  api.XLA_FFI_Error_GetMessage = get_message;
+  api.JAX_MADDNESS_READ_ERROR = read_error;
   api.XLA_FFI_Error_Destroy = destroy_error;
   api.XLA_FFI_ThreadPool_Schedule = schedule;
   api.XLA_FFI_ThreadPool_NumThreads = num_threads;
