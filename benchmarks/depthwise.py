@@ -1,6 +1,6 @@
 """Time of depthwise convolutions as XLA computes them, and rewritten as sums of shifted inputs times weights.
 
-    taskset -c 1 python -m benchmarks.depthwise   # one thread; prints a table; half a minute
+    taskset -c 1 python -m benchmarks.depthwise [--save]   # one thread; prints a table; half a minute
 
 The shapes are those of layers of MobileNet and EfficientNet, and of a long convolution over one dimension.
 `Rule(product="rewritten")` replaces such layers. Contents are random: they do not change the time.
@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import measured
+from benchmarks.measured import Record
 from benchmarks.orientation import call
 from benchmarks.timing import interleaved, quartiles
 from jax_maddness.nn.layers.convolution import Convolution
@@ -43,16 +45,27 @@ def measure(shape: tuple[int, ...], size: tuple[int, ...], stride: int, seconds:
     return exact, rewritten
 
 
+def table(records: Sequence[Record]) -> str:
+    """Returns a row for each layer."""
+    lines = ["| input | kernel | stride | XLA, ms | rewritten, ms | times as fast |", "|---|---|---|---|---|---|"]
+    for r in records:
+        shape, size = (" x ".join(map(str, r[key])) for key in ("input", "kernel"))
+        exact, rewritten = r["xla_ms"], r["rewritten_ms"]
+        lines.append(f"| {shape} | {size} | {r['stride']} | {exact:.2f} | {rewritten:.2f} | {exact / rewritten:.1f}x |")
+    return "\n".join(lines)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3, help="for each layer")
+    measured.add_option(parser)
     args = parser.parse_args(argv)
-    print("| input | kernel | stride | XLA, ms | rewritten, ms | times as fast |\n|---|---|---|---|---|---|")
+    run, records = measured.Run("depthwise", argv), list[Record]()
     for shape, size, stride in LAYERS:
         exact, rewritten = measure(shape, size, stride, args.seconds)
-        cells = [" x ".join(map(str, shape)), " x ".join(map(str, size)), str(stride)]
-        print(f"| {' | '.join(cells)} | {exact:.2f} | {rewritten:.2f} | {exact / rewritten:.1f}x |", flush=True)
+        records.append({"input": shape, "kernel": size, "stride": stride, "xla_ms": exact, "rewritten_ms": rewritten})
+    run.finish(records, table(records), save=args.save)
 
 
 if __name__ == "__main__":

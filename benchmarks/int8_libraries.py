@@ -1,6 +1,6 @@
 """int8 products of other libraries, where these are installed: torch, ONNX Runtime and OpenVINO.
 
-    taskset -c 1 python -m benchmarks.int8_libraries [--shapes 8192x1024x1024,1000x768x3072] [--seconds 20]
+    taskset -c 1 python -m benchmarks.int8_libraries [--shapes 8192x1024x1024,1000x768x3072] [--seconds 20] [--save]
 
 The command times them on random rows and weights beside XLA's f32 and int8 products and ours (`FitConfig("int8")`), in
 interleaved rounds, with freed memory retained, and prints a table of milliseconds and of ratios to ours. Each library
@@ -21,12 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import jax_maddness
-from benchmarks import machine, timing
+from benchmarks import measured, timing
 from benchmarks.contenders import Contender, int8_columns, int8_dynamic, run, torch_linear
+from benchmarks.measured import Record
 from jax_maddness import FitConfig
 
 SHAPES = "8192x1024x1024,1000x768x3072,10000x512x100"
 """Rows x D x M."""
+OURS = "ours"
 Linear = Callable[[np.ndarray], Any]
 """A function of f32 rows `[N, D]` that computes a quantized product."""
 
@@ -84,7 +86,7 @@ def contenders(x: np.ndarray, w: np.ndarray, threads: int) -> Iterator[Contender
     """Yields XLA's products, ours, and those of the libraries that are installed."""
     rows, weights = jnp.asarray(x), jnp.asarray(w)
     op = jax_maddness.fit(x[:2000], w, num_codebooks=0, config=FitConfig("int8"), progress=False)
-    yield Contender(f"ours ({type(op.term).__name__})", "amm", run(jax_maddness.amm, rows, op))
+    yield Contender(OURS, "amm", run(jax_maddness.amm, rows, op))
     yield Contender("XLA f32", "rival", run(jnp.matmul, rows, weights))
     yield Contender("XLA int8", "rival", run(int8_dynamic, rows, *int8_columns(weights)))
     for name, linear in (
@@ -109,15 +111,26 @@ def _torch(w: np.ndarray, threads: int) -> Linear | None:
     return call
 
 
+def table(records: Sequence[Record]) -> str:
+    """Returns a row for each shape: milliseconds, and in brackets the time relative to ours."""
+    names = list(dict.fromkeys(r["product"] for r in records))
+    lines = [f"| rows x D x M | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for shape in dict.fromkeys(r["shape"] for r in records):
+        own = {r["product"]: r for r in records if r["shape"] == shape}
+        cells = [f"{own[name]['ms']:.3g}" + f" ({own[name]['ratio']:.2f})" * (name != OURS) for name in names]
+        lines.append(f"| {shape.replace('x', ' x ')} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the table."""
+    """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default=SHAPES, help="rows x D x M")
     parser.add_argument("--seconds", type=float, default=20, help="of timing, for each shape")
+    measured.add_option(parser)
     args = parser.parse_args(argv)
+    run, records = measured.Run("int8_libraries", argv), list[Record]()
     jax_maddness.retain_freed_memory()
-    facts, before = machine.facts(), machine.work()
-    lines = []
     for shape in args.shapes.split(","):
         rows, features, outputs = map(int, shape.split("x"))
         rng = np.random.default_rng(0)
@@ -126,10 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         figures = timing.interleaved(entrants, seconds=args.seconds, rounds=(5, 40))
         for entrant, own in zip(entrants, figures, strict=True):
             ratio = statistics.median(a / b for a, b in zip(own, figures[0], strict=True))
-            lines.append(f"| {shape} | {entrant.what} | {statistics.median(own):.3f} | {ratio:.2f} |")
-    facts["others"] = machine.others(before, machine.work())
-    print(machine.headline(facts, None))
-    print("| rows x D x M | product | ms | time / ours |\n|---|---|---|---|\n" + "\n".join(lines))
+            records.append({"shape": shape, "product": entrant.what, "ms": statistics.median(own), "ratio": ratio})
+    run.finish(records, table(records), save=args.save)
 
 
 if __name__ == "__main__":

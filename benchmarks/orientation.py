@@ -1,6 +1,6 @@
 """Time of finding the greatest outputs of a layer, by an index over them or by an op, for several numbers of rows.
 
-    taskset -c 0 python -m benchmarks.orientation   # one thread; prints a table; a minute
+    taskset -c 0 python -m benchmarks.orientation [--save]   # one thread; prints a table; a minute
 
 An index makes tables for each row and scans half a byte per codebook and output; an op encodes the row and looks up a
 byte. Both rescore the same number of candidates. The data is random: times do not depend on it, but recall does and is
@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jax_maddness
+from benchmarks import measured
+from benchmarks.measured import Record
 from benchmarks.timing import interleaved, quartiles
 
 ROWS = (1, 4, 16, 64, 256)
@@ -61,22 +63,29 @@ def measure(features: int, outputs: int, codebooks: int, seconds: float) -> list
     return results
 
 
+def table(records: Sequence[Record]) -> str:
+    """Returns a row for each number of rows."""
+    lines = ["| rows | index, ms | op, ms | XLA's exact product, ms |", "|---|---|---|---|"]
+    lines += [f"| {r['rows']} | {r['index_ms']:.2f} | {r['op_ms']:.2f} | {r['exact_ms']:.2f} |" for r in records]
+    return "\n".join(lines)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=lambda s: tuple(map(int, s.split("x"))), default=(768, 50_000), help="D x M")
     parser.add_argument("--codebooks", type=int, default=96)
     parser.add_argument("--seconds", type=float, default=4, help="for each number of rows")
+    measured.add_option(parser)
     args = parser.parse_args(argv)
+    run = measured.Run("orientation", argv)
     jax_maddness.retain_freed_memory()
-    print(
-        f"top 5 of {args.shape[1]} outputs, D = {args.shape[0]}, C = {args.codebooks}, num_candidates = "
-        f"{NUM_CANDIDATES}; ms, medians\n"
-    )
-    print("| rows | index | op | exact |\n|---|---|---|---|")
     features, outputs = args.shape
-    for rows, times in measure(features, outputs, args.codebooks, args.seconds):
-        print(f"| {rows} | " + " | ".join(f"{t:.2f}" for t in times) + " |")
+    records = [
+        {"rows": rows, "index_ms": index, "op_ms": op, "exact_ms": exact}
+        for rows, (index, op, exact) in measure(features, outputs, args.codebooks, args.seconds)
+    ]
+    run.finish(records, table(records), save=args.save)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The products of the paper's classifiers: 10,000 rows of 512 features, 10 and 100 outputs, 2 to 64 codebooks.
 
-    taskset -c 1 python -m benchmarks.paper [--output docs/feature_major.png] [--seconds 20]
+    taskset -c 1 python -m benchmarks.paper [--output docs/feature_major.png] [--seconds 20] [--save]
 
 The heads of CIFAR-10 and CIFAR-100 of Blalock & Guttag (2021, section 5) have these shapes. Their code reads rows that
 stand feature by feature, and writes its result so; ours reads and writes both, and XLA's and NumPy's exact products
@@ -23,12 +23,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import jax_maddness
-from benchmarks import machine, timing
+from benchmarks import measured, timing
 from benchmarks.contenders import Contender
+from benchmarks.measured import Record
 from jax_maddness import FitConfig, MaddnessOp
 
 ROWS, FEATURES, OUTPUTS = 10_000, 512, (10, 100)
 CODEBOOKS = (2, 4, 8, 16, 32, 64)
+EXACT = ("XLA f32", "NumPy f32")
+ORDERS = {"rows": "row by row", "features": "x feature by feature", "both": "x and y feature by feature"}
+"""Orders of x and y in memory, and their names in tables."""
 _SETS = 4  # of rows, 20 MB each: more than caches hold
 
 
@@ -48,16 +52,13 @@ def contenders(outputs: int) -> Iterator[Contender]:
     sets = [rng.standard_normal((ROWS, FEATURES), np.float32) for _ in range(_SETS)]
     sets_by_feature = [np.ascontiguousarray(x.T) for x in sets]
     w = rng.standard_normal((FEATURES, outputs), np.float32)
-    yield Contender("XLA f32", "rival", _changing(jax.jit(jnp.matmul), sets, jnp.asarray(w)))
-    yield Contender("NumPy f32", "rival", _changing(np.matmul, sets, w, convert=np.asarray))
+    yield Contender(EXACT[0], "rival", _changing(jax.jit(jnp.matmul), sets, jnp.asarray(w)))
+    yield Contender(EXACT[1], "rival", _changing(np.matmul, sets, w, convert=np.asarray))
     for codebooks in CODEBOOKS:
         op = jax_maddness.fit(sets[0][:2000], w, num_codebooks=codebooks, config=FitConfig("paper"), progress=False)
-        for name, call, rows in (
-            ("row by row", jax_maddness.amm, sets),
-            ("feature by feature", by_feature, sets_by_feature),
-            ("both feature by feature", both_by_feature, sets_by_feature),
-        ):
-            yield Contender(f"{name}, C = {codebooks}", "amm", _changing(jax.jit(call), rows, op), codebooks)
+        calls: Any = (jax_maddness.amm, sets), (by_feature, sets_by_feature), (both_by_feature, sets_by_feature)
+        for order, (call, rows) in zip(ORDERS, calls, strict=True):
+            yield Contender(order, "amm", _changing(jax.jit(call), rows, op), codebooks)
 
 
 def _changing(
@@ -68,21 +69,32 @@ def _changing(
     return lambda: jax.block_until_ready(call(next(rows), *args))
 
 
-def picture(path: pathlib.Path, ratios: dict[tuple[int, str], float]) -> None:
-    """Draws the ratios to XLA's product over the number of codebooks, one panel for each number of outputs."""
+def table(records: Sequence[Record]) -> str:
+    """Returns a row for each number of outputs and codebooks: milliseconds, and in brackets the speed-up over XLA."""
+    lines = [f"| outputs | codebooks | {', ms | '.join([*EXACT, *ORDERS.values()])}, ms |", "|---" * 7 + "|"]
+    for outputs in dict.fromkeys(r["outputs"] for r in records):
+        own = {(r["product"], r["codebooks"]): r for r in records if r["outputs"] == outputs}
+        exact = [f"{own[name, 0]['ms']:.3f}" for name in EXACT]
+        for codebooks in sorted({c for _, c in own if c}):
+            ours = [own[order, codebooks] for order in ORDERS]
+            cells = [f"{r['ms']:.3f} ({r['speedup']:.1f}x)" for r in ours]
+            lines.append(f"| {outputs} | {codebooks} | {' | '.join([*exact, *cells])} |")
+    return "\n".join(lines)
+
+
+def picture(path: pathlib.Path, records: Sequence[Record]) -> None:
+    """Draws the speed-ups over XLA's product by number of codebooks, one panel for each number of outputs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, outputs in zip(figure.subplots(1, len(OUTPUTS), sharey=True), OUTPUTS, strict=True):
-        for name, color, label in (
-            ("both feature by feature", "tab:green", "x and y feature by feature"),
-            ("feature by feature", "tab:orange", "x feature by feature"),
-            ("row by row", "tab:blue", "row by row"),
+        for (order, label), color in zip(
+            reversed(ORDERS.items()), ("tab:green", "tab:orange", "tab:blue"), strict=True
         ):
-            speeds = [1 / ratios[outputs, f"{name}, C = {c}"] for c in CODEBOOKS]
-            axes.plot(CODEBOOKS, speeds, "o-", color=color, label=label)
+            own = [r for r in records if r["outputs"] == outputs and r["product"] == order]
+            axes.plot([r["codebooks"] for r in own], [r["speedup"] for r in own], "o-", color=color, label=label)
         axes.axhline(1, color="gray", linewidth=1)
         axes.set(xscale="log", yscale="log", xlabel="codebooks", title=f"{ROWS:,} x {FEATURES} x {outputs}")
         axes.set_xticks(CODEBOOKS, [str(c) for c in CODEBOOKS])
@@ -99,22 +111,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20, help="of timing, for each number of outputs")
     parser.add_argument("--output", type=pathlib.Path, help="picture to draw; its suffix chooses the format")
+    measured.add_option(parser)
     args = parser.parse_args(argv)
     jax_maddness.retain_freed_memory()
-    facts, before = machine.facts(), machine.work()
-    lines, ratios = [], dict[tuple[int, str], float]()
+    run, records = measured.Run("paper", argv), list[Record]()
     for outputs in OUTPUTS:
         entrants = list(contenders(outputs))
         figures = timing.interleaved(entrants, seconds=args.seconds, rounds=(5, 60))
         for entrant, own in zip(entrants, figures, strict=True):
-            ratio = statistics.median(a / b for a, b in zip(own, figures[0], strict=True))
-            ratios[outputs, entrant.what] = ratio
-            lines.append(f"| {outputs} | {entrant.what} | {statistics.median(own):.3f} | {1 / ratio:.1f}x |")
-    facts["others"] = machine.others(before, machine.work())
-    print(machine.headline(facts, None))
-    print("| outputs | product | ms | times as quick as XLA f32 |\n|---|---|---|---|\n" + "\n".join(lines))
+            speedup = statistics.median(b / a for a, b in zip(own, figures[0], strict=True))
+            record = {"outputs": outputs, "product": entrant.what, "codebooks": entrant.codebooks}
+            records.append(record | {"ms": statistics.median(own), "speedup": speedup})
+    run.finish(records, table(records), save=args.save)
     if args.output:
-        picture(args.output, ratios)
+        picture(args.output, records)
 
 
 if __name__ == "__main__":

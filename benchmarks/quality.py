@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jax_maddness
-from benchmarks import baselines, machine, quality_report, quality_time, quantizers
+from benchmarks import baselines, machine, measured, quality_report, quality_time, quantizers
 from benchmarks.approximation import Approximation, Method, in_codebooks
 from benchmarks.packaged import Matrices, packaged
 from jax_maddness.learn.config import METHOD_NAMES as OURS
@@ -109,14 +109,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             reference = json.loads((args.problems / "reference_nmse.json").read_text())
     problems = (p for p in problems if args.only is None or p.name in args.only)
     before = machine.work()
-    measured = list(measure(problems, [METHODS[name] for name in args.methods], args.codebooks, args.time))
-    records = quality_report.with_ratios(measured, reference)
+    results = list(measure(problems, [METHODS[name] for name in args.methods], args.codebooks, args.time))
+    records = quality_report.with_ratios(results, reference)
     facts = machine.facts() | {"keeps_memory": args.time, "others": machine.others(before, machine.work())}
     text = quality_report.markdown(records)
     if args.time:
         text = f"{machine.headline(facts, None)}\nTimes: one thread, {quality_time.ROWS} rows.\n\n{text}"
     print(text)
     args.output.mkdir(parents=True, exist_ok=True)
+    if args.save:
+        contents = {"command": measured.command("quality", argv), "machine": facts, "records": records}
+        measured.write("quality", contents)
     (args.output / "quality.json").write_text(json.dumps(records, indent=1))
     (args.output / "quality.md").write_text(text)
     from benchmarks import quality_pictures
@@ -140,6 +143,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--codebooks", type=lambda s: [int(c) for c in s.split(",")], default=[4, 8, 16, 32, 64])
     parser.add_argument("--time", action="store_true", help="how long each takes: on a quiet machine")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/quality"))
+    measured.add_option(parser)
     args = parser.parse_args(argv)
     if unknown := [name for name in args.methods if name not in METHODS]:
         parser.error(f"--methods {','.join(unknown)}: there are {', '.join(METHODS)}")

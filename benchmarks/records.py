@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
+
+Record = dict[str, Any]
+"""A line of a JSON file."""
 
 F32 = "XLA f32"
 BF16 = "XLA bf16 -> f32"
@@ -101,6 +105,12 @@ class Measurement:
         entries = min(16, self.rows) if self.variant == SMALL_BATCH else 16
         in_and_out = self.rows * (self.features + self.outputs) * self.itemsize
         return in_and_out + entries * self.codebooks * self.outputs
+
+
+def measurement(record: Record) -> Measurement:
+    """Returns the measurement of a record of a JSON file."""
+    fields = {key: entry for key, entry in record.items() if key != "axis"}
+    return Measurement(**fields | {"quartiles_ms": tuple(fields["quartiles_ms"])})
 
 
 def per_codebook(features: int, codebooks: int) -> str:

@@ -1,6 +1,6 @@
 """Time of the largest outputs of a wide layer: with restrictions, with the log-sum of all outputs, and of samples.
 
-    taskset -c 1 python -m benchmarks.restrictions   # one thread; prints a table; two minutes
+    taskset -c 1 python -m benchmarks.restrictions [--save]   # one thread; prints a table; two minutes
 
 The layer has the size of the head of a small speech recogniser. Rows and weights are random, with correlated features.
 Every call has other rows than the one before.
@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jax_maddness
+from benchmarks import measured
+from benchmarks.measured import Record
 from benchmarks.orientation import Call
 from benchmarks.timing import interleaved, quartiles
 
@@ -78,21 +80,31 @@ def _in_turn(f: Callable[[jax.Array], Any], batches: Sequence[jax.Array]) -> Cal
     return Call(lambda: jax.block_until_ready(f(next(turns))))
 
 
+def table(records: Sequence[Record]) -> str:
+    """Returns a row for each function, and a column for each number of rows."""
+    numbers = list(dict.fromkeys(r["rows"] for r in records))
+    lines = [f"| | {' | '.join(f'{rows} row(s), ms' for rows in numbers)} |", "|---" * (len(numbers) + 1) + "|"]
+    for name in dict.fromkeys(r["function"] for r in records):
+        own = {r["rows"]: r["ms"] for r in records if r["function"] == name}
+        lines.append(f"| {name} | {' | '.join(f'{own[rows]:.2f}' for rows in numbers)} |")
+    return "\n".join(lines)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20, help="for each number of rows")
     parser.add_argument("--rows", type=int, nargs="+", default=(1, 8))
+    measured.add_option(parser)
     args = parser.parse_args(argv)
+    run, records = measured.Run("restrictions", argv), list[Record]()
     x, w = rows_and_weights()
     index = jax_maddness.build_index(w.T, CODEBOOKS, queries=x[:1500])
-    times = []
     for rows in args.rows:
         functions = contenders(jnp.asarray(w), index, rows)
-        times.append(measure(functions, x[1500:], rows, args.seconds))
-    print(f"| | {' | '.join(f'ms, {rows} rows' for rows in args.rows)} |\n|---|{'---|' * len(args.rows)}")
-    for name, *own in zip(functions, *times, strict=True):
-        print(f"| {name} | {' | '.join(f'{ms:.2f}' for ms in own)} |")
+        times = measure(functions, x[1500:], rows, args.seconds)
+        records += [{"function": f, "rows": rows, "ms": ms} for f, ms in zip(functions, times, strict=True)]
+    run.finish(records, table(records), save=args.save)
 
 
 if __name__ == "__main__":

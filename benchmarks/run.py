@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import machine, problems, roofline, sweep, table
+from benchmarks import machine, measured, problems, records, roofline, sweep, table
 from benchmarks.records import Measurement, Problem
 
 
@@ -42,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     results["machine"]["others"] = machine.others(before, machine.work())
     (args.output / "results.json").write_text(json.dumps(results, indent=1))
     write(args.output, results)
+    if args.save:
+        contents = {"command": measured.command("run", argv), "threads": args.threads[-1]}
+        contents |= {"machine": results["machine"], "records": results["measurements"]}
+        measured.write("products" if args.threads == [1] else "threads", contents)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -69,6 +73,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--again", type=pathlib.Path, metavar="JSON", help="only write tables and pictures of this file"
     )
+    measured.add_option(parser)
     args = parser.parse_args(argv)
     args.rounds = args.rounds or ((7, 31) if args.full else (3, 15))
     args.seconds = args.seconds if args.seconds is not None else (30.0 if args.full else 5.0)
@@ -105,7 +110,7 @@ def measure(
 
 def write(folder: pathlib.Path, results: dict[str, Any]) -> None:
     """Writes tables and pictures, and prints the table."""
-    measurements = [measurement(r) for r in results["measurements"]]
+    measurements = [records.measurement(r) for r in results["measurements"]]
     head = machine.headline(results["machine"], results["limits"])
     text = f"{head}\n{table.report(measurements)}"
     (folder / "table.md").write_text(text)
@@ -118,7 +123,7 @@ def write(folder: pathlib.Path, results: dict[str, Any]) -> None:
     if results["sweep"]:
         by_axis: dict[str, list[Measurement]] = {}
         for record in results["sweep"]:
-            by_axis.setdefault(record["axis"], []).append(measurement(record))
+            by_axis.setdefault(record["axis"], []).append(records.measurement(record))
         (folder / "sweep.md").write_text(f"{head}\n{sweep.report(by_axis)}")
         from benchmarks import pictures
 
@@ -138,12 +143,6 @@ def write_roofline(
     from benchmarks import pictures
 
     pictures.roofline(folder / "roofline.png", points, limits, vendor, kernels, f"One thread: {title}")
-
-
-def measurement(record: dict[str, Any]) -> Measurement:
-    """Converts a record of the JSON file to a Measurement."""
-    fields = {key: entry for key, entry in record.items() if key != "axis"}
-    return Measurement(**fields | {"quartiles_ms": tuple(fields["quartiles_ms"])})
 
 
 if __name__ == "__main__":

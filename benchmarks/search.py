@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks import machine, search_report
+from benchmarks import machine, measured, search_report
 from benchmarks.records import TORCH
 from benchmarks.search_report import AGREEMENT, EXACT, FAISS, FAISS_ROTATED, LOOK_UPS, RECALL, Result, Target
 
@@ -45,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     prepared.unlink()
     (args.output / "results.json").write_text(json.dumps(results, indent=1))
     write(args.output, results)
+    if args.save:
+        first = results["measured"][0]
+        contents = {"command": measured.command("search", argv), "threads": first["threads"]}
+        measured.write("search", contents | {"machine": results["machine"], "records": first["results"]})
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -63,6 +67,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/search/results"))
     parser.add_argument("--build", type=pathlib.Path, default=pathlib.Path("build/bench"), help="where CMake built")
     parser.add_argument("--again", type=pathlib.Path, metavar="JSON", help="only write table and picture of this file")
+    measured.add_option(parser)
     args = parser.parse_args(argv)
     args.candidates = args.candidates or (QUICK_NUM_CANDIDATES if args.quick else NUM_CANDIDATES)
     args.rounds = args.rounds or ((3, 5) if args.quick else (7, 31))
@@ -128,28 +133,28 @@ def measure(args: argparse.Namespace, threads: int, prepared: pathlib.Path, cloc
 def write(folder: pathlib.Path, results: dict[str, Any]) -> None:
     """Writes the table, which is also printed, and the picture."""
     text = machine.headline(results["machine"], results["limits"])
-    for measured in results["measured"]:
-        text += report(results, measured)
+    for process in results["measured"]:
+        text += report(results, process)
     text += "\n## Building, on all processors\n\n"
     text += "".join(search_report.building(results["seconds"], results["machine"]["processors"]))
     (folder / "table.md").write_text(text)
     print(text)
     from benchmarks import pictures
 
-    shown = [Result(**r) for measured in results["measured"][:1] for r in measured["results"]]
+    shown = [Result(**r) for r in results["measured"][0]["results"]]
     facts = results["machine"]
     title = f"{facts['cpu']}, {facts['date'][:10]}, jax {facts['versions']['jax']}"
     pictures.recall(folder / "search.png", [r for r in shown if r.task == "neighbors"], RECALL, title)
     print(f"Written to {folder}.")
 
 
-def report(results: dict[str, Any], measured: dict[str, Any]) -> str:
+def report(results: dict[str, Any], process: dict[str, Any]) -> str:
     """Returns the part of the table for one process."""
-    measurements = [Result(**r) for r in measured["results"]]
+    measurements = [Result(**r) for r in process["results"]]
     vectors, features = results["database"]
-    threads = f"{measured['threads']} thread" + "s" * (measured["threads"] > 1)
+    threads = f"{process['threads']} thread" + "s" * (process["threads"] > 1)
     aims: list[str] = []
-    lines = [f"\n## Scan alone, one query, {threads}\n\n", *search_report.scans(measured["scans"])]
+    lines = [f"\n## Scan alone, one query, {threads}\n\n", *search_report.scans(process["scans"])]
     for batch in dict.fromkeys(r.batch for r in measurements if r.task == "neighbors"):
         own = [r for r in measurements if r.task == "neighbors" and r.batch == batch]
         title = f"10 neighbors among {vectors:,} x {features}, {'one query' if batch == 1 else batch} at a time"

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmarks.records import Record
+
 LOOK_UPS = "look-ups, then rescore"
 EXACT = "XLA f32, every product"
 FAISS_FLAT = "faiss, every product"
@@ -73,6 +75,23 @@ def rows(results: Sequence[Result], least: float) -> Iterator[str]:
             f"| {mark}{r.what}{mark} | {r.num_candidates or 'all'} | {recalls} "
             f"| {r.query_ms:.3g} ({low:.3g}-{high:.3g}) | {mark}{base / r.query_ms:.1f}x{mark} |\n"
         )
+
+
+def best(records: Sequence[Record]) -> str:
+    """Returns the fastest result of each searcher that is close enough, from the records of a run, as a table."""
+    lines = ["| work | searcher | candidates | recall | ms a query | times as fast |", "|---" * 6 + "|"]
+    results = [Result(**record) for record in records]
+    for task, batch in dict.fromkeys((r.task, r.batch) for r in results):
+        own = [r for r in results if (r.task, r.batch) == (task, batch)]
+        base = next(r for r in own if r.what == EXACT).query_ms
+        for what in dict.fromkeys(r.what for r in own):
+            complete = (r for r in own if r.what == what and not r.num_candidates)
+            r = next(complete, None) or chosen(own, what, RECALL if task == "neighbors" else AGREEMENT)
+            if r is not None:
+                recall = next(iter(r.tests.values()))
+                cells = [f"{task}, {batch} at a time", what, str(r.num_candidates or "all"), f"{recall:.4f}"]
+                lines.append(f"| {' | '.join(cells)} | {r.query_ms:.3f} | {base / r.query_ms:.1f}x |")
+    return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,6 +76,16 @@ def report(measurements: Sequence[Measurement]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def products(measured: Iterable[records.Record]) -> str:
+    """Returns a row for each problem of the records of a run, in their order: the table of the documentation."""
+    return summary(contests(map(records.measurement, measured), 1))
+
+
+def threads(measured: Iterable[records.Record]) -> str:
+    """Returns the speed-up by more threads from the records of a run."""
+    return scaling([records.measurement(record) for record in measured])
+
+
 def summary(shown: Sequence[Contest]) -> str:
     """Returns a row per contest, with the time of each alternative as a multiple of that of amm."""
     names = [name for name in records.RIVALS if any(name in c.rivals for c in shown)]

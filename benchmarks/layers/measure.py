@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jax_maddness
-from benchmarks import contenders, machine, timing
+from benchmarks import contenders, machine, measured, timing
 from benchmarks.layers import picture, report
 from benchmarks.layers.contenders import OURS, Contender, ours, rivals
 from benchmarks.layers.sample import Layer, layers_in, stratified
@@ -100,12 +100,13 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=6, help="of timing, for each layer")
     parser.add_argument("--again", action="store_true", help="measure layers again that layers.json has")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/layers"))
+    measured.add_option(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures, prints and writes the table."""
-    args = parsed(argv)
+    args, command = parsed(argv), measured.command("layers.measure", argv)
     processors = sorted(os.sched_getaffinity(0))[-args.threads :]
     os.sched_setaffinity(0, processors)  # before XLA starts its threads
     jax_maddness.retain_freed_memory()
@@ -126,6 +127,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         facts["others"] = machine.others(before, machine.work())
         write(args.output, facts, records)
     print(report.markdown(records))
+    if args.save:
+        contents = {"command": command, "threads": args.threads}
+        measured.write("layers", contents | {"machine": facts, "records": records})
 
 
 if __name__ == "__main__":
