@@ -15,7 +15,9 @@ from benchmarks.contenders import int8_columns, int8_dynamic, torch_linear
 from benchmarks.packaged import Matrices
 from jax_maddness.learn.tables.factors import principal
 
-OURS = ("codes", "codes and factors", "factors", "our int8")
+CHOSEN = "size chosen by `fit`"
+"""The family of the op that `fit` learns where no size is given: one of the others."""
+OURS = ("codes", "codes and factors", "factors", "our int8", CHOSEN)
 """The families of our products."""
 
 
@@ -77,13 +79,13 @@ def _torch(linear: Callable[[Any], Any], bias: np.ndarray) -> Contender:
 
 
 def ours(layer: Matrices, method: str) -> Iterator[Contender]:
-    """Yields our products: codes, factors, both, and a whole product in int8."""
+    """Yields our products: codes, factors, both, a whole product in int8, and what `fit` chooses among these."""
     features, outputs = layer.w.shape
     codes = max(1, features // 16)
-    sizes: list[tuple[str, int, dict[str, Any]]] = [("codes", c, {}) for c in dict.fromkeys((codes, 2 * codes))]
+    sizes: list[tuple[str, int | None, dict[str, Any]]] = [("codes", c, {}) for c in dict.fromkeys((codes, 2 * codes))]
     sizes += [("factors", 0, {"rank": rank}) for rank in ranks(features, outputs)]
     sizes += [("codes and factors", codes, {"rank": rank}) for rank in ranks(features, outputs)[:2]]
-    sizes += [("our int8", 0, {"method": "int8"})]
+    sizes += [("our int8", 0, {"method": "int8"}), (CHOSEN, None, {})]
     for family, codebooks, options in sizes:
         config = dataclasses.replace(jax_maddness.FitConfig(method), **options)
         op = jax_maddness.fit(layer.x_train, layer.w, layer.b, num_codebooks=codebooks, config=config, progress=False)
@@ -100,7 +102,7 @@ def ranks(features: int, outputs: int) -> list[int]:
     return [r for r in (2**i for i in range(3, 11)) if r * (features + outputs) < features * outputs]
 
 
-def named(family: str, codebooks: int, options: dict[str, Any]) -> str:
+def named(family: str, codebooks: int | None, options: dict[str, Any]) -> str:
     """Returns the name of one of our products.
 
     Example:
