@@ -197,7 +197,7 @@ def _best_positions(scores: Float[Array, "queries vectors"], k: int) -> Int32[Ar
 
 def _scaled_bias(bias: Float[Array, "rows vectors"], exponents: Int32[Array, " queries"]) -> Array:
     """Divides a bias, that of each query or the same for all, by `2**exponents` of each query."""
-    return times_power(jnp.broadcast_to(bias, (len(exponents), bias.shape[1])), -exponents)
+    return times_power(jnp.broadcast_to(bias, (exponents.shape[0], bias.shape[1])), -exponents)
 
 
 def candidates_of(

@@ -33,8 +33,9 @@ def definition(
     multiplied with that many consecutive vectors, the first of which is at the position.
     """
     run = queries.shape[1] // vectors.shape[1] if vectors.shape[1] else 1
-    known = (positions >= 0) & (positions <= len(vectors) - run)
-    if len(vectors) < run:
+    count = vectors.shape[0]  # symbolic where a program is exported for any number of vectors, which is then enough
+    known = (positions >= 0) & (positions <= count - run)
+    if isinstance(count, int) and count < run:
         return jnp.full(positions.shape, -jnp.inf, jnp.float32)
     # A dot may round equal vectors differently, so that the first of equal vectors would not always be the best.
     products = (queries.astype(jnp.float32)[:, None] * _rows(vectors, positions, known, run)).sum(-1)

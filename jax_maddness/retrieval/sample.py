@@ -86,7 +86,7 @@ def _temperature(temperature: ArrayLike, leading: tuple[int, ...]) -> Float[Arra
         values = np.asarray(array, np.float32)
         if not (np.isfinite(values) & (values >= 0)).all():
             raise ValueError(f"`temperature` is {temperature}; expected finite numbers that are not negative.")
-    return array.astype(jnp.float32)[..., None]
+    return jnp.broadcast_to(array, leading).astype(jnp.float32)[..., None]
 
 
 def _score_bias(score_bias: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
@@ -95,4 +95,4 @@ def _score_bias(score_bias: Array, shape: tuple[int, ...]) -> Float[Array, "..."
         raise ValueError(
             f"`score_bias` has shape {array.shape}; expected {shape[-1:]}, the same for all rows, or {shape}."
         )
-    return array.astype(jnp.float32)
+    return jnp.broadcast_to(array, shape).astype(jnp.float32)

@@ -49,7 +49,7 @@ def with_exact_top(
             least = lax.top_k(lax.stop_gradient(exact), k)[0][:, -1:]
             y = unscaled(approximate_scores(scaled, index, count, None), scaled, index, False)
             y = jnp.minimum(lax.stop_gradient(y), _next_below(least.astype(x.dtype)).astype(jnp.float32))
-            y = y.at[jnp.arange(len(y), dtype=jnp.int32)[:, None], positions].set(exact)
+            y = y.at[jnp.arange(y.shape[0], dtype=jnp.int32)[:, None], positions].set(exact)
         return jnp.where(finite, y, jnp.nan).reshape(*x.shape[:-1], index.count).astype(x.dtype)
 
     return by_rows(on_rows, x, x.ndim - 1, index)

@@ -9,8 +9,19 @@ import pytest
 from helpers.neighbours import CODEBOOKS, clustered
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import export
 
-from jax_maddness import FitConfig, build_index, fit, remove_vectors, search, shard_index, top_k
+from jax_maddness import (
+    FitConfig,
+    build_index,
+    disabled_export_checks,
+    fit,
+    remove_vectors,
+    sample,
+    search,
+    shard_index,
+    top_k,
+)
 
 COUNT, FEATURES = 90, clustered(1, 1).shape[1]
 
@@ -228,3 +239,34 @@ def test_recall_chooses_candidates_of_a_head(heads, queries):
     )
     with pytest.raises(ValueError, match="needs an index"):
         top_k(queries, heads["op"][0], k=1, recall=0.9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("head", "num_candidates"), [("index", 10), ("index", COUNT), ("op", 10)])
+@pytest.mark.parametrize("per_row", [False, True])
+def test_strict_promotion_and_a_symbolic_number_of_rows(heads, head, per_row, num_candidates, queries, rng):
+    """With all restrictions and the log-sum, and for samples."""
+    target, options = heads[head]
+    rows, checks = (len(queries),) if per_row else (), disabled_export_checks()
+    mask = jnp.asarray(rng.random((*rows, COUNT)) < 0.3)
+    ids, always = (jnp.asarray(rng.integers(0, COUNT, (*rows, n)), jnp.int32) for n in (4, 2))
+    added = jnp.asarray(rng.standard_normal((*rows, COUNT)), jnp.float32)
+    restrictions = {"exclude": mask, "always": always, "score_bias": added}, {"exclude": ids}
+    temperature = jnp.linspace(0.5, 2, len(queries)) if per_row else 1.5
+
+    def call(x, given, temperature):
+        both = [top_k(x, target, k=3, num_candidates=num_candidates, log_sum=True, **r, **options) for r in given]
+        kept = {name: r for name, r in given[0].items() if name != "always"}
+        key = jax.random.key(0)
+        return both, sample(key, x, target, num_candidates=num_candidates, temperature=temperature, **kept, **options)
+
+    args = jnp.asarray(queries), restrictions, temperature
+    expected = jax.jit(call)(*args)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        strict = jax.jit(call)(*args)
+        (n,) = export.symbolic_shape("n")
+        free = lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype)  # noqa: E731
+        shapes = jax.tree.map(free, args) if per_row else (free(args[0]), *args[1:])
+        exported = export.export(jax.jit(call), disabled_checks=checks)(*shapes).call(*args)
+    for result in (strict, exported):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), result, expected)

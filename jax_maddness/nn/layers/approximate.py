@@ -217,7 +217,7 @@ def _maximum(rows: Array, x: Array, spec: Spec, op: MaddnessOp, exact_kernel: Ex
         return op.tables.scale * scores + op.tables.offset if sums_decide else scores
 
     y = maximum(padded, row_shape, greatest, value, form, exact_kernel, spec.exact_rows, spec.num_candidates)
-    return form.output(y.reshape(len(y), *[1] * len(form.position_axes), -1), x)
+    return form.output(y.reshape(y.shape[0], *[1] * len(form.position_axes), -1), x)
 
 
 def _by_position(x: Array, form: Form, op: MaddnessOp) -> Array:

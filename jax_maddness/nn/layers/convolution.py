@@ -227,9 +227,11 @@ class Convolution(Form):
         if lines < out[0]:
             return self._by_lines(product, padded, out, lines)
         examples = max(1, BLOCK // max(line_size * out[0], 1))
-        if examples >= len(padded):
+        is_known = isinstance(padded.shape[0], int)  # if not, the program is exported for any number of examples
+        if is_known and examples >= padded.shape[0]:
             return product(self.patches(padded, out))
-        return lax.map(lambda example: product(self.patches(example[None], out))[0], padded, batch_size=examples)
+        one = lambda example: product(self.patches(example[None], out))[0]  # noqa: E731
+        return lax.map(one, padded, batch_size=examples if is_known else None)
 
     def _by_lines(self, product: Callable[[Array], Array], padded: Array, out: tuple[int, ...], lines: int) -> Array:
         """Applies `product` to some lines of one example at a time; the last block is filled with zeros, then cut."""
@@ -243,8 +245,8 @@ class Convolution(Form):
             window = lax.dynamic_slice_in_dim(example, (number % blocks) * lines * step, extent, 1)
             return product(self.patches(window, (lines, *out[1:])))[0]
 
-        y = lax.map(block, jnp.arange(len(padded) * blocks))
-        return y.reshape(len(padded), blocks * lines, *y.shape[2:])[:, : out[0]]
+        y = lax.map(block, jnp.arange(padded.shape[0] * blocks))
+        return y.reshape(padded.shape[0], blocks * lines, *y.shape[2:])[:, : out[0]]
 
 
 def _zeros_around(x: Array, pads: list[tuple[int, int]]) -> Array:

@@ -18,6 +18,7 @@ from jax_maddness import (
     amm_with_exact_rows,
     encode,
     max_over_positions,
+    sample,
     search,
     top_k,
 )
@@ -142,6 +143,9 @@ def _functions() -> dict[str, Case]:
         "top_k": Case(lambda x, op: top_k(x, op, k=2, num_candidates=3), x, (one, two), _smooth_top_k),
         "search": Case(
             lambda x, index: search(x, index, 2, num_candidates=8), x, (_index(rng), _index(rng)), _smooth_search
+        ),
+        "sample": Case(
+            lambda x, index: sample(jax.random.key(0), x, index, num_candidates=8), x, (_index(rng), _index(rng)), None
         ),
     }
 

@@ -35,16 +35,16 @@ compared with those that the documentation of a function promises, computed by J
 | (1) | see the note of that number |
 
 Here `x` is the first argument (the rows, queries or codes), and "the op" is the second one, a pytree: trees for
-`encode`, lookup tables for `aggregate`, an index for `search`, an op and a rule for `amm_with_exact_rows`, and an op
-for all others. Ops keep their weights (`fit(..., keep_weights=True)`), without which derivatives in `x` are an error
-that says so.
+`encode`, lookup tables for `aggregate`, an index for `search` and `sample`, an op and a rule for
+`amm_with_exact_rows`, and an op for all others. Ops keep their weights (`fit(..., keep_weights=True)`), without which
+derivatives in `x` are an error that says so.
 """
 
 OTHERS = """
 ## Other functions
 - `with_small_batch_tables` rearranges the tables of an op, and works on traced arrays, too.
-- `sample` is `top_k` of outputs with noise from its first argument, a key: it works where `top_k` does, and has no
-  derivative. Under `vmap` pass a key for each member, or all of them get the same noise.
+- `sample` takes a key before `x`. Under `vmap` pass a key for each member, or all of them get the same noise.
+- The loops of `jax_maddness.decoding` are `lax.while_loop` around calls of `top_k`: they run inside of `jax.jit`.
 - `fit`, `fit_budget`, `fit_outlier_rows`, `fold_feature_order`, `evaluate`, `build_index`, `add_vectors`,
   `remove_vectors` and `shard_index` look at values, so that they run outside of `jax.jit`; so do `save`, `load`,
   `save_index` and `load_index`, which write and read files.

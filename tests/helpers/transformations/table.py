@@ -103,7 +103,7 @@ class Note:
 NOTES = (
     Note(
         tuple(name for name in TRANSFORMATIONS if "grad" in name or name in ("jvp", "hessian", "remat")),
-        ("encode", "aggregate"),
+        ("encode", "aggregate", "sample"),
         "The results are integers, so that derivatives pass through them as through constants: they are zero.",
     ),
     Note(
@@ -126,8 +126,8 @@ NOTES = (
     ),
     Note(
         ("vmap_on_explicit_mesh", "vmap_of_grad_on_explicit_mesh"),
-        ("search",),
-        "Raises a `ValueError`. Leave out `vmap`: `search` takes queries with any leading dimensions, sharded or not. "
+        ("search", "sample"),
+        "Raises a `ValueError`. Leave out `vmap`: both take rows with any leading dimensions, sharded or not. "
         "Or map inside of `jax.shard_map`.",
         raises="`jax.vmap` maps `search` over a dimension that is sharded over members, an Explicit axis of the mesh",
     ),
