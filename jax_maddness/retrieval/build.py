@@ -25,6 +25,7 @@ from jax_maddness.learn.data.modes import modes
 from jax_maddness.learn.fit import fit
 from jax_maddness.learn.progress import Progress
 from jax_maddness.retrieval import calibrate, quantizer, scan
+from jax_maddness.retrieval import criterion as criteria
 from jax_maddness.retrieval import validate as arguments
 from jax_maddness.retrieval.bias import shielded
 from jax_maddness.retrieval.frame import augmented, frame_of, in_frame, unit32
@@ -59,8 +60,9 @@ def build_index(
     """Encodes vectors for `search`, which finds those nearest to a query by look-ups.
 
     An index takes half a byte per codebook and vector, besides the exact vectors. Prototypes are learned from a random
-    sample of at most `SAMPLE` (32,768) vectors, such that products with `queries` have the least error (additive
-    quantization, Babenko & Lempitsky 2014; see `quantizer.py`). The same arguments give the same index on the same
+    sample of at most `SAMPLE` (32,768) vectors, such that scores of `queries` have the least error (additive
+    quantization, Babenko & Lempitsky 2014; see `quantizer.py`), above all those of vectors near a query (see
+    `criterion.py`). The same arguments give the same index on the same
     machine. Call the function outside of `jax.jit`.
 
     Without `queries`, some hundreds of held-out vectors take their place; these do not find themselves. That is right
@@ -113,13 +115,15 @@ def build_index(
         coded = added if added is None else shielded(added, like_queries, rows[learned_from])
         encoded = augmented(rows, coded, metric, frame)
         moment = _moment(in_frame(like_queries, metric, frame))
-        learned, trees = _learn(encoded[learned_from], moment, codebooks, method, seed, bar)
-        codes = pack(encode(encoded, learned, trees, bar))
+        learned, criterion, trees = _learn(encoded[learned_from], moment, codebooks, metric, method, seed, bar)
+        codes = pack(encode(encoded, learned, criterion, trees, bar))
         vectors = arguments.held(unit32(rows) if metric == "cosine" else rows, dtype or np.float32, "database")
         index = VectorIndex(
             codes, learned, jnp.asarray(names), _on_device(added), jnp.asarray(vectors), trees, metric, len(rows)
         )
-        index = dataclasses.replace(index, origin=_on_device(frame.origin), exponent=frame.exponent)
+        index = dataclasses.replace(
+            index, origin=_on_device(frame.origin), exponent=frame.exponent, criterion=criterion
+        )
         bar.stage("recall")
         held_out_queries, own = (rows[held_out], held_out) if samples is None else (samples[held_out], None)
         measured = calibrate.measure(index, rows, held_out_queries, own)
@@ -131,29 +135,34 @@ def _on_device(array: np.ndarray | None) -> jax.Array | None:
 
 
 def _learn(
-    sample: np.ndarray, moment: np.ndarray, codebooks: int, method: str, seed: int, bar: Progress
-) -> tuple[quantizer.Quantizer, ObliqueTrees | None]:
+    sample: np.ndarray, moment: np.ndarray, codebooks: int, metric: str, method: str, seed: int, bar: Progress
+) -> tuple[quantizer.Quantizer, criteria.Criterion, ObliqueTrees | None]:
     bar.stage("prototypes")
     if method == "kmeans":
-        return quantizer.learn(sample, moment, codebooks, seed, bar.step), None
+        return *criteria.learn(sample, moment, metric, codebooks, seed, bar.step), None
     values, axes = np.linalg.eigh(moment)
     root = axes * np.sqrt(np.maximum(values, 0.0))  # |e @ root|^2 = e^T M e, which `fit` therefore minimizes
     trees = fit(sample, root, num_codebooks=codebooks, progress=False, config=FitConfig("oblique")).trees
     assert isinstance(trees, ObliqueTrees)
     center = sample.mean(0, dtype=np.float64).astype(np.float32)
     bar.step(quantizer.ROUNDS + 1)
-    return quantizer.regress(sample, np.asarray(encode_by_trees(jnp.asarray(sample), trees)), center, moment), trees
+    codes = np.asarray(encode_by_trees(jnp.asarray(sample), trees))
+    return quantizer.regress(sample, codes, center, moment), (), trees
 
 
 def encode(
-    encoded: np.ndarray, learned: quantizer.Quantizer, trees: ObliqueTrees | None, bar: Progress | None
+    encoded: np.ndarray,
+    learned: quantizer.Quantizer,
+    criterion: criteria.Criterion,
+    trees: ObliqueTrees | None,
+    bar: Progress | None,
 ) -> UInt8[np.ndarray, "vectors codebooks"]:
-    """Returns the codes of vectors as `augmented` made them: by `trees`, or the nearest prototypes without them."""
+    """Returns the codes of vectors as `augmented` made them: by `trees`, or by `criterion` without them."""
     step = (lambda: None) if bar is None else bar.step
     if bar is not None:
         bar.stage("codes")
     if trees is None:
-        return quantizer.encode(learned, encoded, step=step)
+        return criteria.encode(learned, encoded, criterion, step)
     codes = [
         np.asarray(encode_by_trees(jnp.asarray(encoded[at : at + quantizer.BLOCK]), trees))
         for at in range(0, len(encoded), quantizer.BLOCK)

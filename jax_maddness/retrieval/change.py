@@ -72,7 +72,7 @@ def add_vectors(
     rows, added = rows[order], None if added is None else added[order]
     with modes():
         encoded, added = _encodable(rows, added, index)
-        codes = encode(encoded, index.quantizer, index.trees, None)
+        codes = encode(encoded, index.quantizer, index.criterion, index.trees, None)
         names = np.concatenate([old, new])
         rows = unit32(rows) if index.metric == "cosine" else rows
         if index.vectors is not None:

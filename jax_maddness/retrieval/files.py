@@ -1,12 +1,13 @@
 """Saves and loads an index as one stable, versioned file; `core/archive.py` describes the format.
 
-Version 2 added `origin` and `exponent`. An index is written in the oldest version that can represent it, so that older
-releases can read it.
+Version 2 added `origin` and `exponent`, version 3 `criterion`. An index is written in the oldest version that can
+represent it, so that older releases can read it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from typing import Any
 
@@ -22,9 +23,10 @@ from jax_maddness.retrieval import scan
 from jax_maddness.retrieval.calibrate import TOPS
 from jax_maddness.retrieval.index import METRICS, VectorIndex, whole
 from jax_maddness.retrieval.quantizer import Quantizer
+from jax_maddness.retrieval.second_term import SecondTerm
 
 FORMAT = "jax_maddness.index"
-VERSION = 2
+VERSION = 3
 _REQUIRED = ("codes", *(f"quantizer.{name}" for name in Quantizer._fields), "ids")
 _TREES = tuple(field.name for field in dataclasses.fields(ObliqueTrees) if field.name != "num_features")
 _OPTIONAL = ("bias", "vectors", "origin")
@@ -69,6 +71,8 @@ def save_index(path: str | os.PathLike[str], index: VectorIndex) -> None:
     version = 1
     if index.origin is not None or index.exponent:
         version, static["exponent"] = 2, index.exponent
+    if index.criterion:
+        version, static["exponent"], static["criterion"] = 3, index.exponent, index.criterion
     on_host = {name: np.asarray(jax.device_get(a)) for name, a in arrays.items()}
     try:
         _validate(on_host, static)
@@ -135,6 +139,7 @@ def _assemble(header: dict[str, Any], read: archive.Reader) -> VectorIndex:
         tuple(map(tuple, header["recall"])),
         data.get("origin"),
         header.get("exponent", 0),
+        tuple(header.get("criterion", ())),
     )
 
 
@@ -152,6 +157,7 @@ def _validate(arrays: dict[str, np.ndarray], static: dict[str, Any]) -> None:
     if type(exponent) is not int or not -150 < exponent < 128:
         raise ValueError(f"its exponent is {exponent!r}; expected an integer between -149 and 127.")
     _validate_recall(static.get("recall"))
+    _validate_criterion(static.get("criterion", ()), metric)
     _validate_shapes({name: (a.dtype.name, a.shape) for name, a in arrays.items()}, metric, count)
     for name, a in arrays.items():
         if name in _FLOATS or name == "vectors":
@@ -193,6 +199,16 @@ def _validate_shapes(stored: dict[str, tuple[str, tuple[int, ...]]], metric: str
         raise ValueError("distances need either the lengths, `bias`, as in version 1, or `origin`.")
     if metric != "l2" and "origin" in stored:
         raise ValueError(f"it has an `origin`, which {metric!r} does not use.")
+
+
+def _validate_criterion(criterion: Any, metric: str) -> None:
+    """Raises unless `criterion` has finite numbers, as many as that for `metric` has, or none."""
+    numbers: Any = criterion if isinstance(criterion, list | tuple) else [None]
+    known = 1 if metric == "l2" else len(SecondTerm._fields)
+    if len(numbers) not in (0, known) or not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
+        raise ValueError(
+            f"its criterion is {criterion!r:.200}; expected {known} finite numbers for {metric!r}, or none."
+        )
 
 
 def _validate_recall(recall: Any) -> None:

@@ -39,6 +39,8 @@ class VectorIndex:
       origin: for "l2", the mean vector, which is subtracted from vectors and queries before codes and tables are made;
         None: zeros.
       exponent: codes and tables are made of vectors divided by `2**exponent`.
+      criterion: the numbers of the criterion by which codes are chosen; see `criterion.py`. Empty: by the error of
+        products alone, as in files of version 1 and 2, or by `trees`.
       mesh, axis: the devices over which the vectors are sharded, and the axis of the mesh; None: it is not sharded.
 
     Example:
@@ -59,6 +61,7 @@ class VectorIndex:
     recall: tuple[tuple[float, ...], ...] = dataclasses.field(default=(), metadata={"static": True})
     origin: Float[Array, " features"] | None = None
     exponent: int = dataclasses.field(default=0, metadata={"static": True})
+    criterion: tuple[float, ...] = dataclasses.field(default=(), metadata={"static": True})
     mesh: jax.sharding.Mesh | None = dataclasses.field(default=None, metadata={"static": True})
     axis: str | None = dataclasses.field(default=None, metadata={"static": True})
 

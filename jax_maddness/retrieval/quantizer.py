@@ -3,8 +3,9 @@
 A vector is approximated by a sum of prototypes, one of each codebook, all of them dense. Then its product with a query
 is a sum of look-ups: `q . v` is about `sum_c q . prototypes[c, code_c(v)]`. A number that is added to products (a bias,
 or minus half the squared length for distances) is treated as one more feature, which is 1 in every query. The error of
-products matters, so codes minimize `e^T M e`, where `e` is the residual of the vector and `M` the second moment of the
-queries. Vectors are encoded once and searched often, so that codes may take long to find.
+products matters, so codes minimize `e^T M e`, where `e` is the residual of the vector and `M` are weights made from the
+second moment of the queries; `criterion.py` has these, and what is added for each metric. Vectors are encoded once and
+searched often, so that codes may take long to find.
 
     sample --rotation--> groups --k_means--> codes --+--> prototypes, by ridge regression (learn/tables/ridge.py)
                                                 ^    |
@@ -32,6 +33,7 @@ from jax_maddness.learn.data import shapes
 from jax_maddness.learn.data.statistics import Statistics
 from jax_maddness.learn.tables.ridge import ridge_regression
 from jax_maddness.learn.validate import largest
+from jax_maddness.retrieval.second_term import SecondTerm, likely_queries
 
 BLOCK = 4096
 """Greatest number of vectors that are encoded at once."""
@@ -71,11 +73,11 @@ def learn(
     seed: int,
     step: Callable[[], None],
 ) -> Quantizer:
-    """Learns prototypes for vectors like those of `sample` and queries with the second moment `moment`.
+    """Learns prototypes for vectors like those of `sample`, the errors of which have the weights `moment`.
 
     Args:
       sample: vectors, with the number that is added to their products as the last feature.
-      moment: second moment M of the queries, whose last feature is 1.
+      moment: weights M, such as the second moment of the queries, whose last feature is 1.
       num_codebooks: C.
       seed: seed of k-means.
       step: is called after each of `ROUNDS + 1` parts, to report progress.
@@ -210,6 +212,7 @@ def encode(
     start: UInt8[np.ndarray, "rows codebooks"] | None = None,
     sweeps: int = SWEEPS,
     step: Callable[[], None] = lambda: None,
+    term: SecondTerm | None = None,
 ) -> UInt8[np.ndarray, "rows codebooks"]:
     """Encodes vectors by coordinate descent: chooses the code of each codebook in turn, `sweeps` times.
 
@@ -221,24 +224,27 @@ def encode(
       start: the codes to start from; None: no codebook has a code at first.
       sweeps: number of times that the code of every codebook is chosen.
       step: is called after each block of `BLOCK` vectors, to report progress.
+      term: the second term of the error, if it has one.
     """
     codes = np.zeros((len(x), len(quantizer.prototypes)), np.uint8) if start is None else start
     improved = []
     for rows, code, count in _blocks(x, codes, np.asarray(quantizer.center)):
-        improved.append(np.asarray(_improve(quantizer, rows, code, start is not None, sweeps))[:count])
+        improved.append(np.asarray(_improve(quantizer, rows, code, start is not None, sweeps, term))[:count])
         step()
     return np.concatenate([codes[:0], *improved])
 
 
 @jax.jit
 def _improve(
-    quantizer: Quantizer, x: Array, codes: Array, started: Array, sweeps: Array
+    quantizer: Quantizer, x: Array, codes: Array, started: Array, sweeps: Array, term: SecondTerm | None
 ) -> UInt8[Array, "rows codebooks"]:
     """Chooses the code of each codebook in turn, given the codes of the others.
 
     The best prototype `k` of a codebook is the one for which `x^T M k - k^T M k / 2 - sum_p p^T M k` is greatest, where
     `p` runs over the prototypes of the other codebooks' codes. Codes are one-hot, so that this sum is a product. Before
     a codebook has a code, the mean of its prototypes takes the place of one.
+
+    The second term adds `(u.x - mean - sum_p u.p) u.k - (u.k)^2 / 2`.
     """
     codebooks = len(quantizer.prototypes)
     prototypes = jnp.concatenate([quantizer.prototypes, quantizer.constants[..., None]], -1)
@@ -247,14 +253,32 @@ def _improve(
     gains = x @ encoder.T - jnp.diagonal(gram) / 2
     codebook = jnp.arange(codebooks * LEAVES) // LEAVES
     gram = jnp.where(codebook[:, None] == codebook, 0.0, gram)
+    if term is not None:
+        u = likely_queries(x + quantizer.center, term)
+        along, error = _dot(u, prototypes.T), (u * x).sum(-1, keepdims=True) - term.mean
 
     def step(i: Array, chosen: Array) -> Array:
         at = i % codebooks * LEAVES
         others = chosen @ lax.dynamic_slice_in_dim(gram, at, LEAVES, 1)
-        best = (lax.dynamic_slice_in_dim(gains, at, LEAVES, 1) - others).argmax(-1)
+        gain = lax.dynamic_slice_in_dim(gains, at, LEAVES, 1) - others
+        if term is not None:
+            parts, own = chosen * along, lax.dynamic_slice_in_dim(along, at, LEAVES, 1)
+            removed = lax.dynamic_slice_in_dim(parts, at, LEAVES, 1).sum(-1, keepdims=True)
+            gain += (error - parts.sum(-1, keepdims=True) + removed - own / 2) * own
+        best = gain.argmax(-1)
         return lax.dynamic_update_slice_in_dim(chosen, jax.nn.one_hot(best, LEAVES, dtype=x.dtype), at, 1)
 
     chosen = jax.nn.one_hot(codes, LEAVES, dtype=x.dtype).reshape(gains.shape)
     chosen = jnp.where(started, chosen, 1 / LEAVES)
     chosen = lax.fori_loop(0, sweeps * codebooks, step, chosen)
     return chosen.reshape(len(x), codebooks, LEAVES).argmax(-1).astype(jnp.uint8)
+
+
+def residuals(
+    quantizer: Quantizer, x: Float[np.ndarray, "rows features+1"], codes: UInt8[np.ndarray, "rows codebooks"]
+) -> Float[np.ndarray, "rows features+1"]:
+    """Returns vectors minus what their codes stand for."""
+    residual = x - np.asarray(quantizer.center)
+    for c, (prototypes, constants) in enumerate(zip(*map(np.asarray, quantizer[:2]), strict=True)):
+        residual -= np.concatenate([prototypes, constants[:, None]], -1)[codes[:, c]]
+    return residual

@@ -37,6 +37,11 @@ def golden_v2_index():
     return dataclasses.replace(golden_index(), bias=None, origin=origin, exponent=5)
 
 
+def golden_v3_index():
+    """The same with what version 3 added, in `golden_v3.index`."""
+    return dataclasses.replace(golden_v2_index(), criterion=(0.5,))
+
+
 def assert_same(one, other):
     assert jax.tree.structure(one) == jax.tree.structure(other)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
@@ -59,6 +64,8 @@ def path(tmp_path):
         {"recall": ()},
         {"bias": None, "origin": jnp.ones(5), "exponent": -30},
         {"metric": "ip", "exponent": 7},
+        {"metric": "ip", "criterion": (0.1, 1 / 3, -1e-30)},
+        {"bias": None, "origin": jnp.ones(5), "criterion": (0.5,)},
     ],
 )
 def test_round_trip(path, rng, changes):
@@ -69,7 +76,10 @@ def test_round_trip(path, rng, changes):
     assert_same(load_index(path), index)
 
 
-@pytest.mark.parametrize(("name", "make"), [("golden_v1", golden_index), ("golden_v2", golden_v2_index)])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [("golden_v1", golden_index), ("golden_v2", golden_v2_index), ("golden_v3", golden_v3_index)],
+)
 def test_the_golden_file_still_loads_and_is_still_written(path, name, make):
     golden = DATA / f"{name}.index"
     assert_same(load_index(golden), make())
@@ -99,13 +109,16 @@ def test_a_sharded_index_is_written_whole(path):
     ("changes", "match"),
     [
         ({"format": "jax_maddness.op"}, "does not say 'jax_maddness.index'"),
-        ({"version": 3}, "version 3, this jax_maddness reads up to 2"),
+        ({"version": 4}, "version 4, this jax_maddness reads up to 3"),
         ({"exponent": 200}, "exponent is 200"),
         ({"exponent": None}, "exponent is None"),
         ({"metric": "dot"}, "metric is 'dot'"),
         ({"count": 69}, "codes is|ids is"),
         ({"count": -1}, "count -1"),
         ({"recall": [[1, 2]]}, "recall"),
+        ({"criterion": [0.5, 0.5]}, "criterion"),
+        ({"criterion": ["0.5"]}, "criterion"),
+        ({"criterion": 0.5}, "criterion"),
         ({"arrays": {}}, "lists the arrays"),
     ],
 )
@@ -164,6 +177,8 @@ def prototype(value):
         ({"bias": None}, "origin"),
         ({"origin": jnp.ones(5)}, "origin"),
         ({"origin": jnp.ones(5), "metric": "ip"}, "origin"),
+        ({"criterion": (float("nan"),)}, "criterion"),
+        ({"metric": "ip", "criterion": (0.5,)}, "criterion"),
         (with_trees(features=-1), "split index"),
         (with_trees(features=6), "split index"),
         (with_trees(projections=-128), "-128"),
@@ -201,3 +216,4 @@ def test_what_is_no_index_is_not_saved(path):
 if __name__ == "__main__":
     save_index(GOLDEN, golden_index())
     save_index(DATA / "golden_v2.index", golden_v2_index())
+    save_index(DATA / "golden_v3.index", golden_v3_index())
