@@ -12,6 +12,8 @@ from jax_maddness.nn.replacement import Replacement
 
 WEIGHTS = "weights of `model`"
 """The name in `Record.fingerprint` of the model's arrays."""
+HELD_OUT = "`held_out`"
+"""The name in `Record.fingerprint` of held-out batches that were passed apart from the others."""
 
 
 @dataclasses.dataclass
@@ -32,6 +34,7 @@ class Record:
       fingerprint: by name, of what decided the measurements: `plan` goes on with a file only if it is the same. Empty
         in a plan of an earlier version.
       learned: replacements by name, kind and size; empty in a plan that was read from a file.
+      held_out: number of held-out batches; 0 where there was only one batch, or in a plan of an earlier version.
       example: shapes and dtypes of the first batch; None in a plan that was read from a file.
     """
 
@@ -55,6 +58,7 @@ class Record:
     date: str = ""
     versions: str = ""
     batch: str = ""
+    held_out: int = 0
 
     @property
     def replaced(self) -> tuple[LayerPlan, ...]:

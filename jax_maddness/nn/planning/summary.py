@@ -6,7 +6,7 @@ import collections
 
 from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, LOW_RANK, REWRITTEN
 from jax_maddness.nn.planning import advice
-from jax_maddness.nn.planning.record import Record
+from jax_maddness.nn.planning.record import HELD_OUT, Record
 from jax_maddness.nn.planning.verdict import LEAST_SHARE, MIN_MODEL_GAIN, LayerPlan, Option, allowed, predicted
 
 _COLUMNS = (REWRITTEN, INT8, LOW_RANK, FACTORS, CODES)
@@ -57,6 +57,14 @@ def _limit(plan: Record) -> str:
         line = staying[0]
         return f"{_name(line)}, {plan.share(line):.0%} of the time: {line.words.removeprefix('stays: ')}."
     return f"faster products would cost more than {plan.max_drop:.2g} of the metric, or gain nothing."
+
+
+def _judged(plan: Record) -> str:
+    """Returns a sentence on the batches on which drops were measured."""
+    if not plan.held_out:
+        return ""
+    batches = "1 held-out batch" if plan.held_out == 1 else f"{plan.held_out} held-out batches"
+    return f" Drops measured on {batches}, {'`held_out`' if HELD_OUT in plan.fingerprint else 'the last of `batches`'}."
 
 
 def columns(plan: Record) -> list[str]:
@@ -132,7 +140,7 @@ def totals(plan: Record) -> list[str]:
         lines.append("Nothing is replaced: the model stays as it is.")
     if plan.before is not None and plan.after is not None:
         values = f"{plan.before:.4g} before, {plan.after:.4g} after; at most {plan.max_drop:.2g} less"
-        lines.append(f"{plan.metric}: {values}.")
+        lines.append(f"{plan.metric}: {values}.{_judged(plan)}")
     if not plan.finished and not plan.only_look:
         lines.append("The time was up before all was measured: call `plan` again with the same `path` to go on.")
     about = [text for text in (plan.machine, plan.batch and f"batch {plan.batch}", plan.versions, plan.date) if text]
