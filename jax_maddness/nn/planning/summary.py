@@ -34,8 +34,19 @@ def _gain(plan: Record) -> str:
     drop = (
         "" if plan.before is None or plan.after is None else f" at a drop of {max(plan.before - plan.after, 0.0):.2g}"
     )
-    speedup, layers = plan.exact_ms / plan.fast_ms, len(plan.replaced)
-    return f"{speedup:.2f}x{drop}, {plan.exact_ms:.3g} ms -> {plan.fast_ms:.3g} ms a batch: {layers} replaced, {by}."
+    speedup, known = plan.exact_ms / plan.fast_ms, _known(plan)
+    return f"{speedup:.2f}x{drop}, {_times(plan)} a batch, {known}: {len(plan.replaced)} replaced, {by}."
+
+
+def _known(plan: Record) -> str:
+    """Returns in a word how the speed-up of the planned model is known."""
+    return "estimated" if plan.measured_ms is None else "measured"
+
+
+def _times(plan: Record) -> str:
+    """Returns the times of the exact and the planned model, those that were measured in turns where there are any."""
+    before, after = plan.measured_ms or (plan.exact_ms, plan.fast_ms)
+    return f"{before:.3g} ms -> {after:.3g} ms"
 
 
 def _limit(plan: Record) -> str:
@@ -133,8 +144,8 @@ def totals(plan: Record) -> list[str]:
         known = all(line.chosen is not None for line in plan.replaced)
         expected = f", predicted {predicted(plan.layers, plan.exact_ms):.2f}x" if known else ""
         lines.append(
-            f"{len(plan.replaced)} of {len(plan.layers)} lines replaced. The whole model: {plan.exact_ms:.3g} ms -> "
-            f"{plan.fast_ms:.3g} ms, measured {plan.exact_ms / plan.fast_ms:.2f}x{expected}."
+            f"{len(plan.replaced)} of {len(plan.layers)} lines replaced. The whole model: {_times(plan)}, "
+            f"{_known(plan)} {plan.exact_ms / plan.fast_ms:.2f}x{expected}."
         )
     elif not plan.only_look:
         lines.append("Nothing is replaced: the model stays as it is.")
