@@ -98,6 +98,15 @@ def test_units_with_large_inputs_are_left_to_compiled_models(batches, monkeypatc
     assert not Substitution(adapt(Nnx()), found, batches).can_replace(found[0])
 
 
+def test_models_that_cannot_be_cut_open_are_compiled_for_each_trial(batches, monkeypatch):
+    def fails(*_):
+        raise ValueError("an explicit sharding, perhaps")
+
+    monkeypatch.setattr(Substitution, "_outputs_and_inputs", fails)
+    _, found, substituted = substitution_of("nnx", batches)
+    assert not any(substituted.can_replace(unit) for unit in found.values())
+
+
 class Counted(nnx.Module):
     """A chain of layers that counts how often it is traced."""
 

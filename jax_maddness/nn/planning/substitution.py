@@ -11,6 +11,7 @@ returned, too. A trial runs the program for the input, the unit's replacement on
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -81,12 +82,8 @@ class Substitution:
 
     def _run(self, batch: Any, unit: Unit, outputs: Sequence[Array] = ()) -> tuple[Any, Mapping[str, Array]]:
         """Runs the program, with zeros for outputs that are not given."""
-        shapes, given = self._accessible(batch), dict[str, Array]()
-        for path, (_, y) in shapes.items():
-            name = _name(y, self._places[path][1])
-            if name not in self._zeros:
-                self._zeros[name] = jnp.zeros(y.shape, y.dtype)
-            given[name] = self._zeros[name]
+        shapes = self._accessible(batch)
+        given = {name: self._zeros_of(name, y) for name, y in self._outputs(shapes).items()}
         for index, (layer, output) in enumerate(zip(unit.layers, outputs, strict=bool(outputs))):
             name = _name(shapes[layer.path][1], index)
             assert name == _name(output, index), (name, output.shape)
@@ -126,6 +123,7 @@ class Substitution:
         return self._shapes[key]
 
     def _traced(self, batch: Any) -> dict[str, tuple[Any, Any]]:
+        """Returns what `_accessible` does; nothing where the program cannot be traced, as with explicit shardings."""
         calls: dict[str, list[tuple[Any, Any] | None]] = {path: [] for path in self._places}
 
         def run(arrays: Mapping[str, Any], batch: Any) -> Any:
@@ -141,8 +139,25 @@ class Substitution:
 
             return self._model.outputs(arrays, batch, {path: hook_of(path) for path in self._places})
 
-        jax.eval_shape(run, self._model.arrays(), batch)
-        return {path: seen[0] for path, seen in calls.items() if len(seen) == 1 and seen[0] is not None}
+        arrays = self._model.arrays()
+        try:
+            jax.eval_shape(run, arrays, batch)
+            shapes = {path: seen[0] for path, seen in calls.items() if len(seen) == 1 and seen[0] is not None}
+            program = functools.partial(self._program, tuple(shapes))
+            jax.eval_shape(program, arrays, batch, jax.ShapeDtypeStruct((), jnp.int32), self._outputs(shapes))
+        except Exception:  # whatever the user's code raises
+            return {}
+        return shapes
+
+    def _outputs(self, shapes: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+        """Returns the shapes of the outputs that are given to the program, by name."""
+        return {_name(y, self._places[path][1]): y for path, (_, y) in shapes.items()}
+
+    def _zeros_of(self, name: str, y: Any) -> Array:
+        """Returns zeros of the shape of an output, which are made once."""
+        if name not in self._zeros:
+            self._zeros[name] = jnp.zeros(y.shape, y.dtype)
+        return self._zeros[name]
 
 
 def _name(a: Any, index: int = 0) -> str:
