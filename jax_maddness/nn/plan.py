@@ -29,6 +29,7 @@ from jax_maddness.nn.layers.promotion import with_standard_promotion
 from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.planning import about, validate
 from jax_maddness.nn.planning import held_out as held_out_batches
+from jax_maddness.nn.planning.advice import is_one_hot
 from jax_maddness.nn.planning.bench import ModelBench, learns, with_product
 from jax_maddness.nn.planning.clock import Clock
 from jax_maddness.nn.planning.report import Plan
@@ -151,7 +152,8 @@ def plan(
     with clock:
         rows = _Rows(adapted, to_plan, train, (max_rows, max_bytes), clock)
         reasons = {} if only_look else rows.unlearnable()
-        result.layers = tuple(_with_reason(line, reasons) for line in result.layers)
+        one_hot = set[str]() if only_look else rows.one_hot()
+        result.layers = tuple(_with_reason(line, reasons, line.name in one_hot) for line in result.layers)
         bench = ModelBench(
             adapted,
             {unit.owner: unit for unit in to_plan if unit.owner not in reasons},
@@ -220,8 +222,9 @@ def _lines(change: Diff, to_plan: Sequence[Unit], products: tuple[str, ...]) -> 
     return tuple(lines)
 
 
-def _with_reason(line: LayerPlan, reasons: Mapping[str, str]) -> LayerPlan:
+def _with_reason(line: LayerPlan, reasons: Mapping[str, str], one_hot: bool) -> LayerPlan:
     """Returns the line, as one that stays if there is a reason."""
+    line = dataclasses.replace(line, one_hot=one_hot)
     if line.name not in reasons:
         return line
     return dataclasses.replace(line, words=f"stays: {reasons[line.name]}", unmeasured=False)
@@ -247,6 +250,11 @@ class _Rows:
     def unlearnable(self) -> dict[str, str]:
         """Returns, by owner, why some units cannot be learned."""
         return unlearnable(self._captured, [unit for unit in self._units if learns(unit)])
+
+    def one_hot(self) -> set[str]:
+        """Returns the owners of units whose inputs are one-hot."""
+        rows = self._captured.rows
+        return {unit.owner for unit in self._units if all(map(is_one_hot, rows[unit.first.path]))}
 
     @functools.cached_property
     def _captured(self) -> Captured:

@@ -105,7 +105,9 @@ def test_a_file_of_version_5_says_nothing_of_held_out_batches(layer, steady, tmp
     arguments = {"max_drop": 9, "products": ["int8"], "path": path}
     found = plan(layer, BATCHES, RULE, **arguments)
     fields = json.loads(path.read_text()) | {"version": 5}
-    del fields["held_out"]
+    del fields["held_out"], fields["measured_ms"]
+    for line in fields["layers"]:
+        del line["one_hot"]
     path.write_text(json.dumps(fields))
     assert 5 in _READABLE
     again = plan(layer, BATCHES, RULE, **arguments)
