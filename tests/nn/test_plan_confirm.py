@@ -90,25 +90,43 @@ def test_nothing_is_kept_where_it_would_be_a_large_share():
 
 
 class Reversed(type(random_model(0))):
-    """A machine on which the planned model is slower than the exact one, if both are timed once more."""
+    """A machine on which the planned model is slower than the exact one in so many comparisons of the last step."""
 
+    disturbed = 0
     calls = 0
 
     def compare(self, mixes):
         self.calls += 1
         timings = super().compare(mixes)
-        return [(1.0, 0.0), (1.5, 0.0)] if self.calls > 2 and mixes[0] == {} else timings
+        last = self.calls > 2 and mixes[0] == {}  # the first answer is compared with the exact model, too
+        self.disturbed -= last
+        return [(1.0, 0.0), (1.5, 0.0)] if last and self.disturbed >= 0 else timings
+
+
+def reversed_model(disturbed):
+    bench = random_model(0)
+    bench = Reversed(bench.layers, bench.sensitivity, bench.rest)
+    bench.disturbed = disturbed
+    return bench
 
 
 def test_an_answer_that_is_slower_than_the_exact_model_is_given_up():
-    bench = random_model(0)
-    bench = Reversed(bench.layers, bench.sensitivity, bench.rest)
-    plan = bench.plan(LIMIT, math.inf)
+    plan = reversed_model(3).plan(LIMIT, math.inf)
     assert not plan.replaced
     assert plan.measured_ms is None
     assert plan.exact_ms == plan.fast_ms
     assert "nothing is replaced" in str(plan)
     assert min(trial.speedup for trial in plan.trials if trial.measured) == pytest.approx(1 / 1.5)
+
+
+def test_one_comparison_that_was_disturbed_does_not_decide():
+    bench = reversed_model(1)
+    plan = bench.plan(LIMIT, math.inf)
+    assert plan.measured_ms == (bench.ms({}), bench.ms(mix_of(plan)))
+    assert bench.disturbed == -2  # two more comparisons
+    undisturbed = reversed_model(0)
+    undisturbed.plan(LIMIT, math.inf)
+    assert undisturbed.disturbed == -1
 
 
 def test_a_plan_that_goes_on_keeps_the_measurement_only_for_the_same_answer(tmp_path):
