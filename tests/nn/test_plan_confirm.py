@@ -116,6 +116,7 @@ def test_an_answer_that_is_slower_than_the_exact_model_is_given_up():
     assert plan.measured_ms is None
     assert plan.exact_ms == plan.fast_ms
     assert "nothing is replaced" in str(plan)
+    assert any("the whole model gains nothing measurable, 0.67x" in line.words for line in plan.layers)
     assert min(trial.speedup for trial in plan.trials if trial.measured) == pytest.approx(1 / 1.5)
 
 

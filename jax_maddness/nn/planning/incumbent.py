@@ -25,6 +25,7 @@ class Incumbent:
       bench: measures.
       clock: the time that is left.
       mix: the products of the lines that are replaced.
+      given_up: the speed-up of a mix that `confirm` gave up, if it did.
     """
 
     ledger: Ledger
@@ -36,6 +37,7 @@ class Incumbent:
         close = [trial for trial in plan.trials if trial.measured and verdict.within(trial.drop, plan.max_drop)]
         best = max(close, key=lambda trial: trial.speedup, default=None)
         self.mix: Mix = {}
+        self.given_up: float | None = None
         plan.fast_ms = plan.exact_ms
         if best is not None and best.speedup >= 1 + verdict.MIN_MODEL_GAIN:
             self.mix, plan.fast_ms = best.mix, plan.exact_ms / best.speedup
@@ -109,7 +111,8 @@ class Incumbent:
         exact, fast = sorted(timings, key=_gain)[(len(timings) - 1) // 2]
         plan.measured_ms, plan.fast_ms = (exact, fast), plan.exact_ms * fast / exact
         if fast > exact:
-            self.ledger.put_trial(dataclasses.replace(trial, speedup=exact / fast))
+            self.given_up = exact / fast
+            self.ledger.put_trial(dataclasses.replace(trial, speedup=self.given_up))
             self.mix, plan.fast_ms, plan.measured_ms = {}, plan.exact_ms, None
 
 

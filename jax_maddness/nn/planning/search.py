@@ -242,7 +242,8 @@ class Search:
     def _decide(self) -> None:
         """Writes the verdicts."""
         small = {name for name in self._planned if name not in self.names}
-        decide(self.plan, self._planned, self._incumbent.mix, small, self._done)
+        answer = self._incumbent
+        decide(self.plan, self._planned, answer.mix, small, self._done, answer.given_up)
         self.write()
 
     @property
