@@ -33,9 +33,8 @@ def peek(batches: Batches, name: str = "batches") -> tuple[Any, Iterator[Any]]:
         first = next(stream)
     except StopIteration:
         again = ", or the function returns an iterator that was read before" if callable(batches) else ""
-        raise ValueError(
-            f"`{name}` is empty{again}. Pass inputs of the model: ops are learned from what its layers see."
-        ) from None
+        why = ": ops are learned from what its layers see" if name == "batches" else ""
+        raise ValueError(f"`{name}` is empty{again}. Pass inputs of the model{why}.") from None
 
     def chained() -> Iterator[Any]:
         yield first

@@ -20,7 +20,6 @@ import numpy as np
 from jax_maddness.core import arguments
 from jax_maddness.learn.config import REPORTED_SHARE
 from jax_maddness.learn.data.held_out import split
-from jax_maddness.nn import fingerprint
 from jax_maddness.nn.batches import Batches, peek, validate_limits, validate_rows
 from jax_maddness.nn.calibrate import learn_unit, unlearnable, validate_captured
 from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, Captured, record
@@ -29,11 +28,12 @@ from jax_maddness.nn.layers.kinds import PLANNED, REWRITTEN
 from jax_maddness.nn.layers.promotion import with_standard_promotion
 from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.planning import about, validate
+from jax_maddness.nn.planning import held_out as held_out_batches
+from jax_maddness.nn.planning.advice import is_one_hot
 from jax_maddness.nn.planning.bench import ModelBench, learns, with_product
 from jax_maddness.nn.planning.clock import Clock
-from jax_maddness.nn.planning.record import WEIGHTS
 from jax_maddness.nn.planning.report import Plan
-from jax_maddness.nn.planning.resume import resumed
+from jax_maddness.nn.planning.resume import fingerprint_of, resumed
 from jax_maddness.nn.planning.score import Metric, Score, name_of
 from jax_maddness.nn.planning.search import Search
 from jax_maddness.nn.planning.verdict import LayerPlan
@@ -51,6 +51,7 @@ def plan(
     batches: Batches,
     rules: Rule | Sequence[Rule],
     *,
+    held_out: Batches | None = None,
     max_drop: float = 0.01,
     metric: Metric | None = None,
     ratios: Sequence[int] = RATIOS,
@@ -65,11 +66,12 @@ def plan(
 ) -> Plan:
     """Measures every layer that `rules` match, and decides by which products the model gets faster.
 
-    The last fifth of the batches is held out for the metric: layers are captured and learned from the others. First the
-    whole model in int8 is tried, which is a safe answer in seconds; then mixes of products, those that are learned
-    quickly before look-ups. A mix becomes the answer only if its drop is at most `max_drop` and if the whole model is
-    faster than with the answer so far, by more than 2 % and more than the noise, measured in turns. If no mix is faster
-    than the model as it is, nothing is replaced.
+    Drops of the metric are measured on `held_out`, or on the last fifth of `batches`: layers are captured and learned
+    from the others. First the whole model in int8 is tried, which is a safe answer in seconds; then mixes of products,
+    those that are learned quickly before look-ups. A mix becomes the answer only if its drop is at most `max_drop` and
+    if the whole model is faster than with the answer so far, by more than 2 % and more than the noise, measured in
+    turns. If no mix is faster than the model as it is, nothing is replaced. At the end the planned model is timed
+    beside the exact one, if the time allows it, so that its speed-up is measured and not estimated.
 
     The search may be ended at any time, by `max_seconds` or by Ctrl-C: the plan is then the best answer so far, and
     `finished` is False. Ctrl-C does not stop the program: it warns, and a second one, or one before there is an answer,
@@ -77,8 +79,11 @@ def plan(
 
     Args:
       model: an `nnx.Module`, in the mode in which it is to be used (`model.eval()`); or `(module, variables)` of linen.
-      batches: inputs of the model, of the size that it is used with; at least two. All are held in memory.
+      batches: inputs of the model, of the size that it is used with; at least two, unless `held_out` is given. All
+        are held in memory.
       rules: decide which layers, as for `replace`. A rule with `num_codebooks` has that number tried and no other.
+      held_out: batches on which drops are measured, of the structure and dtypes of `batches`; their sizes may differ,
+        and all are held in memory. None: the last fifth of `batches`, from which nothing is learned then.
       max_drop: the most that the metric may lose.
       metric: `metric(model's output, batch)` is a number, the larger the better; the mean over batches counts. None:
         the negative of `|y - y_exact|^2 / |y_exact - mean|^2` of the model's outputs.
@@ -89,7 +94,7 @@ def plan(
       max_seconds: the time of all of it. A step is not begun if it is expected to end later, and learning look-ups is
         interrupted. Only the first trace, the first batches and the metric of the model as it is are never left out.
       path: a JSON file, written after each step. If it exists, its measurements are not made again: it is refused
-        unless the model, the batches, the metric and the other arguments are those of its measurements. `max_drop` and
+        unless the model, all batches, the metric and the other arguments are those of its measurements. `max_drop` and
         `max_seconds` may differ. Of a metric, its bytecode and the constants and arrays it refers to are compared, and
         not lists, dicts and objects that it may change.
       max_rows, max_bytes: of each layer's sample, as for `capture`.
@@ -104,7 +109,8 @@ def plan(
     Raises:
       TypeError: `model` is none of Flax's, `batches` is one array, or another argument is of another type.
       ValueError: No layer matches, the model does not take the batches, the metric is no number, or `path` has a plan
-        for another model, other batches, other rules, another metric or another machine; it stays as it is.
+        for another model, other batches, other rules, another metric or another machine; it stays as it is. Or
+        `held_out` has no batch, or one that differs from those of `batches` or that the model does not take.
 
     Example:
       A plan measures each layer for half a second or more::
@@ -122,6 +128,7 @@ def plan(
     given = list(peek(batches)[1])
     layers = layers_of(adapted, given[0])
     to_plan = units(decide(layers, rules))
+    own = held_out_batches.validated(held_out, adapted, given[0])
     change = diff(layers, rules, to_plan)
     validate_diff(change)
     validate_limits(max_rows, max_bytes, [unit.first for unit in to_plan])
@@ -131,7 +138,7 @@ def plan(
         name_of(metric),
         about.machine(),
         how={unit.owner: _how(unit, ratios) for unit in to_plan},
-        fingerprint={} if only_look else _fingerprint(adapted, given, metric, max_rows, max_bytes),
+        fingerprint={} if only_look else fingerprint_of(adapted, given, own, metric, max_rows, max_bytes),
         date=datetime.date.today().isoformat(),
         versions=about.versions(),
         batch=about.shapes(given[0]),
@@ -141,16 +148,18 @@ def plan(
     result.example = jax.tree.map(about.abstract, given[0])
     if result.finished:
         return result
-    train, held_out = _split(given)
+    train, judged_on = held_out_batches.divided(given, own)
+    result.held_out = 0 if judged_on is train else len(judged_on)
     with clock:
         rows = _Rows(adapted, to_plan, train, (max_rows, max_bytes), clock)
         reasons = {} if only_look else rows.unlearnable()
-        result.layers = tuple(_with_reason(line, reasons) for line in result.layers)
+        one_hot = set[str]() if only_look else rows.one_hot()
+        result.layers = tuple(_with_reason(line, reasons, line.name in one_hot) for line in result.layers)
         bench = ModelBench(
             adapted,
             {unit.owner: unit for unit in to_plan if unit.owner not in reasons},
             {name: how["num_codebooks"] for name, how in result.how.items()},
-            Score(adapted, held_out, metric),
+            Score(adapted, judged_on, metric),
             given[0],
             rows.learn,
             rows.held_out,
@@ -185,16 +194,6 @@ def _search(
         warnings.warn(words, UserWarning, stacklevel=5)
 
 
-def _split(batches: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Returns the batches to learn from, and the held-out ones."""
-    count = max(1, round(REPORTED_SHARE * len(batches)))
-    train, held_out = batches[:-count], batches[-count:]
-    if not train:
-        # Level 4 is the caller of `plan`.
-        warnings.warn("There is one batch only: the metric is of what ops are learned from.", stacklevel=4)
-    return train or held_out, held_out
-
-
 def _how(unit: Unit, ratios: Sequence[int]) -> dict[str, Any]:
     """Returns the settings that decide about a unit's ops, as JSON has them."""
     rule, d = unit.rule, unit.shape[0]
@@ -224,20 +223,9 @@ def _lines(change: Diff, to_plan: Sequence[Unit], products: tuple[str, ...]) -> 
     return tuple(lines)
 
 
-def _fingerprint(
-    model: Model, batches: Sequence[Any], metric: Metric | None, max_rows: int, max_bytes: int
-) -> dict[str, str]:
-    """Returns the fingerprints of what decides the measurements, beside the rules and the machine."""
-    found = fingerprint.versions(python=metric is not None)
-    found |= {"`max_rows`": str(max_rows), "`max_bytes`": str(max_bytes)}
-    found[WEIGHTS] = fingerprint.of_arrays(model.weights())
-    found["code of `model`"], _ = fingerprint.of_program(model.outputs, model.arrays(), batches[0])
-    found["`batches`"] = fingerprint.of_batches(batches)
-    return found | ({} if metric is None else {"`metric`": fingerprint.of_function(metric)})
-
-
-def _with_reason(line: LayerPlan, reasons: Mapping[str, str]) -> LayerPlan:
+def _with_reason(line: LayerPlan, reasons: Mapping[str, str], one_hot: bool) -> LayerPlan:
     """Returns the line, as one that stays if there is a reason."""
+    line = dataclasses.replace(line, one_hot=one_hot)
     if line.name not in reasons:
         return line
     return dataclasses.replace(line, words=f"stays: {reasons[line.name]}", unmeasured=False)
@@ -263,6 +251,11 @@ class _Rows:
     def unlearnable(self) -> dict[str, str]:
         """Returns, by owner, why some units cannot be learned."""
         return unlearnable(self._captured, [unit for unit in self._units if learns(unit)])
+
+    def one_hot(self) -> set[str]:
+        """Returns the owners of units whose inputs are one-hot."""
+        rows = self._captured.rows
+        return {unit.owner for unit in self._units if all(map(is_one_hot, rows[unit.first.path]))}
 
     @functools.cached_property
     def _captured(self) -> Captured:

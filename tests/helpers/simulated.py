@@ -37,14 +37,13 @@ class Simulated:
     fails: object = lambda *_: None
     knows: bool = False
     now: float = 0.0
-    end: float = float("inf")
 
     def takes(self, kind, name="", product=None):
         """Time goes by; learning is interrupted when the time of the plan is up."""
         self.fails(kind, name, product)
         self.now += self.seconds.get(kind, 0.1)
-        if kind == "codes" and self.now > self.end:
-            self.now = self.end
+        if kind == "codes" and self.clock.left < 0:
+            self.now += self.clock.left
             raise TimeUpError
 
     def before(self):
@@ -90,9 +89,8 @@ class Simulated:
         """Runs the search; returns the plan."""
         lines = (LayerPlan(name, (name,), "Linear", (64, 64), 100, products=products) for name in self.layers)
         plan = plan or Plan(tuple(lines), max_drop, "metric", "machine")
-        self.end = self.now + max_seconds
-        clock = Clock(False, max_seconds, lambda: self.now)
-        Search(plan, self, clock, list(self.layers), lambda: written is None or written.append(str(plan))).run()
+        self.clock = Clock(False, max_seconds, lambda: self.now)
+        Search(plan, self, self.clock, list(self.layers), lambda: written is None or written.append(str(plan))).run()
         return plan
 
     def whole(self, kind):

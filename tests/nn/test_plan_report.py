@@ -5,10 +5,13 @@ import json
 import math
 import re
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 from helpers.simulated import random_model
 
-from jax_maddness import FitConfig, Plan
+from jax_maddness import FitConfig, Plan, Rule, plan
 from jax_maddness.nn.planning import advice, summary
 from jax_maddness.nn.planning.verdict import LayerPlan, Option
 
@@ -30,6 +33,8 @@ def layer(name="a", ms=5.0, shape=(64, 64), rows=100, **fields):
             "'head' computes 51,865 outputs, 40% of the time.*`top_k`",
         ),
         (plan_of(layer(rows=1)), "at most 8 rows a call"),
+        (plan_of(layer(one_hot=True)), "1 layers, 50% of the time, have one-hot inputs.*`nnx.Embed`"),
+        (plan_of(layer(ms=9.0), layer("small", 0.5, one_hot=True)), None),
         (plan_of(layer(groups=32, shape=(9, 1))), "convolutions with groups have 50% of the time"),
         (plan_of(layer()), None),
         (plan_of(layer(), layer("small", 0.5, (384, 51865))), None),
@@ -40,6 +45,22 @@ def test_advice_where_something_else_would_help(found, words):
     assert (not said) if words is None else re.search(words, said[0])
     if words is not None:
         assert re.search(words, summary.headline(found)[2])
+
+
+@pytest.mark.parametrize(
+    ("rows", "hot"),
+    [
+        (np.eye(5)[[0, 3, 3]], True),
+        (np.eye(5)[[0, 3, 3]] * 2, False),
+        (np.eye(5)[[0, 3, 3]] + np.eye(5)[[1, 1, 3]], False),
+        (-np.eye(5)[[0, 3, 3]], False),
+        (np.zeros((3, 5)), False),
+        (np.ones((3, 1)), False),
+        (np.zeros((0, 5)), False),
+    ],
+)
+def test_one_hot_rows_are_told_from_others(rows, hot):
+    assert advice.is_one_hot(rows[:, None].astype(np.float32)) == hot
 
 
 def test_three_lines_say_what_matters():
@@ -105,3 +126,10 @@ def test_a_file_of_version_4_is_read(tmp_path):
 def test_a_page_of_a_plan_without_any_measurement(tmp_path):
     plan_of(LayerPlan("a", ("a",), "Linear", (4, 4), 1), exact_ms=0.0).html(tmp_path / "plan.html")
     assert "The model was not timed" in (tmp_path / "plan.html").read_text()
+
+
+def test_a_plan_finds_one_hot_inputs():
+    model = nnx.Sequential(nnx.Linear(8, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 8, rngs=nnx.Rngs(1)))
+    batches = [jnp.eye(8)[np.arange(20) % 8], jnp.eye(8)]
+    found = plan(model, batches, Rule(".*", config=FitConfig("paper")), max_seconds=0)
+    assert [line.one_hot for line in found.layers] == [True, False]

@@ -8,6 +8,11 @@ from collections.abc import Hashable, Iterator
 
 import jax
 
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # in JAX 0.8
+    from jax.core import get_opaque_trace_state
+
 _context = jax.make_user_context(default_value=())
 """The keys of all `apart` around a call. They are part of the keys of JAX's caches."""
 _numbers = itertools.count()
@@ -25,3 +30,9 @@ def apart(key: Hashable = None) -> Iterator[None]:
     """
     with _context((*_context.value, next(_numbers) if key is None else key)):
         yield
+
+
+def current_trace() -> Hashable:
+    """Returns the innermost trace: it differs inside of a scan, jit or remat, whose values must not leave it."""
+    state: Hashable = get_opaque_trace_state(convention="nnx")
+    return state

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Float
+
 from jax_maddness.core.types import SMALL_BATCH
 from jax_maddness.nn.layers.kinds import REWRITTEN
 from jax_maddness.nn.planning.record import Record
@@ -15,11 +18,13 @@ _BEST_CASE = 1.1
 """A speed-up below which a model is not worth planning."""
 _WIDE = 8192
 """Number of outputs from which on a last layer counts as wide."""
+_FEW_ROWS = 1000
+"""Rows of a layer that are looked at."""
 
 
 def advice(plan: Record) -> list[str]:
     """Returns sentences on layers that take a large share of the time, and are better served in another way."""
-    return [*_not_worth_it(plan), *_wide(plan), *_small_batches(plan), *_groups(plan)]
+    return [*_not_worth_it(plan), *_wide(plan), *_one_hot(plan), *_small_batches(plan), *_groups(plan)]
 
 
 def next_step(plan: Record) -> str:
@@ -55,6 +60,22 @@ def _wide(plan: Record) -> list[str]:
         "matter, look-ups find them and exact products decide: replace the layer by `Rule(..., top=...)` before you "
         "plan the others, or call `top_k` on its input."
     ]
+
+
+def is_one_hot(rows: Float[np.ndarray, "rows groups features"]) -> bool:
+    """Whether a single feature of every row is 1, and all others are 0; a few rows tell."""
+    few = rows[:_FEW_ROWS]
+    return few.size > 0 and few.shape[-1] > 1 and bool((few.max(-1) == 1).all() and ((few != 0).sum(-1) == 1).all())
+
+
+def _one_hot(plan: Record) -> list[str]:
+    """Layers whose product picks a row of the kernel."""
+    return _if_large(
+        plan,
+        [line for line in plan.looked_at if line.one_hot],
+        "{count} layers, {share:.0%} of the time, have one-hot inputs: their products pick rows of the kernel. Gather "
+        "them, exactly and faster than by any product: pass ids to `nnx.Embed` (linen: `nn.Embed`) with that kernel.",
+    )
 
 
 def _small_batches(plan: Record) -> list[str]:

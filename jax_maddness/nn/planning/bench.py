@@ -17,6 +17,7 @@ from jax_maddness.nn.nmse import finite_or_infinite
 from jax_maddness.nn.planning import measure
 from jax_maddness.nn.planning.report import rule_fields
 from jax_maddness.nn.planning.score import Score
+from jax_maddness.nn.planning.substitution import Substitution
 from jax_maddness.nn.planning.verdict import MIN_OUTPUTS, Mix, Option, Product
 from jax_maddness.nn.replacement import Replacement, with_replacements
 from jax_maddness.nn.units import Unit
@@ -82,6 +83,8 @@ class ModelBench:
     def __post_init__(self) -> None:
         self._timings: dict[Hashable, Timing] = {}
         self._runs: dict[Hashable, Callable[[Any], Any]] = {}
+        self._compared: set[Hashable] = set()
+        self._substitution = Substitution(self.model, list(self.units.values()), self.score.batches)
 
     def before(self) -> float:
         return self.score.exact
@@ -133,11 +136,15 @@ class ModelBench:
         return None if timing is None else self._of_model(name, timing)[0]
 
     def drop(self, mix: Mix) -> float:
+        run = self._run
+        if len(mix) == 1 and self._substitution.can_replace(self.units[next(iter(mix))]):
+            run = self._run_alone  # which is compiled already
         with memory_errors():
-            return finite_or_infinite(self.score.exact - self.score.of(self._run(mix)))
+            return finite_or_infinite(self.score.exact - self.score.of(run(mix)))
 
     def compare(self, mixes: Sequence[Mix]) -> list[Timing]:
         batch = jax.tree.map(jax.numpy.asarray, self.batch)
+        self._compared = {_key(mix) for mix in mixes}
         with memory_errors():
             return measure.interleaved([functools.partial(self._run(mix), batch) for mix in mixes])
 
@@ -152,19 +159,29 @@ class ModelBench:
             self.learned[name, *product] = self.learn(with_product(self.units[name], product))
         return self.learned[name, *product]
 
+    def _run_alone(self, mix: Mix) -> Callable[[Any], Any]:
+        """Returns the model with one unit replaced, which is not compiled anew."""
+        ((name, product),) = mix.items()
+        return self._substitution.run(with_product(self.units[name], product), self._replacement(name, product))
+
     def _run(self, mix: Mix) -> Callable[[Any], Any]:
-        """Returns the compiled model with a mix. The last few are kept: each is run for its drop, then for its time."""
+        """Returns the compiled model with a mix. Each is run for its drop, then for its time beside the incumbent's.
+
+        So those of the last comparison are kept, and the latest.
+        """
         if not mix:
             return self.score.run_exact
-        key = tuple(sorted(mix.items()))
+        key = _key(mix)
         if key not in self._runs:
             units = [with_product(unit, mix[name]) for name, unit in self.units.items() if name in mix]
             replacements = [self._replacement(unit.owner, mix[unit.owner]) for unit in units]
-            self._runs[key] = with_replacements(self.model, units, replacements).run()
-        self._runs[key] = self._runs.pop(key)  # the latest stands last
-        while len(self._runs) > 3:
-            self._runs.pop(next(iter(self._runs)))
+            kept = {other: run for other, run in self._runs.items() if other in self._compared}
+            self._runs = {**kept, key: with_replacements(self.model, units, replacements).run()}
         return self._runs[key]
+
+
+def _key(mix: Mix) -> Hashable:
+    return tuple(sorted(mix.items()))
 
 
 def learns(unit: Unit) -> bool:

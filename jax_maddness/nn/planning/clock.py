@@ -12,6 +12,8 @@ from jax_maddness.learn.progress import DELAY, Progress
 
 _MARGIN = 1.25
 """A step is expected to take so many times as long as the longest before: the machine may be busy."""
+_MOST_RESERVED = 0.1
+"""The largest share of the time of the plan that is kept for its last step."""
 
 
 class TimeUpError(Exception):
@@ -35,13 +37,26 @@ class Clock(Progress):
         self._now, self._start = now, now()
         self._end = self._start + seconds
         self._delay = DELAY if show is None else 0.0 if show else math.inf
+        self._reserved = 0.0
         self._longest: dict[str, float] = {}
         self._stage, self._incumbent, self._shown = "", "", 0
 
     @property
     def left(self) -> float:
-        """Seconds that are left; negative when the time is up."""
-        return self._end - self._now()
+        """Seconds that are left, but for those that are reserved; negative when the time is up."""
+        return self._end - self._reserved - self._now()
+
+    def reserve(self, kind: str, least: float = 0.0) -> None:
+        """Keeps time for one more step of a kind until `release`: all other steps end before.
+
+        Nothing is kept if that would be a large share of the time of the plan.
+        """
+        seconds = _MARGIN * max(self._longest.get(kind, 0.0), least)
+        self._reserved = seconds if seconds <= _MOST_RESERVED * (self._end - self._start) else 0.0
+
+    def release(self) -> None:
+        """Frees the time that was reserved."""
+        self._reserved = 0.0
 
     def allows(self, kind: str, least: float = 0.0) -> bool:
         """Whether a step of a kind, which takes no less than `least` seconds, is expected to end in time."""

@@ -11,7 +11,12 @@ from jax_maddness.nn.planning.verdict import Mix
 
 
 def decide(
-    plan: Record, planned: Collection[str], incumbent: Mix, untried: Collection[str], done: Collection[str]
+    plan: Record,
+    planned: Collection[str],
+    incumbent: Mix,
+    untried: Collection[str],
+    done: Collection[str],
+    given_up: float | None = None,
 ) -> None:
     """Completes a plan.
 
@@ -21,10 +26,12 @@ def decide(
       incumbent: the answer.
       untried: names of lines of which only the share of the model's time counts.
       done: names of lines about which nothing is left to be measured.
+      given_up: the speed-up of an answer that turned out to be slower than the exact model; None: there is none.
     """
     if plan.before is not None:
         plan.after = plan.before - sum(trial.drop for trial in plan.trials if incumbent and trial.mix == incumbent)
     tried = max((trial.speedup for trial in plan.trials if trial.measured), default=None)
+    tried = tried if given_up is None else given_up
     instead = "others gain more for what they cost"
     if not incumbent and tried is not None:
         instead = f"the whole model gains nothing measurable, {tried:.2f}x"

@@ -37,9 +37,8 @@ def interleaved(calls: Sequence[Callable[[], Any]], seconds: float = 0.5) -> lis
     Returns:
       For each call its median milliseconds, less those of an empty call, and half the interquartile range as a share.
     """
-    empty = jax.jit(lambda x: x + 1)
     zero = jnp.zeros(1)
-    timed = [lambda: empty(zero), *calls]
+    timed = [lambda: _empty(zero), *calls]
     for call in timed:  # compiles
         jax.block_until_ready(call())
     taken: list[list[float]] = [[] for _ in timed]
@@ -52,6 +51,12 @@ def interleaved(calls: Sequence[Callable[[], Any]], seconds: float = 0.5) -> lis
     low, median, high = np.quantile(np.array(taken), [0.25, 0.5, 0.75], axis=1)
     net = np.maximum(median - median[0], _LEAST_MS)
     return list(zip(net[1:].tolist(), ((high - low) / 2 / net)[1:].tolist(), strict=True))
+
+
+@jax.jit
+def _empty(x: Array) -> Array:
+    """Computes next to nothing: the time of a call itself. It is compiled once for all measurements."""
+    return x + 1
 
 
 def ranks(shape: tuple[int, int]) -> list[int]:
@@ -117,7 +122,12 @@ def _exact(forms: tuple[Form, ...], x: Array, kernels: tuple[Array, ...], biases
     return [form.output(form.exact_product(x, w) + b.reshape(-1), x) for form, w, b in products]
 
 
-def _call(unit: Unit, replacement: Replacement, x: Array) -> Callable[[], Any]:
+def outputs(unit: Unit, replacement: Replacement, x: Array) -> list[Array]:
+    """Computes the outputs of replaced layers for their input, in the first step of a scan."""
+    return _call(unit, replacement, x)()
+
+
+def _call(unit: Unit, replacement: Replacement, x: Array) -> Callable[[], list[Array]]:
     """Returns a function that runs the replacement of the layers on `x`."""
     specs = tuple(dataclasses.replace(spec, owner="", steps=0) for spec in specs_of(unit, replacement).values())
     arrays = {name: a for name, a in _arrays_of_step(unit, replacement, 0).items() if name != "weights"}

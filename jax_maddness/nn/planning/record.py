@@ -12,6 +12,8 @@ from jax_maddness.nn.replacement import Replacement
 
 WEIGHTS = "weights of `model`"
 """The name in `Record.fingerprint` of the model's arrays."""
+HELD_OUT = "`held_out`"
+"""The name in `Record.fingerprint` of held-out batches that were passed apart from the others."""
 
 
 @dataclasses.dataclass
@@ -23,7 +25,8 @@ class Record:
       max_drop: the most that the metric may lose.
       metric: the metric's name.
       machine, date, versions, batch: describe where, when and on what it was measured.
-      exact_ms, fast_ms: median milliseconds of the whole model on the first batch, as it is and as planned.
+      exact_ms, fast_ms: median milliseconds of the whole model on the first batch, as it is and as planned; the latter
+        in units of the former, which is measured first, so that their ratio is the speed-up.
       before, after: the metric on the held-out batches; None: not measured yet.
       trials: models that were tried.
       finished: nothing was left out for lack of time.
@@ -32,6 +35,9 @@ class Record:
       fingerprint: by name, of what decided the measurements: `plan` goes on with a file only if it is the same. Empty
         in a plan of an earlier version.
       learned: replacements by name, kind and size; empty in a plan that was read from a file.
+      measured_ms: milliseconds of the exact and the planned model, timed in turns. None: they were not, and the
+        speed-up is estimated as the product of the ratios of each answer and the one before.
+      held_out: number of held-out batches; 0 where there was only one batch, or in a plan of an earlier version.
       example: shapes and dtypes of the first batch; None in a plan that was read from a file.
     """
 
@@ -55,6 +61,8 @@ class Record:
     date: str = ""
     versions: str = ""
     batch: str = ""
+    measured_ms: tuple[float, float] | None = None
+    held_out: int = 0
 
     @property
     def replaced(self) -> tuple[LayerPlan, ...]:

@@ -17,10 +17,10 @@ from jax_maddness.nn.planning import page, summary
 from jax_maddness.nn.planning.record import Record
 from jax_maddness.nn.rules import Rule
 
-_FORMAT, _VERSION = "jax_maddness.plan", 5
-"""Version 3 added `LayerPlan.unmeasured`, version 4 `Plan.fingerprint`, version 5 `Trial.measured` and factors; older
-files are read, too."""
-_READABLE = (2, 3, 4, 5)
+_FORMAT, _VERSION = "jax_maddness.plan", 6
+"""Version 3 added `LayerPlan.unmeasured`, version 4 `Plan.fingerprint`, version 5 `Trial.measured` and factors,
+version 6 `Plan.held_out`, `Plan.measured_ms` and `LayerPlan.one_hot`; older files are read, too."""
+_READABLE = (2, 3, 4, 5, 6)
 
 
 @dataclasses.dataclass

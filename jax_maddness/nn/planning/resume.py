@@ -1,11 +1,34 @@
-"""`resumed`: goes on with a plan in a file, if it is one for the same purpose."""
+"""`resumed`: goes on with a plan in a file, if it is one for the same purpose, as fingerprints tell."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from jax_maddness.nn import fingerprint
+from jax_maddness.nn.models.model import Model
+from jax_maddness.nn.planning.record import HELD_OUT, WEIGHTS
 from jax_maddness.nn.planning.report import Plan
+from jax_maddness.nn.planning.score import Metric
+
+
+def fingerprint_of(
+    model: Model,
+    batches: Sequence[Any],
+    held_out: Sequence[Any] | None,
+    metric: Metric | None,
+    max_rows: int,
+    max_bytes: int,
+) -> dict[str, str]:
+    """Returns the fingerprints of what decides the measurements, beside the rules and the machine."""
+    found = fingerprint.versions(python=metric is not None)
+    found |= {"`max_rows`": str(max_rows), "`max_bytes`": str(max_bytes)}
+    found[WEIGHTS] = fingerprint.of_arrays(model.weights())
+    found["code of `model`"], _ = fingerprint.of_program(model.outputs, model.arrays(), batches[0])
+    found["`batches`"] = fingerprint.of_batches(batches)
+    if held_out is not None:  # plans of earlier versions, which had no `held_out`, can be continued without it
+        found[HELD_OUT] = fingerprint.of_batches(held_out)
+    return found | ({} if metric is None else {"`metric`": fingerprint.of_function(metric)})
 
 
 def resumed(old: Plan, fresh: Plan) -> Plan:

@@ -30,13 +30,14 @@ class Score:
     not finite where the exact ones are has minus infinity.
 
     Attributes:
+      batches: the held-out batches.
       spread: by how much two scores of the exact model on one batch differ, once it was scored: not 0 for a metric that
         is random.
     """
 
     def __init__(self, model: Model, batches: Sequence[Any], metric: Metric | None):
         self._model = model
-        self._batches = batches
+        self.batches = batches
         self._metric = metric
         self.spread = 0.0
 
@@ -48,8 +49,8 @@ class Score:
           ValueError: The metric is no finite number; or there is none, and the outputs have no numbers to compare.
         """
         if self._metric is not None:
-            scores = self._by_batch(self.run_exact, self._batches)
-            self.spread = abs(self._by_batch(self.run_exact, self._batches[:1])[0] - scores[0])
+            scores = self._by_batch(self.run_exact, self.batches)
+            self.spread = abs(self._by_batch(self.run_exact, self.batches[:1])[0] - scores[0])
             return float(np.mean(scores))
         return -relative_error(self._exact_outputs, self._exact_outputs) or 0.0  # not -0.0
 
@@ -65,8 +66,8 @@ class Score:
           ValueError: The metric is no finite number, or there is none and the outputs have no numbers to compare.
         """
         if self._metric is None:
-            return -relative_error([run(batch) for batch in self._batches], self._exact_outputs)
-        return float(np.mean(self._by_batch(run, self._batches)))
+            return -relative_error([run(batch) for batch in self.batches], self._exact_outputs)
+        return float(np.mean(self._by_batch(run, self.batches)))
 
     def _by_batch(self, run: Callable[[Any], Any], batches: Sequence[Any]) -> list[float]:
         """Returns the metric of each batch."""
@@ -75,7 +76,7 @@ class Score:
 
     @functools.cached_property
     def _exact_outputs(self) -> list[Any]:
-        return [self.run_exact(batch) for batch in self._batches]
+        return [self.run_exact(batch) for batch in self.batches]
 
 
 def _finite_number(score: Any) -> float:

@@ -6,6 +6,7 @@
     layers:  each layer's products, those that are learned in seconds first, then look-ups: time, error, and the drop of
              the metric where this layer alone is replaced
     mixes:   the quickest mix whose predicted drop is small enough (`mix.py`), tried in the model
+    confirm: the incumbent and the exact model, timed in turns
 
 A model replaces the incumbent only if its drop is at most `max_drop`, and it is faster by more than the noise, measured
 in turns. So whatever ends the search, the incumbent is a model that was measured as a whole.
@@ -18,13 +19,15 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK, REWRITTEN
-from jax_maddness.nn.planning import measure, verdict
+from jax_maddness.nn.planning import verdict
 from jax_maddness.nn.planning.bench import Bench
 from jax_maddness.nn.planning.clock import Clock, TimeUpError
 from jax_maddness.nn.planning.decide import decide
+from jax_maddness.nn.planning.incumbent import Incumbent
+from jax_maddness.nn.planning.ledger import Ledger
 from jax_maddness.nn.planning.mix import Mixer
 from jax_maddness.nn.planning.report import Plan
-from jax_maddness.nn.planning.verdict import LayerPlan, Mix, Option, Product, Trial
+from jax_maddness.nn.planning.verdict import Mix, Option, Product
 
 _ROUNDS = 6
 """Largest number of mixes that are tried in a row."""
@@ -53,9 +56,9 @@ class Search:
     only_look: bool = False
 
     def __post_init__(self) -> None:
-        self.incumbent: Mix = {}
+        self._ledger = Ledger(self.plan, self.write)
+        self._incumbent = Incumbent(self._ledger, self.bench, self.clock)
         self._planned, self._done = tuple(self.names), set[str]()
-        self._resume()
 
     def run(self) -> bool:
         """Measures, decides, and completes the plan; returns whether it was interrupted (Ctrl-C)."""
@@ -67,30 +70,38 @@ class Search:
             return False
         with self.clock.doing("drop", "the metric of the model as it is", always=True):
             self.plan.before = self.bench.before()  # first, as a metric that cannot be used is found in seconds
-        interrupted = False
-        try:
-            self._look()
-            if self._worth_it:
-                self._try_whole()
-                self._refine()
-        except TimeUpError:
-            pass
-        except KeyboardInterrupt:
-            interrupted = True
-        except Exception:
-            self.write()
-            raise
+        interrupted = self._interrupted(self._search) or self._interrupted(self._incumbent.confirm)
         self._decide()
         return interrupted
 
+    def _interrupted(self, steps: Callable[[], None]) -> bool:
+        """Takes steps until they end or the time is up; returns whether they were interrupted (Ctrl-C)."""
+        try:
+            steps()
+        except TimeUpError:
+            pass
+        except KeyboardInterrupt:
+            return True
+        except Exception:
+            self.write()
+            raise
+        return False
+
+    def _search(self) -> None:
+        """Finds the answer."""
+        self._look()
+        if self._worth_it:
+            self._try_whole()
+            self._refine()
+
     def _look(self) -> None:
         """Measures the time of the model and of its layers as they are."""
-        missing = [name for name in self.names if not self._line(name).of(EXACT)]
+        missing = [name for name in self.names if not self._ledger.line(name).of(EXACT)]
         if missing:
             with self.clock.doing("look", f"the times of {len(missing)} layers"):
                 options = self.bench.exact(missing)
             for name, option in zip(missing, options, strict=True):
-                self._put(dataclasses.replace(self._line(name), options=(option,)))
+                self._ledger.put(dataclasses.replace(self._ledger.line(name), options=(option,)))
         if not self.plan.exact_ms:
             with self.clock.doing("compare", "the time of the model"):
                 ((self.plan.exact_ms, _),) = self.bench.compare([{}])
@@ -98,17 +109,17 @@ class Search:
 
     def _fold(self) -> None:
         """Leaves out layers whose share of the incumbent's time is too small to matter."""
-        shares = {name: self._line(name).exact.ms / self.plan.fast_ms for name in self._planned}
-        self._done = verdict.folded(shares) - self.incumbent.keys()
+        shares = {name: self._ledger.line(name).exact.ms / self.plan.fast_ms for name in self._planned}
+        self._done = verdict.folded(shares) - self._incumbent.mix.keys()
         self.names = sorted((name for name in shares if name not in self._done), key=lambda name: -shares[name])
 
     def _try_whole(self) -> None:
         """Tries what can be rewritten, then int8, XLA's and ours, except where groups were rewritten."""
         for kind in (REWRITTEN, INT8, FACTORS):
             self._fold()  # of a model without slow convolutions, other layers have a larger share
-            mix = {name: product for name, product in self.incumbent.items() if product[0] == REWRITTEN}
+            mix = {name: product for name, product in self._incumbent.mix.items() if product[0] == REWRITTEN}
             for name in self.names:
-                line, sizes = self._line(name), dict(self._whole(name))
+                line, sizes = self._ledger.line(name), dict(self._whole(name))
                 if kind not in sizes or kind not in line.products or (name in mix and line.groups > 1):
                     continue
                 if self._error(name, (kind, sizes[kind])) is not None:
@@ -146,13 +157,13 @@ class Search:
         for product in self._products(name):
             if product[0] == CODES:
                 self._try_product(name, product)
-                option = self._line(name).option(product)
+                option = self._ledger.line(name).option(product)
                 if option is not None and verdict.within(option.drop, self.plan.max_drop):
                     break
 
     def _try_product(self, name: str, product: Product) -> None:
         """Measures a product of a layer, and the drops of options that are faster than the incumbent's."""
-        line, mixer = self._line(name), self._mixer
+        line, mixer = self._ledger.line(name), self._mixer
         known = self.bench.known_ms(name, product)
         if mixer.may_serve(line, product) and (known is None or mixer.may_gain(line, product, known)):
             self._measure(name, [product])
@@ -160,12 +171,13 @@ class Search:
 
     def _try_alone(self, name: str) -> None:
         """Measures the drops of a layer's options that are faster than the incumbent's, until one is small enough."""
-        for option in self._mixer.faster(self._line(name)):
-            if option.drop is None and self._mixer.hopeless(self._line(name), option):
+        for option in self._mixer.faster(self._ledger.line(name)):
+            if option.drop is None and self._mixer.hopeless(self._ledger.line(name), option):
                 continue
             if option.drop is None:
-                drop = self._drop({name: option.product}, f"{name or 'the model'}, {option.kind} {option.size or ''}")
-                self._put(self._line(name).with_drop(option, drop))
+                mix, words = {name: option.product}, f"{name or 'the model'}, {option.kind} {option.size or ''}"
+                drop = self._incumbent.drop(mix, words, self._mixer.predicted(mix))
+                self._ledger.put(self._ledger.line(name).with_drop(option, drop))
                 option = dataclasses.replace(option, drop=drop)
             if verdict.within(option.drop, self.plan.max_drop):
                 return
@@ -186,43 +198,12 @@ class Search:
                 limit *= max(0.1, min(0.8, 0.8 * self.plan.max_drop / drop)) if drop > 0 else 0.1
 
     def _try(self, mix: Mix, words: str) -> float:
-        """Measures a model, which becomes the incumbent if it is close enough and faster; returns its drop."""
-        if not mix:
-            return 0.0
-        drop = self._drop(mix, words)
-        if not verdict.within(drop, self.plan.max_drop) or self._trial(mix).measured:
-            return drop
-        try:
-            with self.clock.doing("compare", f"the time of {words}", measure.MIN_ROUNDS * self.plan.fast_ms / 500):
-                (old, old_noise), (new, noise) = self.bench.compare([self.incumbent, mix])
-        except MemoryError:
-            return drop
-        # The exact model, which may be many times as slow, is not timed again: times are in units of its first time.
-        speedup = self.plan.exact_ms / self.plan.fast_ms * old / new
-        self._put_trial(dataclasses.replace(self._trial(mix), speedup=speedup, measured=True))
-        if verdict.gains(old, new, old_noise + noise, verdict.MIN_MODEL_GAIN):
-            self.incumbent, self.plan.fast_ms = mix, self.plan.exact_ms / speedup
-            self.clock.best(f"{speedup:.2f}x at drop {max(drop, 0.0):.2g}")
-            self.write()
-        return drop
-
-    def _drop(self, mix: Mix, words: str) -> float:
-        """Returns the metric's drop for a mix; a trial that was made is not made again."""
-        for trial in self.plan.trials:
-            if trial.mix == mix:
-                return trial.drop
-        try:
-            with self.clock.doing("drop", f"the metric of {words}"):
-                drop = self.bench.drop(mix)
-        except MemoryError:
-            drop = float("inf")
-        replaced = tuple(sorted((name, *product) for name, product in mix.items()))
-        self._put_trial(Trial(replaced, self._mixer.predicted(mix), drop))
-        return drop
+        """Measures a mix, which becomes the incumbent if it is close enough and faster; returns its drop."""
+        return self._incumbent.challenge(mix, words, self._mixer.predicted(mix))
 
     def _measure(self, name: str, products: Sequence[Product]) -> None:
         """Measures time and error of products of a line."""
-        new = [product for product in products if self._line(name).option(product) is None]
+        new = [product for product in products if self._ledger.line(name).option(product) is None]
         errors = {product: self._error(name, product) for product in new}
         new = [product for product in new if errors[product] is not None]
         if not new:
@@ -231,48 +212,38 @@ class Search:
             with self.clock.doing("times", f"{name or 'the model'}, times"):
                 timings = self.bench.times(name, new)
         except MemoryError:
-            self._fail(name, "the machine has not enough memory for its replacements")
+            self._ledger.fail(name, "the machine has not enough memory for its replacements")
             return
         options = [Option(*p, *timing, errors[p] or 0.0) for p, timing in zip(new, timings, strict=True)]
-        self._put(dataclasses.replace(self._line(name), options=(*self._line(name).options, *options)))
+        self._ledger.put(
+            dataclasses.replace(self._ledger.line(name), options=(*self._ledger.line(name).options, *options))
+        )
 
     def _error(self, name: str, product: Product) -> float | None:
         """Learns a product and returns its error; None if there is not enough memory for it."""
         kind, least = ("codes", _LEAST_LEARNING) if product[0] == CODES else ("learn", 0.0)
-        words = verdict.name_of(product, self._line(name).shape)
+        words = verdict.name_of(product, self._ledger.line(name).shape)
         try:
             with self.clock.doing(kind, f"{name or 'the model'}, {words}", least):
                 return self.bench.error(name, product)
         except MemoryError:
-            self._fail(name, f"{words}: not enough memory to learn it")
+            self._ledger.fail(name, f"{words}: not enough memory to learn it")
             return None
-
-    def _fail(self, name: str, words: str) -> None:
-        line = self._line(name)
-        if words not in line.failed:
-            self._put(dataclasses.replace(line, failed=(*line.failed, words)))
 
     def _products(self, name: str, every: bool = False) -> list[Product]:
         """Returns the products of a line that may replace it; with `every` also int8, which is measured to compare."""
-        return [p for p in self.bench.products(name) if p[0] in (*self._line(name).products, *[INT8] * every)]
+        return [p for p in self.bench.products(name) if p[0] in (*self._ledger.line(name).products, *[INT8] * every)]
 
     @property
     def _mixer(self) -> Mixer:
-        lines = [self._line(name) for name in self.names]
-        return Mixer(lines, self.incumbent, self.plan.trials, self.plan.max_drop, self.plan.exact_ms)
-
-    def _resume(self) -> None:
-        """Takes the quickest model that an earlier run measured as the incumbent."""
-        close = [t for t in self.plan.trials if t.measured and verdict.within(t.drop, self.plan.max_drop)]
-        best = max(close, key=lambda trial: trial.speedup, default=None)
-        self.plan.fast_ms = self.plan.exact_ms
-        if best is not None and best.speedup >= 1 + verdict.MIN_MODEL_GAIN:
-            self.incumbent, self.plan.fast_ms = best.mix, self.plan.exact_ms / best.speedup
+        lines = [self._ledger.line(name) for name in self.names]
+        return Mixer(lines, self._incumbent.mix, self.plan.trials, self.plan.max_drop, self.plan.exact_ms)
 
     def _decide(self) -> None:
         """Writes the verdicts."""
         small = {name for name in self._planned if name not in self.names}
-        decide(self.plan, self._planned, self.incumbent, small, self._done)
+        answer = self._incumbent
+        decide(self.plan, self._planned, answer.mix, small, self._done, answer.given_up)
         self.write()
 
     @property
@@ -282,19 +253,3 @@ class Search:
             return True
         self._done, self.names = set(self._planned), ()
         return False
-
-    def _line(self, name: str) -> LayerPlan:
-        return next(line for line in self.plan.layers if line.name == name)
-
-    def _put(self, line: LayerPlan) -> None:
-        """Puts a new version of a line into the plan."""
-        self.plan.layers = tuple(line if line.name == old.name else old for old in self.plan.layers)
-        self.write()
-
-    def _trial(self, mix: Mix) -> Trial:
-        return next(trial for trial in self.plan.trials if trial.mix == mix)
-
-    def _put_trial(self, trial: Trial) -> None:
-        """Adds a trial, or puts a new version of it into the plan."""
-        self.plan.trials = (*(old for old in self.plan.trials if old.replaced != trial.replaced), trial)
-        self.write()

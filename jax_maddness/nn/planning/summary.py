@@ -6,7 +6,7 @@ import collections
 
 from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, LOW_RANK, REWRITTEN
 from jax_maddness.nn.planning import advice
-from jax_maddness.nn.planning.record import Record
+from jax_maddness.nn.planning.record import HELD_OUT, Record
 from jax_maddness.nn.planning.verdict import LEAST_SHARE, MIN_MODEL_GAIN, LayerPlan, Option, allowed, predicted
 
 _COLUMNS = (REWRITTEN, INT8, LOW_RANK, FACTORS, CODES)
@@ -34,8 +34,19 @@ def _gain(plan: Record) -> str:
     drop = (
         "" if plan.before is None or plan.after is None else f" at a drop of {max(plan.before - plan.after, 0.0):.2g}"
     )
-    speedup, layers = plan.exact_ms / plan.fast_ms, len(plan.replaced)
-    return f"{speedup:.2f}x{drop}, {plan.exact_ms:.3g} ms -> {plan.fast_ms:.3g} ms a batch: {layers} replaced, {by}."
+    speedup, known = plan.exact_ms / plan.fast_ms, _known(plan)
+    return f"{speedup:.2f}x{drop}, {_times(plan)} a batch, {known}: {len(plan.replaced)} replaced, {by}."
+
+
+def _known(plan: Record) -> str:
+    """Returns in a word how the speed-up of the planned model is known."""
+    return "estimated" if plan.measured_ms is None else "measured"
+
+
+def _times(plan: Record) -> str:
+    """Returns the times of the exact and the planned model, those that were measured in turns where there are any."""
+    before, after = plan.measured_ms or (plan.exact_ms, plan.fast_ms)
+    return f"{before:.3g} ms -> {after:.3g} ms"
 
 
 def _limit(plan: Record) -> str:
@@ -57,6 +68,14 @@ def _limit(plan: Record) -> str:
         line = staying[0]
         return f"{_name(line)}, {plan.share(line):.0%} of the time: {line.words.removeprefix('stays: ')}."
     return f"faster products would cost more than {plan.max_drop:.2g} of the metric, or gain nothing."
+
+
+def _judged(plan: Record) -> str:
+    """Returns a sentence on the batches on which drops were measured."""
+    if not plan.held_out:
+        return ""
+    batches = "1 held-out batch" if plan.held_out == 1 else f"{plan.held_out} held-out batches"
+    return f" Drops measured on {batches}, {'`held_out`' if HELD_OUT in plan.fingerprint else 'the last of `batches`'}."
 
 
 def columns(plan: Record) -> list[str]:
@@ -125,14 +144,14 @@ def totals(plan: Record) -> list[str]:
         known = all(line.chosen is not None for line in plan.replaced)
         expected = f", predicted {predicted(plan.layers, plan.exact_ms):.2f}x" if known else ""
         lines.append(
-            f"{len(plan.replaced)} of {len(plan.layers)} lines replaced. The whole model: {plan.exact_ms:.3g} ms -> "
-            f"{plan.fast_ms:.3g} ms, measured {plan.exact_ms / plan.fast_ms:.2f}x{expected}."
+            f"{len(plan.replaced)} of {len(plan.layers)} lines replaced. The whole model: {_times(plan)}, "
+            f"{_known(plan)} {plan.exact_ms / plan.fast_ms:.2f}x{expected}."
         )
     elif not plan.only_look:
         lines.append("Nothing is replaced: the model stays as it is.")
     if plan.before is not None and plan.after is not None:
         values = f"{plan.before:.4g} before, {plan.after:.4g} after; at most {plan.max_drop:.2g} less"
-        lines.append(f"{plan.metric}: {values}.")
+        lines.append(f"{plan.metric}: {values}.{_judged(plan)}")
     if not plan.finished and not plan.only_look:
         lines.append("The time was up before all was measured: call `plan` again with the same `path` to go on.")
     about = [text for text in (plan.machine, plan.batch and f"batch {plan.batch}", plan.versions, plan.date) if text]

@@ -76,6 +76,7 @@ class LayerPlan:
       unmeasured: something about the layer was not measured for lack of time.
       groups: of a convolution's features.
       failed: products that could not be learned, and why, in words.
+      one_hot: its captured inputs are one-hot.
     """
 
     name: str
@@ -91,6 +92,7 @@ class LayerPlan:
     unmeasured: bool = False
     failed: tuple[str, ...] = ()
     groups: int = 1
+    one_hot: bool = False
 
     def of(self, kind: str) -> list[Option]:
         """Returns the options of a kind, fastest first; of equally fast ones the most accurate first."""

@@ -13,12 +13,8 @@ from jaxtyping import Array
 
 from jax_maddness.nn.models.layer import Hook
 from jax_maddness.nn.models.model import Model
+from jax_maddness.nn.models.traces import current_trace
 from jax_maddness.nn.tuning.losses import Term
-
-try:
-    from jax.extend.core import get_opaque_trace_state
-except ImportError:  # in JAX 0.8
-    from jax.core import get_opaque_trace_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +57,11 @@ class Objective:
         """Returns the outputs of the model with other arrays, and those of each module of `hidden`, call by call."""
         seen: dict[str, list[Any]] = {path: [] for path in self.hidden}
         # A value of an inner trace, as of a scan, would leak if it were kept outside of it.
-        outside = get_opaque_trace_state(convention="nnx")
+        outside = current_trace()
 
         def recorder(path: str) -> Hook:
             def hook(module: Callable[[Any], Any], x: Any) -> Any:
-                if get_opaque_trace_state(convention="nnx") != outside:
+                if current_trace() != outside:
                     raise ValueError(f"{path!r} is inside of a scan, jit or remat of the model: no loss can see it.")
                 y = module(x)
                 seen[path].append(y)
