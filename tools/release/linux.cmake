@@ -12,6 +12,7 @@ set(CMAKE_SYSTEM_PROCESSOR ${CMAKE_MATCH_1})
 set(CMAKE_CXX_COMPILER ${CMAKE_MATCH_1}-linux-gnu-g++)
 set(CMAKE_CXX_FLAGS_INIT -ffile-prefix-map=${CMAKE_SOURCE_DIR}=.)  # the same bytes wherever the sources are
 set(JAX_MADDNESS_OLD_GLIBC ON)
+unset(Python_FIND_ABI CACHE)  # set for free-threaded Pythons, whose headers CMake 4.4 then misses for another platform
 
 execute_process(COMMAND ${CMAKE_CXX_COMPILER} -print-file-name=libstdc++.a OUTPUT_VARIABLE libstdcxx
                 OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
