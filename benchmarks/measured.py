@@ -22,8 +22,8 @@ from benchmarks import machine
 from jax_maddness.core.atomic import replace_file
 
 FOLDER = pathlib.Path(__file__).parents[1] / "docs" / "measured"
-PACKAGES = ("jax", "torch", "faiss-cpu", "onnxruntime", "openvino")
-"""Packages whose versions a caption names, where they are installed."""
+RIVALS = {"torch": "torch", "faiss-cpu": "faiss", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+"""Packages, and their names in tables: a caption has the versions of those that its table has."""
 Record = dict[str, Any]
 
 
@@ -78,11 +78,12 @@ def load(name: str) -> Record:
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
-def caption(contents: Record) -> str:
-    """Returns the machine, the versions, the date and the command as Markdown."""
+def caption(contents: Record, table: str) -> str:
+    """Returns the machine, the versions, the date and the command of a table as Markdown."""
     facts = contents["machine"]
     threads = contents.get("threads", facts["processors"])
-    versions = [f"{name} {facts['versions'][name]}" for name in PACKAGES if name in facts["versions"]]
+    versions = [f"jax {facts['versions']['jax']}"]
+    versions += [f"{shown} {facts['versions'][name]}" for name, shown in RIVALS.items() if shown in table]
     place = [f"{facts['cpu']} ({facts['design']})", f"{threads} thread{'s' * (threads != 1)}", *versions]
     busy = "; others were busy meanwhile" if facts["others"] > machine.QUIET else ""
     lines = textwrap.wrap(contents["command"], 110, break_long_words=False, break_on_hyphens=False)

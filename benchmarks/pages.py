@@ -34,11 +34,11 @@ PAGES = sorted((pathlib.Path(__file__).parents[1] / "docs").glob("*.md"))
 TABLES: Mapping[str, Callable[[Sequence[measured.Record]], str]] = {
     "depthwise": depthwise.table,
     "int8_libraries": int8_libraries.table,
-    "layers": report.families,
+    "layers": report.documented,
     "orientation": orientation.table,
     "paper": paper.table,
     "products": table.products,
-    "quality": quality_report.side_by_side,
+    "quality": quality_report.documented,
     "restrictions": restrictions.table,
     "search": search_report.best,
     "threads": table.threads,
@@ -50,7 +50,8 @@ _BLOCK = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->\n)", re.DOTAL
 def block(name: str) -> str:
     """Returns the caption and the table of a file of docs/measured."""
     contents = measured.load(name)
-    return f"{measured.caption(contents)}\n\n{TABLES[name](contents['records'])}\n"
+    shown = TABLES[name](contents["records"])
+    return f"{measured.caption(contents, shown)}\n\n{shown}\n"
 
 
 def names(page: str) -> list[str]:

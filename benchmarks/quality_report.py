@@ -62,6 +62,16 @@ def side_by_side(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
+SHOWN = ("paper", "axis", "oblique", "auto", "int8", "low-rank", "pq", "opq", "bolt")
+"""Methods in the documentation's table."""
+
+
+def documented(records: Sequence[Record]) -> str:
+    """Returns the table of the documentation: `side_by_side` of some methods, without its title."""
+    shown = [r for r in records if r["method"] in SHOWN and r["label"] in ("", "r = D/16", "C = 16")]
+    return side_by_side(shown).partition("\n\n")[2]
+
+
 def at_equal_time(records: Sequence[Record]) -> str:
     """Compares each baseline, at its best size, with the most accurate method of `fit` that is not slower."""
     theirs = [m for m in _each([r for r in records if not r["ours"]], "method") if m != "exact"]

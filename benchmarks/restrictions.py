@@ -83,7 +83,10 @@ def _in_turn(f: Callable[[jax.Array], Any], batches: Sequence[jax.Array]) -> Cal
 def table(records: Sequence[Record]) -> str:
     """Returns a row for each function, and a column for each number of rows."""
     numbers = list(dict.fromkeys(r["rows"] for r in records))
-    lines = [f"| | {' | '.join(f'{rows} row(s), ms' for rows in numbers)} |", "|---" * (len(numbers) + 1) + "|"]
+    lines = [
+        f"| | {' | '.join(f'{rows} row, ms' if rows == 1 else f'{rows} rows, ms' for rows in numbers)} |",
+        "|---" * (len(numbers) + 1) + "|",
+    ]
     for name in dict.fromkeys(r["function"] for r in records):
         own = {r["rows"]: r["ms"] for r in records if r["function"] == name}
         lines.append(f"| {name} | {' | '.join(f'{own[rows]:.2f}' for rows in numbers)} |")

@@ -21,11 +21,15 @@ GOALS = ((0.1, 4.0, 1), (0.001, 2.5, 48))
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """Returns the summary, the table of families, the medians by number of outputs, and the row of each layer."""
+    """Returns what `documented` does, the medians by number of outputs, and the row of each layer."""
+    return "\n\n".join([documented(records), by_outputs(records), layers(records)]) + "\n"
+
+
+def documented(records: Sequence[Record]) -> str:
+    """Returns the summary and the table of families, of all layers and of those with many outputs."""
     wide = [r for r in records if r["outputs"] >= WIDE]
     of_wide = f"The {len(by_layer(wide))} layers with at least {WIDE} outputs:\n\n" + families(wide)
-    parts = [summary(records), beside_low_rank(records), families(records), of_wide, by_outputs(records)]
-    return "\n\n".join([*parts, layers(records)]) + "\n"
+    return "\n\n".join([summary(records), beside_low_rank(records), families(records), of_wide])
 
 
 def beside_low_rank(records: Sequence[Record]) -> str:

@@ -51,11 +51,18 @@ def test_a_page_that_differs_is_named(monkeypatch, folder, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- measured: depthwise -->\nby hand\n<!-- end -->\n")
     monkeypatch.setattr(pages, "PAGES", [page])
-    facts = {"cpu": "CPU", "design": "new", "processors": 1, "versions": {}, "others": 0.0, "date": "2026-01-02T03:04"}
+    facts = {
+        "cpu": "CPU",
+        "design": "new",
+        "processors": 1,
+        "versions": {"jax": "9.9"},
+        "others": 0.0,
+        "date": "2026-01-02T03:04",
+    }
     measured.write("depthwise", {"command": "python", "machine": facts, "records": []})
     with pytest.raises(SystemExit, match=r"page\.md has a table that is not that of docs/measured"):
         pages.main(["--check"])
     assert "by hand" in page.read_text()
     pages.main([])
     pages.main(["--check"])
-    assert "CPU (new), 1 thread, 2026-01-02:" in page.read_text()
+    assert "CPU (new), 1 thread, jax 9.9, 2026-01-02:" in page.read_text()
