@@ -86,6 +86,6 @@ def caption(contents: Record, table: str) -> str:
     versions += [f"{shown} {facts['versions'][name]}" for name, shown in RIVALS.items() if shown in table]
     place = [f"{facts['cpu']} ({facts['design']})", f"{threads} thread{'s' * (threads != 1)}", *versions]
     busy = "; others were busy meanwhile" if facts["others"] > machine.QUIET else ""
-    lines = textwrap.wrap(contents["command"], 110, break_long_words=False, break_on_hyphens=False)
+    lines = textwrap.wrap(contents["command"], 88, break_long_words=False, break_on_hyphens=False)
     shown = " \\\n  ".join(lines)
     return f"{', '.join(place)}, {facts['date'][:10]}{busy}:\n\n```sh\n{shown}\n```"

@@ -51,7 +51,12 @@ def block(name: str) -> str:
     """Returns the caption and the table of a file of docs/measured."""
     contents = measured.load(name)
     shown = TABLES[name](contents["records"])
-    return f"{measured.caption(contents, shown)}\n\n{shown}\n"
+    return f"{measured.caption(contents, shown)}\n\n{unbroken(shown)}\n"
+
+
+def unbroken(table: str) -> str:
+    """Returns a table in which browsers do not break a size such as `8192 x 1024 x 16` into several lines."""
+    return re.sub(r"(?<=\d) x (?=\d)", "\u00a0x\u00a0", table)
 
 
 def names(page: str) -> list[str]:

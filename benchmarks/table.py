@@ -78,7 +78,7 @@ def report(measurements: Sequence[Measurement]) -> str:
 
 def products(measured: Iterable[records.Record]) -> str:
     """Returns a row for each problem of the records of a run, in their order: the table of the documentation."""
-    return summary(contests(map(records.measurement, measured), 1))
+    return summary(contests(map(records.measurement, measured), 1), names_the_best=False)
 
 
 def threads(measured: Iterable[records.Record]) -> str:
@@ -86,17 +86,17 @@ def threads(measured: Iterable[records.Record]) -> str:
     return scaling([records.measurement(record) for record in measured])
 
 
-def summary(shown: Sequence[Contest]) -> str:
+def summary(shown: Sequence[Contest], *, names_the_best: bool = True) -> str:
     """Returns a row per contest, with the time of each alternative as a multiple of that of amm."""
     names = [name for name in records.RIVALS if any(name in c.rivals for c in shown)]
-    heads = ["rows x D x M", "D/C", "amm, ms", *names, "amm against the fastest of these"]
+    heads = ["rows x D x M", "D/C", "amm, ms", *names, *["amm against the fastest of these"] * names_the_best]
     lines = [_row(heads), "|---" * len(heads) + "|"]
     for c in shown:
         m = c.amm
         ratios = [times(c.rivals[n].median_ms / m.median_ms) if n in c.rivals else "" for n in names]
         note = f" ({m.variant})" if m.variant else ""
         cells = [_shape(m.shape), records.per_codebook(m.features, m.codebooks) + note, digits(m.median_ms), *ratios]
-        lines.append(_row([*cells, f"**{times(c.speed_up)}** {c.best.what}"]))
+        lines.append(_row(cells + [f"**{times(c.speed_up)}** {c.best.what}"] * names_the_best))
     return "\n".join(lines)
 
 

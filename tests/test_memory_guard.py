@@ -25,7 +25,7 @@ def test_a_worker_reports_its_peak_and_leaves_the_verdict_to_the_controller():
     guard.pytest_testnodedown(types.SimpleNamespace(workeroutput=session.config.workeroutput))
     guard.pytest_testnodedown(object())  # crashed
     assert len(guard.peaks) == 1
-    assert 1e8 < guard.peaks[0] <= memory.peak()
+    assert 1e8 < guard.peaks[0][0] <= memory.peak()
 
 
 def test_programs_are_dropped_once_they_have_grown(monkeypatch):
@@ -34,12 +34,13 @@ def test_programs_are_dropped_once_they_have_grown(monkeypatch):
     monkeypatch.setattr(memory, "drop_compiled_programs", lambda: dropped.append(None))
     guard = memory.MemoryGuard(1e9)
     for expected in (0, 0, 1):
-        teardown = guard.pytest_runtest_teardown()
+        teardown = guard.pytest_runtest_teardown(types.SimpleNamespace(nodeid="a test"))
         next(teardown)
         with pytest.raises(StopIteration):
             next(teardown)
         assert len(dropped) == expected
     assert guard.after_drop == 50.0
+    assert guard.own[1] == "a test"
 
 
 @pytest.mark.parametrize(("mark", "count"), [("large", 1), ("slow", 0)])

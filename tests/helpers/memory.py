@@ -44,7 +44,8 @@ class MemoryGuard:
 
     def __init__(self, limit: float):
         self.limit = limit
-        self.peaks: list[float] = []
+        self.peaks: list[tuple[float, str]] = []  # of each worker, with the test that reached it
+        self.own = 0.0, "no test"
         self.after_drop: float | None = None
 
     @pytest.hookimpl(tryfirst=True)
@@ -53,9 +54,11 @@ class MemoryGuard:
             self._drop()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_teardown(self):
+    def pytest_runtest_teardown(self, item):
         result = yield
         now = resident()
+        if peak() > self.own[0]:
+            self.own = peak(), item.nodeid
         if self.after_drop is None:
             self.after_drop = now
         if now > self.after_drop + GROWTH:
@@ -69,20 +72,21 @@ class MemoryGuard:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node):
         """xdist: a worker has ended, here is what it measured. One that crashed has measured nothing."""
-        self.peaks += getattr(node, "workeroutput", {}).get("peak_memory", [])
+        self.peaks += [tuple(own) for own in getattr(node, "workeroutput", {}).get("peak_memory", [])]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session):
         if hasattr(session.config, "workeroutput"):
-            session.config.workeroutput["peak_memory"] = [peak()]
+            session.config.workeroutput["peak_memory"] = [(max(peak(), self.own[0]), self.own[1])]
             return
-        self.peaks.append(peak())
-        if max(self.peaks) > self.limit and session.exitstatus == pytest.ExitCode.OK:
+        self.peaks.append((max(peak(), self.own[0]), self.own[1]))
+        if max(self.peaks)[0] > self.limit and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter):
-        too_much = max(self.peaks) > self.limit
-        line = f"peak memory of a worker: {max(self.peaks) / 1e9:.2f} GB"
+        most, test = max(self.peaks)
+        too_much = most > self.limit
+        line = f"peak memory of a worker: {most / 1e9:.2f} GB, first in {test}"
         if too_much:
-            line += f", more than the {self.limit / 1e9:.1f} GB that it may take: the run fails"
+            line += f"; more than the {self.limit / 1e9:.1f} GB that it may take: the run fails"
         terminalreporter.write_line(line, red=too_much)
