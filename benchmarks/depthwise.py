@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measured
-from benchmarks.measured import Record
 from benchmarks.orientation import call
+from benchmarks.records import Record
 from benchmarks.timing import interleaved, quartiles
 from jax_maddness.nn.layers.convolution import Convolution
 

@@ -11,21 +11,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax_maddness
-from benchmarks import machine
+from benchmarks import files, machine
 from benchmarks.layers.contenders import Contender, jitted, rivals
 from benchmarks.layers.measure import products
 from benchmarks.layers.sample import Layer, layers_in
 from benchmarks.packaged import Matrices
-from jax_maddness.core.atomic import replace_file
 
 CODEBOOKS = RANKS = (0, 4, 8, 16, 32, 64)
 """The positions of the two sliders of the page."""
@@ -79,11 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts = machine.facts()
     contents = {"cpu": facts["cpu"], "date": facts["date"][:10], "jax": facts["versions"]["jax"]}
     contents |= {"codebooks": CODEBOOKS, "ranks": RANKS, "layers": records}
-    replace_file(args.output, functools.partial(_write, json.dumps(contents, indent=1).encode() + b"\n"))
-
-
-def _write(content: bytes, file: BinaryIO) -> None:
-    file.write(content)
+    files.write_text(args.output, json.dumps(contents, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import numpy as np
 import jax_maddness
 from benchmarks import measured, timing
 from benchmarks.contenders import Contender, int8_columns, int8_dynamic, run, torch_linear
-from benchmarks.measured import Record
+from benchmarks.records import Record
 from jax_maddness import FitConfig
 
 SHAPES = "8192x1024x1024,1000x768x3072,10000x512x100"
@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=20, help="of timing, for each shape")
     measured.add_option(parser)
     args = parser.parse_args(argv)
-    run, records = measured.Run("int8_libraries", argv), list[Record]()
+    this_run, records = measured.Run("int8_libraries", argv), list[Record]()
     jax_maddness.retain_freed_memory()
     for shape in args.shapes.split(","):
         rows, features, outputs = map(int, shape.split("x"))
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for entrant, own in zip(entrants, figures, strict=True):
             ratio = statistics.median(a / b for a, b in zip(own, figures[0], strict=True))
             records.append({"shape": shape, "product": entrant.what, "ms": statistics.median(own), "ratio": ratio})
-    run.finish(records, table(records), save=args.save)
+    this_run.finish(records, table(records), save=args.save)
 
 
 if __name__ == "__main__":

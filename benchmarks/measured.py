@@ -1,6 +1,6 @@
-"""What benchmarks have measured, for the documentation: a benchmark's `--save` writes a file of docs/measured.
+"""Records of benchmarks, from which the tables of the documentation are made: `--save` writes them to docs/measured.
 
-    python -m benchmarks.pages   # puts the tables of these files into the pages
+    python -m benchmarks.pages   # puts the tables into the pages
 
 A file has the command, the facts of the machine, and the records, which are numbers and not yet text.
 """
@@ -8,7 +8,6 @@ A file has the command, the facts of the machine, and the records, which are num
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import pathlib
@@ -16,15 +15,13 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import Any, BinaryIO
 
-from benchmarks import machine
-from jax_maddness.core.atomic import replace_file
+from benchmarks import files, machine
+from benchmarks.records import Record
 
 FOLDER = pathlib.Path(__file__).parents[1] / "docs" / "measured"
 RIVALS = {"torch": "torch", "faiss-cpu": "faiss", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 """Packages, and their names in tables: a caption has the versions of those that its table has."""
-Record = dict[str, Any]
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:
@@ -43,45 +40,44 @@ class Run:
     """A run of a benchmark, from the facts about the machine before it to the load by others meanwhile."""
 
     def __init__(self, name: str, argv: Sequence[str] | None):
-        self.name, self.command = name, command(name, argv)
+        self._name, self._command = name, command(name, argv)
         self._facts, self._before = machine.facts(), machine.work()
-
-    def contents(self, records: Sequence[Record]) -> Record:
-        """Returns the contents of the file: command, facts, records."""
-        self._facts["others"] = machine.others(self._before, machine.work())
-        return {"command": self.command, "machine": self._facts, "records": list(records)}
 
     def finish(self, records: Sequence[Record], table: str, *, save: bool) -> None:
         """Prints the facts and the table, and writes the file if asked to."""
-        contents = self.contents(records)
-        print(machine.headline(contents["machine"], None))
+        self._facts["others"] = machine.others(self._before, machine.work())
+        print(machine.headline(self._facts, None))
         print(table)
         if save:
-            write(self.name, contents)
+            write(self._name, self._command, self._facts, records, self._facts["processors"])
 
 
-def write(name: str, contents: Record) -> None:
-    """Writes `docs/measured/NAME.json`, a record on each line; the file is written whole or not at all."""
+def write(name: str, command: str, facts: Record, records: Sequence[Record], threads: int) -> None:
+    """Writes `docs/measured/NAME.json`, a record on each line.
+
+    Args:
+      name: of the table, one of `TABLES` in pages.py.
+      command: what `command` returns.
+      facts: what `machine.facts` returns, and the load by others.
+      records: the results, each of which JSON can represent.
+      threads: number of threads that were measured.
+    """
     FOLDER.mkdir(exist_ok=True)
-    head = json.dumps({key: entry for key, entry in contents.items() if key != "records"}, indent=1)
-    lines = ",\n  ".join(json.dumps(record) for record in contents["records"])
+    head = json.dumps({"command": command, "threads": threads, "machine": facts}, indent=1)
+    lines = ",\n  ".join(map(json.dumps, records))
     text = f'{head.removesuffix("}").rstrip()},\n "records": [\n  {lines}\n ]\n}}\n'
-    replace_file(FOLDER / f"{name}.json", functools.partial(_write, text.encode()))
-
-
-def _write(content: bytes, file: BinaryIO) -> None:
-    file.write(content)
+    files.write_text(FOLDER / f"{name}.json", text)
 
 
 def load(name: str) -> Record:
-    """Returns what `write` was given."""
+    """Returns the contents of the file that `write` wrote."""
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
 def caption(contents: Record, table: str) -> str:
     """Returns the machine, the versions, the date and the command of a table as Markdown."""
     facts = contents["machine"]
-    threads = contents.get("threads", facts["processors"])
+    threads = contents["threads"]
     versions = [f"jax {facts['versions']['jax']}"]
     versions += [f"{shown} {facts['versions'][name]}" for name, shown in RIVALS.items() if shown in table]
     place = [f"{facts['cpu']} ({facts['design']})", f"{threads} thread{'s' * (threads != 1)}", *versions]

@@ -21,7 +21,7 @@ import numpy as np
 
 import jax_maddness
 from benchmarks import measured
-from benchmarks.measured import Record
+from benchmarks.records import Record
 from benchmarks.timing import interleaved, quartiles
 
 ROWS = (1, 4, 16, 64, 256)

@@ -25,7 +25,7 @@ import numpy as np
 import jax_maddness
 from benchmarks import measured, timing
 from benchmarks.contenders import Contender
-from benchmarks.measured import Record
+from benchmarks.records import Record
 from jax_maddness import FitConfig, MaddnessOp
 
 ROWS, FEATURES, OUTPUTS = 10_000, 512, (10, 100)

@@ -118,8 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(text)
     args.output.mkdir(parents=True, exist_ok=True)
     if args.save:
-        contents = {"command": measured.command("quality", argv), "machine": facts, "records": records}
-        measured.write("quality", contents)
+        measured.write("quality", measured.command("quality", argv), facts, records, facts["processors"])
     (args.output / "quality.json").write_text(json.dumps(records, indent=1))
     (args.output / "quality.md").write_text(text)
     from benchmarks import quality_pictures

@@ -19,8 +19,8 @@ import numpy as np
 
 import jax_maddness
 from benchmarks import measured
-from benchmarks.measured import Record
 from benchmarks.orientation import Call
+from benchmarks.records import Record
 from benchmarks.timing import interleaved, quartiles
 
 FEATURES, OUTPUTS, CODEBOOKS, CANDIDATES, K = 384, 51_864, 64, 128, 5

@@ -43,9 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     (args.output / "results.json").write_text(json.dumps(results, indent=1))
     write(args.output, results)
     if args.save:
-        contents = {"command": measured.command("run", argv), "threads": args.threads[-1]}
-        contents |= {"machine": results["machine"], "records": results["measurements"]}
-        measured.write("products" if args.threads == [1] else "threads", contents)
+        name, command = "products" if args.threads == [1] else "threads", measured.command("run", argv)
+        measured.write(name, command, results["machine"], results["measurements"], args.threads[-1])
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     write(args.output, results)
     if args.save:
         first = results["measured"][0]
-        contents = {"command": measured.command("search", argv), "threads": first["threads"]}
-        measured.write("search", contents | {"machine": results["machine"], "records": first["results"]})
+        command = measured.command("search", argv)
+        measured.write("search", command, results["machine"], first["results"], first["threads"])
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

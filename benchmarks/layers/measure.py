@@ -12,7 +12,6 @@ and layers.png; layers that layers.json has are measured again only with `--agai
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import json
 import os
@@ -21,19 +20,18 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jax_maddness
-from benchmarks import contenders, machine, measured, timing
+from benchmarks import contenders, files, machine, measured, timing
 from benchmarks.layers import picture, report
 from benchmarks.layers.contenders import OURS, Contender, ours, rivals
 from benchmarks.layers.sample import Layer, layers_in, stratified
 from benchmarks.packaged import Matrices
-from jax_maddness.core.atomic import replace_file
 
 COPIES = 4
 """Number of different blocks of rows that the calls of a contender take in turn."""
@@ -79,14 +77,9 @@ def write(folder: pathlib.Path, facts: dict[str, Any], records: Sequence[dict[st
     """Writes records, table and picture."""
     folder.mkdir(parents=True, exist_ok=True)
     text = machine.headline(facts, None) + "\n" + report.markdown(records)
-    contents = {"layers.json": json.dumps({"facts": facts, "records": records}, indent=1), "layers.md": text}
-    for name, content in contents.items():
-        replace_file(folder / name, functools.partial(_write, content.encode()))
+    files.write_text(folder / "layers.json", json.dumps({"facts": facts, "records": records}, indent=1))
+    files.write_text(folder / "layers.md", text)
     picture.draw(folder / "layers.png", records, f"{facts['cpu']}, {facts['date'][:10]}")
-
-
-def _write(content: bytes, file: BinaryIO) -> None:
-    file.write(content)
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -128,8 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write(args.output, facts, records)
     print(report.markdown(records))
     if args.save:
-        contents = {"command": command, "threads": args.threads}
-        measured.write("layers", contents | {"machine": facts, "records": records})
+        measured.write("layers", command, facts, records, args.threads)
 
 
 if __name__ == "__main__":

@@ -62,8 +62,7 @@ def build_index(
     An index takes half a byte per codebook and vector, besides the exact vectors. Prototypes are learned from a random
     sample of at most `SAMPLE` (32,768) vectors, such that scores of `queries` have the least error (additive
     quantization, Babenko & Lempitsky 2014; see `quantizer.py`), above all those of vectors near a query (see
-    `criterion.py`). The same arguments give the same index on the same
-    machine. Call the function outside of `jax.jit`.
+    `criterion.py`). The same arguments give the same index on the same machine. Call the function outside of `jax.jit`.
 
     Without `queries`, some hundreds of held-out vectors take their place; these do not find themselves. That is right
     if queries are like the vectors, as in "which sentence is like this one". If they are not, as for the outputs of a

@@ -97,10 +97,9 @@ def numbers(
     share: float,
 ) -> Float[np.ndarray, " rows"]:
     """Returns `number(v)` of each vector, given its codes."""
-    prototypes, center = np.asarray(learned.prototypes), np.asarray(learned.center)[:-1]
     result = np.zeros(len(x), np.float32)
     for rows in _blocks(len(x)):
-        p = center + sum(prototypes[c, codes[rows, c]] for c in range(len(prototypes)))
+        p = quantizer.decoded(learned, codes[rows])[:, :-1]
         e = x[rows, :-1] - p
         result[rows] = -(np.einsum("vd,vd->v", p, p) + share * np.einsum("vd,vd->v", e, e)) / 2
     return result

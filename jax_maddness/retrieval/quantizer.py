@@ -278,7 +278,11 @@ def residuals(
     quantizer: Quantizer, x: Float[np.ndarray, "rows features+1"], codes: UInt8[np.ndarray, "rows codebooks"]
 ) -> Float[np.ndarray, "rows features+1"]:
     """Returns vectors minus what their codes stand for."""
-    residual = x - np.asarray(quantizer.center)
-    for c, (prototypes, constants) in enumerate(zip(*map(np.asarray, quantizer[:2]), strict=True)):
-        residual -= np.concatenate([prototypes, constants[:, None]], -1)[codes[:, c]]
-    return residual
+    return x - decoded(quantizer, codes)
+
+
+def decoded(quantizer: Quantizer, codes: UInt8[np.ndarray, "rows codebooks"]) -> Float[np.ndarray, "rows features+1"]:
+    """Returns what codes stand for: the center, and a prototype and a constant for each code."""
+    prototypes, constants, center = map(np.asarray, (quantizer.prototypes, quantizer.constants, quantizer.center))
+    both = np.concatenate([prototypes, constants[..., None]], -1)
+    return center + sum(both[c, codes[:, c]] for c in range(len(both)))

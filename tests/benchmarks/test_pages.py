@@ -59,7 +59,7 @@ def test_a_page_that_differs_is_named(monkeypatch, folder, tmp_path):
         "others": 0.0,
         "date": "2026-01-02T03:04",
     }
-    measured.write("depthwise", {"command": "python", "machine": facts, "records": []})
+    measured.write("depthwise", "python", facts, [], 1)
     with pytest.raises(SystemExit, match=r"page\.md has a table that is not that of docs/measured"):
         pages.main(["--check"])
     assert "by hand" in page.read_text()

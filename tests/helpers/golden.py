@@ -19,13 +19,21 @@ GOLDEN_EXACT = GOLDEN.with_name("golden_v3.maddness")
 GOLDEN_FACTORS = GOLDEN.with_name("golden_v4.maddness")
 
 
+def fractions(count, divisor):
+    """Returns 0, 1, 2, ... divided by `divisor`, rounded as in the files.
+
+    XLA multiplied with the reciprocal when they were written, which not all of its versions do; NumPy always rounds so.
+    """
+    return jnp.asarray(np.arange(count, dtype=np.float32) * np.float32(1 / divisor))
+
+
 def golden_op():
     """The op in the golden file, which `python -m helpers.golden`, from tests/, wrote once. Never change either."""
     indices = (jnp.arange(12, dtype=jnp.int32) * 7 % 10).reshape(3, 4)
     thresholds = (jnp.arange(45, dtype=jnp.float32) * 0.25 - 5).reshape(3, 15).at[0, 0].set(jnp.inf).at[1, 3].set(-0.0)
     values = (jnp.arange(192) * 37 % 256).astype(jnp.uint8).reshape(4, 3, 16)
     tables = LookupTables(values, jnp.array([0.5, 1e-3, 3e38, 1e-45]), jnp.array([0.0, -1.5, 7.0, 1e-40]))
-    weights = (jnp.arange(40, dtype=jnp.float32) / 7).reshape(10, 4).astype(jnp.bfloat16)
+    weights = fractions(40, 7).reshape(10, 4).astype(jnp.bfloat16)
     return MaddnessOp(SplitTrees(indices, thresholds, 10), tables, weights)
 
 
@@ -34,7 +42,7 @@ def golden_oblique_op():
     features = (jnp.arange(15, dtype=jnp.int32) * 7 % 10).reshape(3, 5)
     projections = (jnp.arange(60) * 37 % 255 - 127).astype(jnp.int8).reshape(3, 4, 5)
     thresholds = (jnp.arange(45, dtype=jnp.int32) * 1000 - 20_000).reshape(3, 15).at[0, 0].set(2**31 - 1)
-    center = (jnp.arange(10, dtype=jnp.float32) / 3).at[0].set(-0.0).at[1].set(1e-40)
+    center = fractions(10, 3).at[0].set(-0.0).at[1].set(1e-40)
     scale = (jnp.arange(10, dtype=jnp.float32) * 2.5).at[8].set(2.0**100).at[9].set(2.0**-100)
     op = golden_op()
     return MaddnessOp(ObliqueTrees(features, projections, thresholds, center, scale, 10), op.tables, op.weights)
@@ -42,7 +50,7 @@ def golden_oblique_op():
 
 def golden_exact_op():
     """The same for the third version, which added an exact term."""
-    up = (jnp.arange(20, dtype=jnp.float32) / 9 - 1).reshape(5, 4).at[0, 0].set(-0.0).at[4, 3].set(1e-40)
+    up = (fractions(20, 9) - 1).reshape(5, 4).at[0, 0].set(-0.0).at[4, 3].set(1e-40)
     down = (jnp.arange(30, dtype=jnp.float32) * 0.75 - 9).reshape(10, 3)
     return dataclasses.replace(golden_oblique_op(), term=ExactTerm(up, jnp.array([9, 0], jnp.int32), down))
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.golden import fractions
 from helpers.ops import random_oblique_trees
 
 from jax_maddness import VectorIndex, load_index, save, save_index, search, shard_index
@@ -23,10 +24,10 @@ GOLDEN = DATA / "golden_v1.index"
 def golden_index():
     """The index in the golden file, which `python tests/test_index_files.py` wrote once. Never change either."""
     codes = (jnp.arange(256) * 37 % 256).astype(jnp.uint8).reshape(2, 2, 64)
-    numbers = jnp.arange(3 * 16 * 6, dtype=jnp.float32) / 7
+    numbers = fractions(3 * 16 * 6, 7)
     prototypes, encoder = numbers[: 3 * 16 * 5].reshape(3, 16, 5), numbers.reshape(3, 16, 6)
     quantizer = Quantizer(prototypes, encoder[..., 0], encoder, numbers[:6])
-    vectors = (jnp.arange(350, dtype=jnp.float32) / 7).reshape(70, 5).astype(jnp.bfloat16)
+    vectors = fractions(350, 7).reshape(70, 5).astype(jnp.bfloat16)
     recall = ((12, 0.5, 0.25, 0.125), (70, 1.0, 1.0, 1.0))
     return VectorIndex(codes, quantizer, jnp.arange(70) * 3, -jnp.arange(70.0), vectors, None, "l2", 70, recall)
 
