@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int8, UInt8
 
 from jax_maddness.core import aggregate, int8
+from jax_maddness.core.epilogue import NONE, Epilogue
 from jax_maddness.core.int8 import GROUP, MAX_INNER
 from jax_maddness.core.pytrees import pytree
 from jax_maddness.core.stack import Stacked
@@ -103,16 +104,22 @@ class Factors(Term):
             raise ValueError(f"a shift of {shift} and {num_codebooks} codebooks let the sums exceed 32 bits.")
 
     def amm(
-        self, x: Float[Array, "... features"], trees: Trees, tables: Any, looked_up: Callable[[], Array]
+        self,
+        x: Float[Array, "... features"],
+        trees: Trees,
+        tables: Any,
+        looked_up: Callable[[], Array],
+        epilogue: Epilogue = NONE,
     ) -> Float[Array, "... outputs"]:
         scale, offset = (a.astype(jnp.float32) for a in (tables.scale, tables.offset))
         if not tables.num_codebooks:
-            return _alone(x, *self._projection(), self.up, scale, offset)
+            return epilogue.after(_alone, x, *self._projection(), self.up, scale, offset)
         by_code = tables.by_code_for(x)
         call, entries = _beside[type(trees)].by_output, tables.values
         if by_code is not None:
             call, entries = _beside[type(trees)].by_code, by_code
-        return call(x, *trees.arrays(), entries, *self._projection(), self.up, self.shift, scale, offset)
+        arrays = (*trees.arrays(), entries, *self._projection(), self.up, self.shift, scale, offset)
+        return epilogue.after(call, x, *arrays)
 
     def product(self, x: Float[Array, "... features"], tables: Any) -> Float[Array, "... outputs"]:
         return product_of(self.project(x), tables, self)
