@@ -130,7 +130,7 @@ OLDEST        := jax==0.8.3 jaxlib==0.8.3 'numpy==2.0.*' flax==0.12.2 optax==0.2
 EXPORTED      := ffi/test_registration.py::test_an_exported_module_runs_in_a_process_that_only_imports_the_package
 ENDS          := $(addprefix tests/,core/test_transforms.py core/test_sharding.py core/test_pytrees.py retrieval/test_restrictions.py \
   test_transformations.py nn/test_replace.py nn/test_losses.py nn/test_plan_substitution.py core/test_serialize.py \
-  retrieval/test_index_files.py retrieval/test_log_sum.py $(EXPORTED)) -k 'not [jax and not order_of_imports'
+  retrieval/test_index_files.py retrieval/test_log_sum.py core/test_epilogue.py nn/test_fuse.py $(EXPORTED)) -k 'not [jax and not order_of_imports'
 
 INSTALL       ?= .[test]
 INSTALLED     := -m pytest -o pythonpath=tests --installed -n $(JOBS) -m "not slow"

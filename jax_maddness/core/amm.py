@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, UInt8
 from jax_maddness.core import aggregate, arguments, encode, validate
 from jax_maddness.core.epilogue import NONE, Epilogue
 from jax_maddness.core.epilogue import validated as validate_epilogue
-from jax_maddness.core.stack import Stacked
+from jax_maddness.core.stack import Stacked, in_float32
 from jax_maddness.core.types import KINDS, LookupTables, MaddnessOp, SplitTrees, Trees
 
 
@@ -285,10 +285,13 @@ class _Calls(NamedTuple):
 
 def _calls(kind: type[Trees]) -> _Calls:
     name = f"jax_maddness_amm{kind.target_suffix}"
-    rows_and_trees = f"b {{rows}} d, {kind.dimensions}"
+    rows_and_trees, rescale = f"b {{rows}} d, {kind.dimensions}", "b m, b m -> b {rows} m"
+    by_output, by_code = definition(kind), definition_by_code(kind)
     return _Calls(
-        Stacked(definition(kind), name, f"{rows_and_trees}, b m c k, b m, b m -> b {{rows}} m"),
-        Stacked(definition_by_code(kind), f"{name}_by_code", f"{rows_and_trees}, b c k m, b m, b m -> b {{rows}} m"),
+        Stacked(by_output, name, f"{rows_and_trees}, b m c k, {rescale}", before_rounding=in_float32(by_output)),
+        Stacked(
+            by_code, f"{name}_by_code", f"{rows_and_trees}, b c k m, {rescale}", before_rounding=in_float32(by_code)
+        ),
     )
 
 
@@ -308,7 +311,10 @@ _by_feature_and_output = Stacked(
 )
 _of_codes = {
     dtype: Stacked(
-        definition_of_codes(dtype), "jax_maddness_amm_of_codes", "b {rows} c, b m c k, b m, b m -> b {rows} m"
+        definition_of_codes(dtype),
+        "jax_maddness_amm_of_codes",
+        "b {rows} c, b m c k, b m, b m -> b {rows} m",
+        before_rounding=definition_of_codes(jnp.float32),
     )
     for dtype in validate.ROW_DTYPES
 }

@@ -22,7 +22,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from jax_maddness.core import ffi
+from jax_maddness.core import ffi, products
 from jax_maddness.core.epilogue import Epilogue
 
 _SHARDS_FROM = (0, 10)
@@ -88,6 +88,8 @@ class Stacked:
       num_rows: how many of the first arguments have rows.
       row_axis: the place of the dimensions of rows in the arguments that have rows: 2 in `[ops, features, ...]`.
       result_row_axis: the same in the result.
+      before_rounding: the definition of a product with its result in float32, which an epilogue may follow; None where
+        none can.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Stacked:
         num_rows: int = 1,
         row_axis: int = 1,
         result_row_axis: int = 1,
+        before_rounding: Callable[..., Array] | None = None,
     ):
         self._definition = definition
         self._target = target
@@ -107,6 +110,7 @@ class Stacked:
         self._num_rows = num_rows
         self._row_axis = row_axis
         self._result_row_axis = result_row_axis
+        self._before_rounding = before_rounding
         self._vmapped = custom_vmap(self._dispatch)
         self._vmapped.def_vmap(self._batch)
         # Outside of any `jit`, a call is compiled as one function; inside of one, it becomes a part of the caller.
@@ -120,11 +124,12 @@ class Stacked:
           activation: the name of an activation, or None.
           has_residual: whether the first argument is a residual, of the shape and dtype of the result.
         """
-        if not isinstance(self._target, str) or self._sums_rows:
+        if self._before_rounding is None or not isinstance(self._target, str):
             raise TypeError(f"{self._target} is no product that an epilogue could follow.")
+        definition = functools.partial(_followed, self._definition, self._before_rounding, activation, has_residual)
         result = self._rule.split(" -> ")[1]
         return Stacked(
-            functools.partial(_followed, self._definition, activation, has_residual),
+            definition,
             Target(self._target, activation, 0 if has_residual else None),
             f"{result}, {self._rule}" if has_residual else self._rule,
             num_rows=self._num_rows + has_residual,
@@ -134,6 +139,12 @@ class Stacked:
 
     def __call__(self, *args: Array) -> Array:
         """Computes the result for one op: the arguments and the result have no leading dimension `ops`."""
+        if self._before_rounding is not None and products.is_recorded():
+            return products.product.bind(*args, stacked=self)
+        return self._one_op(*args)
+
+    def unrecorded(self, *args: Array) -> Array:
+        """Computes the same, even where products are recorded."""
         return self._one_op(*args)
 
     def _batch(self, axis_size: int, in_batched: list[bool], *args: Array) -> tuple[Array, bool]:
@@ -218,9 +229,19 @@ class Stacked:
         return {f: axis for f, axis in factors if f not in axes and not taken & set(jax.tree.leaves(axis))}
 
 
-def _followed(definition: Callable[..., Array], activation: str | None, has_residual: bool, *args: Array) -> Array:
+def in_float32(definition: Callable[..., Array]) -> Callable[..., Array]:
+    """Returns the definition of a product for rows of any dtype whose result has that dtype: with it in float32."""
+    return lambda x, *rest: definition(x.astype(jnp.float32), *rest)
+
+
+def _followed(
+    definition: Callable[..., Array],
+    before_rounding: Callable[..., Array],
+    activation: str | None,
+    has_residual: bool,
+    *args: Array,
+) -> Array:
     """Computes a product and its epilogue in float32, rounded once."""
     residual, args = (args[0], args[1:]) if has_residual else (None, args)
-    dtype = args[0].dtype
-    z = definition(args[0].astype(jnp.float32), *args[1:])
-    return Epilogue(activation, residual).of(z).astype(dtype)
+    dtype = jax.eval_shape(definition, *args).dtype
+    return Epilogue(activation, residual).of(before_rounding(*args)).astype(dtype)

@@ -15,7 +15,7 @@ from jax_maddness.core import aggregate, int8
 from jax_maddness.core.epilogue import NONE, Epilogue
 from jax_maddness.core.int8 import GROUP, MAX_INNER
 from jax_maddness.core.pytrees import pytree
-from jax_maddness.core.stack import Stacked
+from jax_maddness.core.stack import Stacked, in_float32
 from jax_maddness.core.terms.base import STATIC, Term
 from jax_maddness.core.trees.base import Trees, validate_array, validate_int8, validate_rounding
 
@@ -179,5 +179,7 @@ def definition_by_row(
 
 
 _RULE = "b {rows} d, b d, b d, b g m i, b m, b m -> b {rows} m"
-_product = Stacked(definition, "jax_maddness_int8", _RULE)
-_product_by_row = Stacked(definition_by_row, "jax_maddness_int8_by_row", _RULE)
+_product = Stacked(definition, "jax_maddness_int8", _RULE, before_rounding=in_float32(definition))
+_product_by_row = Stacked(
+    definition_by_row, "jax_maddness_int8_by_row", _RULE, before_rounding=in_float32(definition_by_row)
+)
