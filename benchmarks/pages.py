@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from benchmarks import (
     depthwise,
     epilogue,
+    fused_model,
     int8_libraries,
     measured,
     orientation,
@@ -35,6 +36,7 @@ PAGES = sorted((pathlib.Path(__file__).parents[1] / "docs").glob("*.md"))
 TABLES: Mapping[str, Callable[[Sequence[measured.Record]], str]] = {
     "depthwise": depthwise.table,
     "epilogue": epilogue.table,
+    "fused_model": fused_model.table,
     "int8_libraries": int8_libraries.table,
     "layers": report.documented,
     "orientation": orientation.table,
