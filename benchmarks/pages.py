@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from benchmarks import (
     depthwise,
     int8_libraries,
+    lists,
     measured,
     orientation,
     paper,
@@ -35,6 +36,7 @@ TABLES: Mapping[str, Callable[[Sequence[measured.Record]], str]] = {
     "depthwise": depthwise.table,
     "int8_libraries": int8_libraries.table,
     "layers": report.documented,
+    "lists": lists.table,
     "orientation": orientation.table,
     "paper": paper.table,
     "products": table.products,

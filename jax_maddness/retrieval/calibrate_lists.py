@@ -52,9 +52,10 @@ def measure(
     kept = [calibrate.is_in(truth[:, :k], best[:, :k]) for k in tops]
     of_vectors = bases_of(index.lists, index.count).of_vectors
     ranks_of_lists = _ranks_of_lists(index, queries)
+    places = _places(truth, candidates)
     rows = []
     for probe in _probes(num_lists):
-        ranks = _ranks(truth, candidates, of_vectors, ranks_of_lists, probe, most)
+        ranks = _ranks(places, candidates, of_vectors, ranks_of_lists, probe, most)
         rows += [
             (c, *(calibrate.likely((ranks[:, :k] < c) & is_kept) for k, is_kept in zip(tops, kept, strict=True)), probe)
             for c in counts
@@ -88,8 +89,17 @@ def _order_of_lists(queries: Array, index: VectorIndex) -> Int32[Array, "queries
     return jax.lax.top_k(products, index.lists.num_lists)[1]
 
 
+def _places(truth: np.ndarray, candidates: np.ndarray) -> Int32[np.ndarray, "queries top"]:
+    """Returns the place of each true neighbor among the candidates of all lists; -1 if it is none of them."""
+    places = np.full(truth.shape, -1, np.int32)
+    for own, true, proposed in zip(places, truth, candidates, strict=True):
+        neighbor, place = np.nonzero(true[:, None] == proposed)
+        own[neighbor] = place
+    return places
+
+
 def _ranks(
-    truth: np.ndarray,
+    places: np.ndarray,
     candidates: np.ndarray,
     of_vectors: np.ndarray,
     ranks_of_lists: np.ndarray,
@@ -97,15 +107,12 @@ def _ranks(
     most: int,
 ) -> Int32[np.ndarray, "queries top"]:
     """Returns the rank of each true neighbor among the candidates of `probe` lists; `most` if it is none of them."""
-    known = candidates >= 0
-    lists = np.where(known, of_vectors[np.maximum(candidates, 0)], 0)
-    scanned = known & (np.take_along_axis(ranks_of_lists, lists, 1) < probe)
+    lists = of_vectors[np.maximum(candidates, 0)]
+    scanned = (candidates >= 0) & (np.take_along_axis(ranks_of_lists, lists, 1) < probe)
     before: np.ndarray = np.cumsum(scanned, 1) - scanned
-    ranks = np.full(truth.shape, most, np.int32)
-    for q in range(len(truth)):
-        neighbor, at = np.nonzero(truth[q][:, None] == np.where(scanned[q], candidates[q], -1))
-        ranks[q, neighbor] = before[q, at]
-    return ranks
+    known = np.maximum(places, 0)
+    is_found = (places >= 0) & np.take_along_axis(scanned, known, 1)
+    return np.where(is_found, np.take_along_axis(before, known, 1), most)
 
 
 def _cost(row: tuple[float, ...], index: VectorIndex) -> float:

@@ -174,8 +174,11 @@ def _validate(arrays: dict[str, np.ndarray], static: dict[str, Any]) -> None:
         raise ValueError(f"its exponent is {exponent!r}; expected an integer between -149 and 127.")
     has_lists = "lists.ranges" in arrays
     _validate_recall(static.get("recall"), has_lists)
-    _validate_criterion(static.get("criterion", ()), metric)
+    _validate_criterion(static.get("criterion", ()), metric, has_lists)
     _validate_shapes({name: (a.dtype.name, a.shape) for name, a in arrays.items()}, metric, count)
+    criterion = static.get("criterion", ())
+    if has_lists and metric == "l2" and criterion and criterion[1] not in range(len(arrays["quantizer.prototypes"])):
+        raise ValueError(f"its criterion is {criterion!r}; expected a number of codebooks as the second number.")
     for name, a in arrays.items():
         if name in _FLOATS or name == "vectors":
             validate_finite(name, a.astype(np.float32))
@@ -222,13 +225,13 @@ def _validate_shapes(stored: dict[str, tuple[str, tuple[int, ...]]], metric: str
         raise ValueError(f"it has an `origin`, which {metric!r} does not use.")
 
 
-def _validate_criterion(criterion: Any, metric: str) -> None:
+def _validate_criterion(criterion: Any, metric: str, has_lists: bool) -> None:
     """Raises unless `criterion` has finite numbers, as many as that for `metric` has, or none."""
     numbers: Any = criterion if isinstance(criterion, list | tuple) else [None]
-    known = (0, 1, 2) if metric == "l2" else (0, len(SecondTerm._fields))
-    if len(numbers) not in known or not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
+    known = 1 + has_lists if metric == "l2" else len(SecondTerm._fields)
+    if len(numbers) not in (0, known) or not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
         raise ValueError(
-            f"its criterion is {criterion!r:.200}; expected {known[1]} finite numbers for {metric!r}, or none."
+            f"its criterion is {criterion!r:.200}; expected {known} finite numbers for {metric!r}, or none."
         )
 
 
