@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -65,8 +66,7 @@ def look_ups(index: jax_maddness.VectorIndex, probe: int, num_candidates: int) -
 
 def faiss_index(database: np.ndarray, num_lists: int, codebooks: int) -> Any:
     """Builds the index of faiss."""
-    import faiss
-
+    faiss: Any = importlib.import_module("faiss")
     index = faiss.index_factory(database.shape[1], f"IVF{num_lists},PQ{codebooks}x4fs,RFlat")
     index.train(database)
     index.add(database)
@@ -75,8 +75,7 @@ def faiss_index(database: np.ndarray, num_lists: int, codebooks: int) -> Any:
 
 def faiss_search(index: Any, probe: int, num_candidates: int) -> Searcher:
     """Returns a search by faiss."""
-    import faiss
-
+    faiss: Any = importlib.import_module("faiss")
     params = faiss.IndexRefineSearchParameters(
         k_factor=num_candidates / NEIGHBORS, base_index_params=faiss.IVFSearchParameters(nprobe=probe)
     )

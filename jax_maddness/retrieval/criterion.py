@@ -71,7 +71,8 @@ def encode(
     if len(criterion) in (1, 2):
         share, last = criterion[0], lengths.of_numbers(len(learned.prototypes), False)
         return lengths.encode(learned, x, share, step, int(criterion[1]) if len(criterion) == 2 else last, bases)
-    return quantizer.encode(learned, x, step=step, term=SecondTerm(*criterion) if criterion else None, bases=bases)
+    term = SecondTerm(*criterion) if criterion else None
+    return quantizer.encode(learned, x, sweeps=quantizer.sweeps_of(bases), step=step, term=term, bases=bases)
 
 
 def about(

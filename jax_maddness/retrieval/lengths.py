@@ -62,7 +62,7 @@ def learn(
     sample[:, -1] = moment[-1] = moment[:, -1] = 0.0
     last = of_numbers(num_codebooks, bases is not None)
     learned = quantizer.learn(sample, moment, num_codebooks - last, seed, step)
-    codes = quantizer.encode(learned, sample)
+    codes = quantizer.encode(learned, sample, sweeps=quantizer.sweeps_of(bases))
     wanted = numbers(learned, sample, codes, SHARE, bases)
     center = np.asarray(learned.center).copy()
     center[-1] = wanted.mean(dtype=np.float64)
@@ -107,7 +107,8 @@ def encode(
       last: how many of the last codebooks have constants and no prototypes.
       bases: what the vectors are residuals of, in an index with lists.
     """
-    codes = quantizer.encode(learned, x, step=step)  # the encoder of the last codebooks is zero: their codes are 0
+    # The encoder of the last codebooks is zero: their codes are 0.
+    codes = quantizer.encode(learned, x, sweeps=quantizer.sweeps_of(bases), step=step)
     if not last or not len(x):
         return codes
     constants = np.asarray(learned.constants)

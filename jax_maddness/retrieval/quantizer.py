@@ -42,6 +42,8 @@ ROUNDS = 4
 """Number of times that prototypes and codes are improved in turn; more rounds hardly help on sentence embeddings."""
 SWEEPS = 4
 """Number of times that `encode` chooses the code of every codebook."""
+SWEEPS_OF_RESIDUALS = 2
+"""The same for residuals of centers: on image descriptors 4 hardly find more, and many vectors take long to encode."""
 _LLOYD_STEPS = 10
 _RIDGE = 0.1  # in rows; small, as it has to regularize the prototypes of rare codes only
 _dot = functools.partial(jnp.matmul, precision="highest")
@@ -239,6 +241,11 @@ def encode(
         at += count
         step()
     return np.concatenate([codes[:0], *improved])
+
+
+def sweeps_of(bases: Bases | None) -> int:
+    """Returns the number of times that `encode` chooses the code of every codebook for vectors, or for residuals."""
+    return SWEEPS if bases is None else SWEEPS_OF_RESIDUALS
 
 
 @jax.jit
