@@ -55,7 +55,10 @@ def definition(
     """
     codes, ranges, probe, longest = lists
     queries, blocks, probe = tables.shape[0], codes.shape[0], min(probe, ranges.shape[0])
-    best = jnp.full((queries, k), -1, jnp.int32), jnp.full((queries, k), -1, jnp.int32)
+    # Inside of a shard_map, constants would vary over fewer axes than the sums, and a loop must not change that.
+    varying = 0 * sum(a[:1].sum(dtype=jnp.int32) for a in (codes, tables, ranges, levels))
+    missing = jnp.full((queries, k), -1, jnp.int32) + varying
+    best = missing, missing
     if 0 in (blocks, probe, longest):
         return best
     first = jnp.clip(ranges[:, 0], 0, blocks)

@@ -9,11 +9,13 @@ import pytest
 from helpers.neighbours import CODEBOOKS, COUNT, assert_same, by_hand, clustered, found
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
 
 from jax_maddness import (
     VectorIndex,
     add_vectors,
     build_index,
+    disabled_export_checks,
     load_index,
     remove_vectors,
     save_index,
@@ -130,6 +132,43 @@ def test_jit_vmap_and_leading_dimensions_agree(listed, queries):
     ):
         np.testing.assert_array_equal(got[1].reshape(30, 5), ids)
         np.testing.assert_allclose(got[0].reshape(30, 5), scores, rtol=1e-5, atol=1e-5)
+
+
+def test_inside_of_shard_map_and_on_an_explicit_mesh(listed, queries, backend):
+    """With and without JAX's check of what varies over devices, which the loops of the definition have to pass."""
+    index, rows = listed["l2"], jnp.asarray(queries[:8])
+    want = search(rows, index, 3, num_candidates=16, probe=3)
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def own(rows):
+        return search(rows, index, 3, num_candidates=16, probe=3)
+
+    for check_vma in (False, True):
+        shards = jax.shard_map(own, mesh=mesh, in_specs=P("rows"), out_specs=P("rows"), check_vma=check_vma)
+        np.testing.assert_array_equal(jax.jit(shards)(rows)[1], want[1])
+    explicit = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(explicit):
+        sharded = jax.device_put(rows, jax.sharding.NamedSharding(explicit, P("rows")))
+        np.testing.assert_array_equal(jax.jit(own)(sharded)[1], want[1])
+
+
+def test_gradients_are_those_of_the_exact_scores(listed, vectors, queries):
+    def total(rows, num_candidates, probe):
+        return search(rows, listed["l2"], 1, num_candidates=num_candidates, probe=probe)[0].sum()
+
+    nearest = vectors[by_hand(queries, vectors, "l2", 1)[1][:, 0]]
+    gradient = jax.grad(total)(jnp.asarray(queries), 200, NUM_LISTS)
+    np.testing.assert_allclose(gradient, -2 * (queries - nearest), rtol=1e-3, atol=1e-3)
+
+
+def test_exported_for_any_number_of_queries(listed, queries):
+    def own(rows, index):
+        return search(rows, index, 3, num_candidates=16, probe=3)
+
+    rows = jax.ShapeDtypeStruct(jax.export.symbolic_shape("n, 16"), jnp.float32)
+    exported = jax.export.export(jax.jit(own), disabled_checks=disabled_export_checks())(rows, listed["l2"])
+    again = jax.export.deserialize(exported.serialize())
+    np.testing.assert_array_equal(again.call(queries, listed["l2"])[1], own(queries, listed["l2"])[1])
 
 
 def test_scores_without_candidates_are_near_the_exact_ones(listed, vectors, queries, metric):
