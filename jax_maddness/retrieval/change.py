@@ -75,6 +75,7 @@ def add_vectors(
     with modes():
         encoded, added = _encodable(rows, added, index)
         bases = None if index.lists is None else _based(encoded, index.lists)
+        _within_bounds(encoded, index)
         codes = encode(encoded, index.quantizer, index.criterion, index.trees, None, bases)
         names = np.concatenate([old, new])
         rows = unit32(rows) if index.metric == "cosine" else rows
@@ -91,13 +92,7 @@ def _encodable(
         added = -np.einsum("vd,vd->v", rows, rows) / 2
     origin = None if index.origin is None else np.asarray(index.origin)
     metric = "l2" if index.sums_squares else "cosine" if index.metric == "cosine" else "ip"
-    encoded = augmented(rows, added, metric, Frame(origin, index.exponent))
-    # Codes represent numbers within these bounds only; farther ones, such as -1e9 for a mask, would drown the vector.
-    constants, mean = np.asarray(index.quantizer.constants), float(index.quantizer.center[-1])
-    least, most = mean + float(constants.min(1).sum()), mean + float(constants.max(1).sum())
-    if index.lists is None:
-        encoded[:, -1] = np.clip(encoded[:, -1], least, most)
-    return encoded, added
+    return augmented(rows, added, metric, Frame(origin, index.exponent)), added
 
 
 def _based(encoded: Float[np.ndarray, "added features+1"], lists: Lists) -> Bases:
@@ -106,6 +101,16 @@ def _based(encoded: Float[np.ndarray, "added features+1"], lists: Lists) -> Base
     bases = Bases(of_centers, centers.assign(encoded[:, :-1], of_centers[:, :-1])[0])
     encoded -= bases.at(slice(None))
     return bases
+
+
+def _within_bounds(encoded: Float[np.ndarray, "added features+1"], index: VectorIndex) -> None:
+    """Clips the numbers that are added to products to those that codes can represent.
+
+    Farther ones, such as -1e9 for a mask, would drown the vector.
+    """
+    constants, mean = np.asarray(index.quantizer.constants), float(index.quantizer.center[-1])
+    least, most = mean + float(constants.min(1).sum()), mean + float(constants.max(1).sum())
+    encoded[:, -1] = np.clip(encoded[:, -1], least, most)
 
 
 def remove_vectors(index: VectorIndex, ids: Integer[ArrayLike, " removed"] | Sequence[int]) -> VectorIndex:

@@ -240,6 +240,16 @@ def test_added_and_removed(listed, vectors, queries, metric):
     assert add_vectors(empty, vectors[:2]).count == 2
 
 
+def test_a_bias_that_masks_does_not_drown_a_vector_that_is_added(vectors, queries):
+    bias = np.zeros(COUNT, np.float32)
+    index = build_index(vectors, CODEBOOKS, bias=bias, num_lists=4)
+    more, biases = clustered(8, 40), np.where(np.arange(40) % 2, -1e9, 0).astype(np.float32)
+    larger = add_vectors(index, more, bias=biases)
+    both = np.concatenate([vectors, more]), np.concatenate([bias, biases])
+    want = by_hand(queries, both[0], "ip", 5, both[1])[1]
+    np.testing.assert_array_equal(search(queries, larger, 5, num_candidates=COUNT, probe=4)[1], want)
+
+
 def test_saved_and_loaded(listed, tmp_path, metric):
     save_index(tmp_path / "lists.index", listed[metric])
     assert_same(load_index(tmp_path / "lists.index"), listed[metric])
