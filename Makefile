@@ -100,7 +100,7 @@ else
 	cmake -S . -B $(BUILD)/emulated -DJAX_MADDNESS_PYTHON=OFF -DJAX_MADDNESS_TESTS=ON -DJAX_MADDNESS_SIMDE_TESTS=ON
 	cmake --build $(BUILD)/emulated --parallel $(JOBS) --target test_kernels_simde test_oblique_simde \
 	  test_halves_simde test_scan_simde test_rescore_simde test_greatest_simde \
-	  test_floats_simde test_factors_simde
+	  test_floats_simde test_factors_simde test_epilogue_simde
 	ctest --test-dir $(BUILD)/emulated --output-on-failure --parallel $(JOBS) --tests-regex simde
 endif
 
@@ -130,7 +130,7 @@ OLDEST        := jax==0.8.3 jaxlib==0.8.3 'numpy==2.0.*' flax==0.12.2 optax==0.2
 EXPORTED      := ffi/test_registration.py::test_an_exported_module_runs_in_a_process_that_only_imports_the_package
 ENDS          := $(addprefix tests/,core/test_transforms.py core/test_sharding.py core/test_pytrees.py retrieval/test_restrictions.py \
   test_transformations.py nn/test_replace.py nn/test_losses.py nn/test_plan_substitution.py core/test_serialize.py \
-  retrieval/test_index_files.py retrieval/test_log_sum.py $(EXPORTED)) -k 'not [jax and not order_of_imports'
+  retrieval/test_index_files.py retrieval/test_log_sum.py core/test_epilogue.py nn/test_fuse.py $(EXPORTED)) -k 'not [jax and not order_of_imports'
 
 INSTALL       ?= .[test]
 INSTALLED     := -m pytest -o pythonpath=tests --installed -n $(JOBS) -m "not slow"
@@ -176,6 +176,7 @@ bench: $(VENV)/.bench $(BUILD)/bench/.built  ## amm beside XLA f32, bf16, int8 a
 bench-kernels: $(BUILD)/bench/.built  ## Look-ups, products and encodings per cycle of every tier, without Python.
 	$(BUILD)/bench/xla_ffi/tests/bench_kernels
 	$(BUILD)/bench/xla_ffi/tests/bench_factors
+	$(BUILD)/bench/xla_ffi/tests/bench_tiers
 
 # More, or less, with SEARCH="--quick"; benchmarks/search.py --help lists the options.
 SEARCH ?=
@@ -280,7 +281,7 @@ $(BIN)/python:
 
 $(BUILD)/bench/.built: $(CXX_TESTS)
 	cmake -S . -B $(BUILD)/bench -DJAX_MADDNESS_PYTHON=OFF -DJAX_MADDNESS_TESTS=ON
-	cmake --build $(BUILD)/bench --parallel $(JOBS) --target bench_kernels bench_factors bench_limits
+	cmake --build $(BUILD)/bench --parallel $(JOBS) --target bench_kernels bench_factors bench_tiers bench_limits
 	touch $@
 
 $(BUILD)/cpp/.built: $(CXX_TESTS)

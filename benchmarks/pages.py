@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks import (
     depthwise,
+    epilogue,
     int8_libraries,
     lists,
     measured,
@@ -34,6 +35,7 @@ from benchmarks.layers import report
 PAGES = sorted((pathlib.Path(__file__).parents[1] / "docs").glob("*.md"))
 TABLES: Mapping[str, Callable[[Sequence[measured.Record]], str]] = {
     "depthwise": depthwise.table,
+    "epilogue": epilogue.table,
     "int8_libraries": int8_libraries.table,
     "layers": report.documented,
     "lists": lists.table,

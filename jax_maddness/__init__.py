@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from jax_maddness.nn import Rule as Rule
     from jax_maddness.nn import capture as capture
     from jax_maddness.nn import finetune as finetune
+    from jax_maddness.nn import fuse as fuse
     from jax_maddness.nn import load_model as load_model
     from jax_maddness.nn import plan as plan
     from jax_maddness.nn import prune_unused_outputs as prune_unused_outputs
@@ -121,6 +122,7 @@ _WITH_FLAX = (
     "Rule",
     "capture",
     "finetune",
+    "fuse",
     "load_model",
     "plan",
     "prune_unused_outputs",

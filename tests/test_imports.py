@@ -12,10 +12,11 @@ import pytest
 import jax_maddness
 
 FLOORS = """
-core.arguments core.pytrees core.int8 core.machine
+core.arguments core.epilogue core.pytrees core.int8 core.machine
 core.trees
 core.terms.base
 core.atomic core.types core.ffi core.memory core.archive core.validate
+core.products
 core.stack core.aggregate core.encode core.look_up core.greatest
 core.terms
 core

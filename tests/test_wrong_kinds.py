@@ -61,6 +61,7 @@ def calls(tmp_path_factory):
         "max_over_positions": {"x": rows, "op": op},
         "measure_costs": {},
         "plan": {"model": net, **learning, "max_seconds": 1.0},
+        "fuse": {"model": fast},
         "prune_unused_outputs": {"model": fast, "batch": batches[0]},
         "remove_vectors": {"index": index, "ids": [3]},
         "replace": {"model": net, **learning},

@@ -12,7 +12,9 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, UInt8
 
 from jax_maddness.core import aggregate, arguments, encode, validate
-from jax_maddness.core.stack import Stacked
+from jax_maddness.core.epilogue import NONE, Epilogue
+from jax_maddness.core.epilogue import validated as validate_epilogue
+from jax_maddness.core.stack import Stacked, in_float32
 from jax_maddness.core.types import KINDS, LookupTables, MaddnessOp, SplitTrees, Trees
 
 
@@ -27,6 +29,8 @@ def amm(
     x: Float[Array, "... features"],
     op: MaddnessOp,
     *,
+    activation: str | None = None,
+    residual: Float[Array, "... outputs"] | None = None,
     feature_major: bool = False,
     feature_major_result: bool = False,
 ) -> Float[Array, "... outputs"]:
@@ -47,6 +51,12 @@ def amm(
       x: rows of float32, bfloat16 or float16, with any leading dimensions, including none and empty ones. NumPy's
         float64 is rounded to float32, with and without x64.
       op: the op that `fit` returned for `w` and `b`.
+      activation: a function of `jax.nn` that follows, in the same call of the kernel, so that the outputs are not
+        written and read once more: "relu", "relu6", "hard_swish", "gelu" (by tanh), "gelu_erf" (exact), "silu",
+        "sigmoid" or "tanh". It is computed in float32, to within 4e-7 of max(1, |z|); derivatives are those of the
+        function in `jax.nn`. Static under `jax.jit`.
+      residual: an array that is added to the outputs before the activation, in the same call; of their shape and
+        dtype.
       feature_major: whether `x` lies in memory feature by feature, as `x_by_feature.T` does inside of `jax.jit`. It
         changes the time alone, not the result: of such rows only the features that trees compare are read, 4 of them
         for each codebook, and nothing is transposed. Static under `jax.jit`. It serves ops with `SplitTrees` and
@@ -58,9 +68,9 @@ def amm(
       The approximate product, in the dtype of `x`, with the leading dimensions of `x`.
 
     Raises:
-      TypeError: `x` is neither float32, bfloat16 nor float16.
-      ValueError: `x` does not have the features that `op` was learned from, or its derivative is requested and
-        `op` does not keep `w`.
+      TypeError: `x` is neither float32, bfloat16 nor float16, or `residual` has another dtype.
+      ValueError: `x` does not have the features that `op` was learned from, there is no such activation, `residual`
+        has another shape than the result, or the derivative is requested and `op` does not keep `w`.
 
     Example:
       >>> from jax_maddness import SplitTrees
@@ -69,20 +79,45 @@ def amm(
       >>> op = MaddnessOp(trees, LookupTables(values, scale=jnp.array([0.5]), offset=jnp.array([1.0])))
       >>> amm(jnp.array([[-1.0], [1.0]]), op).tolist()  # codes 0 and 15
       [[1.0], [8.5]]
+      >>> amm(jnp.array([[-1.0], [1.0]]), op, activation="relu6").tolist()
+      [[1.0], [6.0]]
     """
     validate.op(op)
     x = validate.rows(x, op.trees, op.term)
     flags = {"feature_major": feature_major, "feature_major_result": feature_major_result}
-    return _compiled(x, op, _Order(*(arguments.flag(flag, name) for name, flag in flags.items())))
+    order = _Order(*(arguments.flag(flag, name) for name, flag in flags.items()))
+    if activation is None and residual is None:
+        return _compiled(x, op, order)
+    like = jax.ShapeDtypeStruct((*x.shape[:-1], op.num_outputs), x.dtype)
+    epilogue = validate_epilogue(activation, residual, like)
+    return _compiled_followed(x, op, epilogue.residual, order, epilogue.activation)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _amm(x: Float[Array, "... features"], op: MaddnessOp, order: _Order) -> Float[Array, "... outputs"]:
-    looked_up = functools.partial(_looked_up, x, op, order)
-    return looked_up() if op.term is None else op.term.amm(x, op.trees, op.tables, looked_up)
+    return _product(x, op, order, NONE)
 
 
-def _looked_up(x: Float[Array, "... features"], op: MaddnessOp, order: _Order) -> Float[Array, "... outputs"]:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _amm_followed(
+    x: Float[Array, "... features"], op: MaddnessOp, residual: Array | None, order: _Order, activation: str | None
+) -> Float[Array, "... outputs"]:
+    """Computes `_amm` and its epilogue."""
+    return _product(x, op, order, Epilogue(activation, residual))
+
+
+def _product(
+    x: Float[Array, "... features"], op: MaddnessOp, order: _Order, epilogue: Epilogue
+) -> Float[Array, "... outputs"]:
+    if op.term is None:
+        return _looked_up(x, op, order, epilogue)
+    looked_up = functools.partial(_looked_up, x, op, order, NONE)
+    return op.term.amm(x, op.trees, op.tables, looked_up, epilogue)
+
+
+def _looked_up(
+    x: Float[Array, "... features"], op: MaddnessOp, order: _Order, epilogue: Epilogue
+) -> Float[Array, "... outputs"]:
     """Computes the outputs of the look-ups alone."""
     tables, by_code = op.tables, op.tables.by_code_for(x)
     stacked = _stacked[type(op.trees)]
@@ -90,9 +125,12 @@ def _looked_up(x: Float[Array, "... features"], op: MaddnessOp, order: _Order) -
     scale, offset = (a.astype(jnp.float32) for a in (tables.scale, tables.offset))
     arrays = (*op.trees.arrays(), entries, scale, offset)
     if not (order.x_by_feature and by_code is None and isinstance(op.trees, SplitTrees)):
-        return call(x, *arrays)
+        return epilogue.after(call, x, *arrays)
     x = jnp.moveaxis(x, -1, 0)
-    return jnp.moveaxis(_by_feature_and_output(x, *arrays), 0, -1) if order.y_by_feature else _by_feature(x, *arrays)
+    by_feature = _by_feature_and_output if order.y_by_feature else _by_feature
+    y = by_feature(x, *arrays)
+    y = jnp.moveaxis(y, 0, -1) if order.y_by_feature else y
+    return epilogue.of(y) if epilogue else y
 
 
 def amm_of_codes(
@@ -154,7 +192,20 @@ def _jvp(order: _Order, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 
 _amm.defjvp(_jvp, symbolic_zeros=True)
+
+
+def _followed_jvp(order: _Order, activation: str | None, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (*of_amm, residual), (*changes, change) = primals, tangents
+    z, dz = _jvp(order, tuple(of_amm), tuple(changes))
+    if residual is None:
+        return jax.jvp(Epilogue(activation).of, (z,), (dz,))
+    change = jnp.zeros_like(residual) if _is_zero(change) else change
+    return jax.jvp(lambda z, residual: Epilogue(activation, residual).of(z), (z, residual), (dz, change))
+
+
+_amm_followed.defjvp(_followed_jvp, symbolic_zeros=True)
 # Outside of any `jit`, a call is compiled as one function; inside of one, it becomes a part of the caller.
+_compiled_followed = jax.jit(lambda *args: _amm_followed(*args), static_argnums=(3, 4), inline=True)
 _compiled = jax.jit(lambda *args: _amm(*args), static_argnums=2, inline=True)
 
 
@@ -234,10 +285,13 @@ class _Calls(NamedTuple):
 
 def _calls(kind: type[Trees]) -> _Calls:
     name = f"jax_maddness_amm{kind.target_suffix}"
-    rows_and_trees = f"b {{rows}} d, {kind.dimensions}"
+    rows_and_trees, rescale = f"b {{rows}} d, {kind.dimensions}", "b m, b m -> b {rows} m"
+    by_output, by_code = definition(kind), definition_by_code(kind)
     return _Calls(
-        Stacked(definition(kind), name, f"{rows_and_trees}, b m c k, b m, b m -> b {{rows}} m"),
-        Stacked(definition_by_code(kind), f"{name}_by_code", f"{rows_and_trees}, b c k m, b m, b m -> b {{rows}} m"),
+        Stacked(by_output, name, f"{rows_and_trees}, b m c k, {rescale}", before_rounding=in_float32(by_output)),
+        Stacked(
+            by_code, f"{name}_by_code", f"{rows_and_trees}, b c k m, {rescale}", before_rounding=in_float32(by_code)
+        ),
     )
 
 
@@ -257,7 +311,10 @@ _by_feature_and_output = Stacked(
 )
 _of_codes = {
     dtype: Stacked(
-        definition_of_codes(dtype), "jax_maddness_amm_of_codes", "b {rows} c, b m c k, b m, b m -> b {rows} m"
+        definition_of_codes(dtype),
+        "jax_maddness_amm_of_codes",
+        "b {rows} c, b m c k, b m, b m -> b {rows} m",
+        before_rounding=definition_of_codes(jnp.float32),
     )
     for dtype in validate.ROW_DTYPES
 }

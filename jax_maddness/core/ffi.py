@@ -82,9 +82,16 @@ def force_backend(choice: str) -> contextlib.AbstractContextManager:
     return _context(choice)
 
 
-def call(target: str, result: Any, *args: Array) -> Any:
-    """Calls the kernel `target` on the CPU; `result` is the `ShapeDtypeStruct` of its result, or a tuple of several."""
-    return jax.ffi.ffi_call(target, result)(*args)
+def call(target: str, result: Any, *args: Array, **attributes: str) -> Any:
+    """Calls the kernel `target` on the CPU.
+
+    Args:
+      target: name of the custom call.
+      result: the `ShapeDtypeStruct` of its result, or a tuple of several.
+      args: its operands.
+      attributes: its attributes.
+    """
+    return jax.ffi.ffi_call(target, result)(*args, **attributes)
 
 
 def targets() -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +22,30 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from jax_maddness.core import ffi
+from jax_maddness.core import ffi, products
+from jax_maddness.core.epilogue import Epilogue
 
 _SHARDS_FROM = (0, 10)
 """The oldest version of JAX whose shard_map can be used on every mesh with Explicit axes."""
 
 
-def on_platform(definition: Callable[..., Any], target: str, *args: Array) -> Any:
+class Target(NamedTuple):
+    """A kernel, with what follows its product in the same call (`Epilogue`)."""
+
+    name: str
+    activation: str | None = None
+    residual: int | None = None
+    """Place of the argument that is the residual. The kernel takes it last; None, if there is none."""
+
+    def call(self, result: Any, *args: Array) -> Any:
+        """Calls the kernel; `result` is as in `ffi.call`."""
+        if self.residual is not None:
+            args = (*args[: self.residual], *args[self.residual + 1 :], args[self.residual])
+        attributes = {} if self.activation is None else {"activation": self.activation}
+        return ffi.call(self.name, result, *args, **attributes)
+
+
+def on_platform(definition: Callable[..., Any], target: str | Target, *args: Array) -> Any:
     """Computes `definition(*args)`, an array or a tuple: by the kernel `target` on CPU, by itself elsewhere."""
     definition = _jitted(definition)
     return lax.platform_dependent(*args, cpu=functools.partial(_ffi_call, definition, target), default=definition)
@@ -43,7 +60,7 @@ def _jitted(definition: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(definition)
 
 
-def _ffi_call(definition: Callable[..., Any], target: str, *args: Array) -> Any:
+def _ffi_call(definition: Callable[..., Any], target: str | Target, *args: Array) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
 
     def in_mesh(result: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -52,7 +69,8 @@ def _ffi_call(definition: Callable[..., Any], target: str, *args: Array) -> Any:
             return result.update(sharding=NamedSharding(mesh, PartitionSpec()))
         return result
 
-    return ffi.call(target, jax.tree.map(in_mesh, jax.eval_shape(definition, *args)), *args)
+    target = Target(target) if isinstance(target, str) else target
+    return target.call(jax.tree.map(in_mesh, jax.eval_shape(definition, *args)), *args)
 
 
 class Stacked:
@@ -70,17 +88,20 @@ class Stacked:
       num_rows: how many of the first arguments have rows.
       row_axis: the place of the dimensions of rows in the arguments that have rows: 2 in `[ops, features, ...]`.
       result_row_axis: the same in the result.
+      before_rounding: the definition of a product with its result in float32, which an epilogue may follow; None where
+        none can.
     """
 
     def __init__(
         self,
         definition: Callable[..., Array],
-        target: str,
+        target: str | Target,
         rule: str,
         sums_rows: bool = False,
         num_rows: int = 1,
         row_axis: int = 1,
         result_row_axis: int = 1,
+        before_rounding: Callable[..., Array] | None = None,
     ):
         self._definition = definition
         self._target = target
@@ -89,13 +110,41 @@ class Stacked:
         self._num_rows = num_rows
         self._row_axis = row_axis
         self._result_row_axis = result_row_axis
+        self._before_rounding = before_rounding
         self._vmapped = custom_vmap(self._dispatch)
         self._vmapped.def_vmap(self._batch)
         # Outside of any `jit`, a call is compiled as one function; inside of one, it becomes a part of the caller.
         self._one_op = jax.jit(lambda *args: self._vmapped(*(a[None] for a in args))[0], inline=True)
 
+    @functools.cache  # noqa: B019 -- instances live as long as the module
+    def followed_by(self, activation: str | None, has_residual: bool) -> Stacked:
+        """Returns the same for a product that an epilogue follows, in one call of the kernel.
+
+        Args:
+          activation: the name of an activation, or None.
+          has_residual: whether the first argument is a residual, of the shape and dtype of the result.
+        """
+        if self._before_rounding is None or not isinstance(self._target, str):
+            raise TypeError(f"{self._target} is no product that an epilogue could follow.")
+        definition = functools.partial(_followed, self._definition, self._before_rounding, activation, has_residual)
+        result = self._rule.split(" -> ")[1]
+        return Stacked(
+            definition,
+            Target(self._target, activation, 0 if has_residual else None),
+            f"{result}, {self._rule}" if has_residual else self._rule,
+            num_rows=self._num_rows + has_residual,
+            row_axis=self._row_axis,
+            result_row_axis=self._result_row_axis,
+        )
+
     def __call__(self, *args: Array) -> Array:
         """Computes the result for one op: the arguments and the result have no leading dimension `ops`."""
+        if self._before_rounding is not None and products.is_recorded():
+            return products.product.bind(*args, stacked=self)
+        return self._one_op(*args)
+
+    def unrecorded(self, *args: Array) -> Array:
+        """Computes the same, even where products are recorded."""
         return self._one_op(*args)
 
     def _batch(self, axis_size: int, in_batched: list[bool], *args: Array) -> tuple[Array, bool]:
@@ -178,3 +227,21 @@ class Stacked:
         spec = tuple(getattr(rows.sharding, "spec", ()))
         factors = zip(operands.split(",")[0].split(), spec, strict=False)
         return {f: axis for f, axis in factors if f not in axes and not taken & set(jax.tree.leaves(axis))}
+
+
+def in_float32(definition: Callable[..., Array]) -> Callable[..., Array]:
+    """Returns the definition of a product for rows of any dtype whose result has that dtype: with it in float32."""
+    return lambda x, *rest: definition(x.astype(jnp.float32), *rest)
+
+
+def _followed(
+    definition: Callable[..., Array],
+    before_rounding: Callable[..., Array],
+    activation: str | None,
+    has_residual: bool,
+    *args: Array,
+) -> Array:
+    """Computes a product and its epilogue in float32, rounded once."""
+    residual, args = (args[0], args[1:]) if has_residual else (None, args)
+    dtype = jax.eval_shape(definition, *args).dtype
+    return Epilogue(activation, residual).of(before_rounding(*args)).astype(dtype)

@@ -14,13 +14,14 @@ The files are in floors. Each imports from the floors before it, and from earlie
    `fingerprint`, which others use.
 4. `planning/`, `tuning/`, `pruning/`: the parts of `plan`, `finetune` and `prune_unused_outputs`; none imports another.
 5. `capture`, `calibrate`, `diff`: the steps that `plan` and `replace` have in common.
-6. `plan`, `replace`, `finetune`, `prune`: the public functions; none imports another.
+6. `plan`, `replace`, `finetune`, `prune`, `fuse`: the public functions; none imports another.
 """
 
 from jax_maddness.core.pytrees import register_with_flax as _register_with_flax
 from jax_maddness.nn.capture import Captured, capture
 from jax_maddness.nn.diff import Change, Diff
 from jax_maddness.nn.finetune import FinetuneReport, finetune
+from jax_maddness.nn.fuse import fuse
 from jax_maddness.nn.models.files import load_model, save_model
 from jax_maddness.nn.plan import plan
 from jax_maddness.nn.planning.report import Plan
@@ -40,6 +41,7 @@ __all__ = [
     "Term",
     "capture",
     "finetune",
+    "fuse",
     "load_model",
     "plan",
     "prune_unused_outputs",

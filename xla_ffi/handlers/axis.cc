@@ -67,8 +67,9 @@ ffi::Error encode(ffi::ThreadPool pool, AnyBuffer x, AnyBuffer indices, AnyBuffe
 
 template <bool kByCode>
 ffi::Error amm(ffi::ThreadPool pool, AnyBuffer x, AnyBuffer indices, AnyBuffer thresholds, AnyBuffer values,
-               AnyBuffer scale, AnyBuffer offset, ffi::Result<AnyBuffer> y) {
-  return amm_with(Axis(indices, thresholds), pool, x, {values, scale, offset, kByCode}, *y);
+               AnyBuffer scale, AnyBuffer offset, ffi::RemainingArgs rest, ffi::Dictionary attributes,
+               ffi::Result<AnyBuffer> y) {
+  return amm_with(Axis(indices, thresholds), pool, x, {values, scale, offset, kByCode}, {rest, attributes}, *y);
 }
 
 constexpr int64_t kChunk = 1024;  // rows that are encoded before the tables are read: 4 KiB of a feature
@@ -122,9 +123,11 @@ ffi::Error amm_by_feature(ffi::ThreadPool pool, AnyBuffer x_, AnyBuffer indices,
 template <bool kByCode>
 ffi::Error amm_factors(ffi::ThreadPool pool, AnyBuffer x, AnyBuffer indices, AnyBuffer thresholds, AnyBuffer values,
                        AnyBuffer center, AnyBuffer feature_scale, AnyBuffer down, AnyBuffer steps, AnyBuffer up,
-                       AnyBuffer shift, AnyBuffer scale, AnyBuffer offset, ffi::Result<AnyBuffer> y) {
+                       AnyBuffer shift, AnyBuffer scale, AnyBuffer offset, ffi::RemainingArgs rest,
+                       ffi::Dictionary attributes, ffi::Result<AnyBuffer> y) {
   return amm_factors_with(Axis(indices, thresholds), pool, x,
-                          {values, center, feature_scale, down, steps, up, shift, scale, offset, kByCode}, *y);
+                          {values, center, feature_scale, down, steps, up, shift, scale, offset, kByCode},
+                          {rest, attributes}, *y);
 }
 
 auto bind_trees() {
@@ -139,15 +142,21 @@ auto bind_tables() {
   return bind_trees()
       .Arg<AnyBuffer>()   // values, or by_code
       .Arg<AnyBuffer>()   // scale
-      .Arg<AnyBuffer>()   // offset
+      .Arg<AnyBuffer>();  // offset
+}
+
+auto bind_amm() {
+  return bind_tables()
+      .RemainingArgs()    // residual
+      .Attrs()            // activation
       .Ret<AnyBuffer>();  // y
 }
 
 XLA_FFI_DEFINE_HANDLER(bound_encode, encode, bind_trees().Ret<AnyBuffer>());  // codes
-XLA_FFI_DEFINE_HANDLER(bound_amm, amm<false>, bind_tables());
-XLA_FFI_DEFINE_HANDLER(bound_amm_by_code, amm<true>, bind_tables());
-XLA_FFI_DEFINE_HANDLER(bound_amm_by_feature, amm_by_feature<false>, bind_tables());
-XLA_FFI_DEFINE_HANDLER(bound_amm_by_feature_and_output, amm_by_feature<true>, bind_tables());
+XLA_FFI_DEFINE_HANDLER(bound_amm, amm<false>, bind_amm());
+XLA_FFI_DEFINE_HANDLER(bound_amm_by_code, amm<true>, bind_amm());
+XLA_FFI_DEFINE_HANDLER(bound_amm_by_feature, amm_by_feature<false>, bind_tables().Ret<AnyBuffer>());
+XLA_FFI_DEFINE_HANDLER(bound_amm_by_feature_and_output, amm_by_feature<true>, bind_tables().Ret<AnyBuffer>());
 XLA_FFI_DEFINE_HANDLER(bound_amm_factors, amm_factors<false>, bind_factors(bind_trees()));
 XLA_FFI_DEFINE_HANDLER(bound_amm_factors_by_code, amm_factors<true>, bind_factors(bind_trees()));
 

@@ -1,7 +1,7 @@
 // The handlers for integer factors, alone and beside codes: validate, split over the pool, call. No arithmetic.
 #include "xla/ffi/api/ffi.h"
+#include "xla_ffi/handlers/epilogue.h"
 #include "xla_ffi/handlers/handlers.h"
-#include "xla_ffi/handlers/operands.h"
 
 namespace jax_maddness {
 namespace {
@@ -118,36 +118,37 @@ ffi::Error project(ffi::ThreadPool pool, AnyBuffer x_, AnyBuffer center, AnyBuff
 
 // Factors without tables, of features.
 void run_factors(const Tier& tier, ffi::ThreadPool& pool, const Named& x, const DownArrays& down, const UpArrays& up,
-                 bool by_row, const Named& y) {
+                 bool by_row, const EpilogueOperands& epilogue, const Named& y) {
   const FloatType type = check_float_type(x);
   Problem problem{x.dim(0), count_rows(x), 0, 0, false};
   const int64_t rank = down.check(x);
   up.check(rank, &problem);
   check_like(y, x, problem);
-  if (problem.outputs == 0) return;
   set_products(down.down == nullptr ? 0 : x.last(), rank, &problem);
   const size_t bytes = tier.factor_scratch_bytes(x.last(), rank, 0);
-  split_and_run(problem, bytes, y, pool, [&](const Task& task, void* scratch, bool streams) noexcept {
-    tier.factors(rows_of(x, type, problem, task), {down.of(task.op, by_row), up.of(rank, problem, task)},
-                 output_of(y, type, problem, task, streams), scratch);
-  });
+  const auto kernel = [&](const Task& task, const Output& out, void* scratch) noexcept {
+    tier.factors(rows_of(x, type, problem, task), {down.of(task.op, by_row), up.of(rank, problem, task)}, out, scratch);
+  };
+  write_outputs(tier, problem, bytes, y, type, epilogue, pool, kernel);
 }
 
 ffi::Error factors(ffi::ThreadPool pool, AnyBuffer x, AnyBuffer center, AnyBuffer feature_scale, AnyBuffer down_,
-                   AnyBuffer steps_, AnyBuffer up, AnyBuffer scale, AnyBuffer offset, ffi::Result<AnyBuffer> y) {
+                   AnyBuffer steps_, AnyBuffer up, AnyBuffer scale, AnyBuffer offset, ffi::RemainingArgs rest,
+                   ffi::Dictionary attributes, ffi::Result<AnyBuffer> y) {
   return guarded([&](const Tier& tier) {
     const Named down{"down", down_}, steps{"steps", steps_};
     run_factors(tier, pool, {"x", x}, {{"center", center}, {"feature scale", feature_scale}, &down, &steps},
-                {{"up", up}, {"scale", scale}, {"offset", offset}}, false, {"y", *y});
+                {{"up", up}, {"scale", scale}, {"offset", offset}}, false, {rest, attributes}, {"y", *y});
   });
 }
 
 template <bool kByRow>
 ffi::Error int8(ffi::ThreadPool pool, AnyBuffer x, AnyBuffer center, AnyBuffer feature_scale, AnyBuffer up,
-                AnyBuffer scale, AnyBuffer offset, ffi::Result<AnyBuffer> y) {
+                AnyBuffer scale, AnyBuffer offset, ffi::RemainingArgs rest, ffi::Dictionary attributes,
+                ffi::Result<AnyBuffer> y) {
   return guarded([&](const Tier& tier) {
     run_factors(tier, pool, {"x", x}, {{"center", center}, {"feature scale", feature_scale}},
-                {{"up", up}, {"scale", scale}, {"offset", offset}}, kByRow, {"y", *y});
+                {{"up", up}, {"scale", scale}, {"offset", offset}}, kByRow, {rest, attributes}, {"y", *y});
   });
 }
 
@@ -159,7 +160,7 @@ int64_t check_u(const Named& u) {
 }
 
 ffi::Error factors_of(ffi::ThreadPool pool, AnyBuffer u_, AnyBuffer up, AnyBuffer scale, AnyBuffer offset,
-                      ffi::Result<AnyBuffer> y_) {
+                      ffi::RemainingArgs rest, ffi::Dictionary attributes, ffi::Result<AnyBuffer> y_) {
   return guarded([&](const Tier& tier) {
     const Named u{"u", u_}, y{"y", *y_};
     const UpArrays arrays{{"up", up}, {"scale", scale}, {"offset", offset}};
@@ -168,18 +169,19 @@ ffi::Error factors_of(ffi::ThreadPool pool, AnyBuffer u_, AnyBuffer up, AnyBuffe
     arrays.check(rank, &problem);
     const FloatType type = check_float_type(y);
     check_rows(y, u, problem.outputs);
-    if (problem.outputs == 0) return;
     set_products(0, rank, &problem);
     const size_t bytes = tier.factor_scratch_bytes(0, rank, 0);
-    split_and_run(problem, bytes, y, pool, [&](const Task& task, void* scratch, bool streams) noexcept {
-      tier.factors_of(bytes_of<int8_t>(u, problem, task), task.rows.count, arrays.of(rank, problem, task),
-                      output_of(y, type, problem, task, streams), scratch);
-    });
+    const auto kernel = [&](const Task& task, const Output& out, void* scratch) noexcept {
+      tier.factors_of(bytes_of<int8_t>(u, problem, task), task.rows.count, arrays.of(rank, problem, task), out,
+                      scratch);
+    };
+    write_outputs(tier, problem, bytes, y, type, {rest, attributes}, pool, kernel);
   });
 }
 
 ffi::Error amm_of_codes_factors(ffi::ThreadPool pool, AnyBuffer codes_, AnyBuffer u_, AnyBuffer values_, AnyBuffer up,
-                                AnyBuffer shift_, AnyBuffer scale, AnyBuffer offset, ffi::Result<AnyBuffer> y_) {
+                                AnyBuffer shift_, AnyBuffer scale, AnyBuffer offset, ffi::RemainingArgs rest,
+                                ffi::Dictionary attributes, ffi::Result<AnyBuffer> y_) {
   return guarded([&](const Tier& tier) {
     const Named codes{"codes", codes_}, u{"u", u_}, values{"values", values_}, shift{"shift", shift_}, y{"y", *y_};
     const UpArrays arrays{{"up", up}, {"scale", scale}, {"offset", offset}, &shift};
@@ -189,14 +191,14 @@ ffi::Error amm_of_codes_factors(ffi::ThreadPool pool, AnyBuffer codes_, AnyBuffe
     arrays.check(rank, &problem);
     const FloatType type = check_float_type(y);
     check_rows(y, codes, problem.outputs);
-    if (problem.outputs == 0) return;
     set_products(0, rank, &problem);
     const size_t bytes = tier.factor_scratch_bytes(0, rank, problem.codebooks);
-    split_and_run(problem, bytes, y, pool, [&](const Task& task, void* scratch, bool streams) noexcept {
+    const auto kernel = [&](const Task& task, const Output& out, void* scratch) noexcept {
       tier.amm_of_codes_factors(bytes_of<uint8_t>(codes, problem, task), bytes_of<int8_t>(u, problem, task),
-                                task.rows.count, tables_of(values, problem, task), arrays.of(rank, problem, task),
-                                output_of(y, type, problem, task, streams), scratch);
-    });
+                                task.rows.count, tables_of(values, problem, task), arrays.of(rank, problem, task), out,
+                                scratch);
+    };
+    write_outputs(tier, problem, bytes, y, type, {rest, attributes}, pool, kernel);
   });
 }
 
@@ -220,6 +222,8 @@ auto bind_up(Binding binding) {
       .template Arg<AnyBuffer>()   // up
       .template Arg<AnyBuffer>()   // scale
       .template Arg<AnyBuffer>()   // offset
+      .RemainingArgs()             // residual
+      .Attrs()                     // activation
       .template Ret<AnyBuffer>();  // y
 }
 
@@ -239,12 +243,14 @@ XLA_FFI_DEFINE_HANDLER(bound_amm_of_codes_factors, amm_of_codes_factors,
                            .Arg<AnyBuffer>()    // shift
                            .Arg<AnyBuffer>()    // scale
                            .Arg<AnyBuffer>()    // offset
+                           .RemainingArgs()     // residual
+                           .Attrs()             // activation
                            .Ret<AnyBuffer>());  // y
 
 }  // namespace
 
 ffi::Error amm_factors_with(const TreeArrays& trees, ffi::ThreadPool& pool, AnyBuffer x_, const FactorArrays& all,
-                            AnyBuffer y_) {
+                            const EpilogueOperands& epilogue, AnyBuffer y_) {
   return guarded([&](const Tier& tier) {
     const bool by_code = all.by_code;
     const Named x{"x", x_}, y{"y", y_}, values{by_code ? "by_code" : "values", all.values}, down{"down", all.down},
@@ -258,17 +264,16 @@ ffi::Error amm_factors_with(const TreeArrays& trees, ffi::ThreadPool& pool, AnyB
     const int64_t rank = from_x.check(x);
     to_y.check(rank, &problem);
     check_like(y, x, problem);
-    if (problem.outputs == 0) return;
     set_products(x.last(), rank, &problem);
     const size_t bytes = tier.factor_scratch_bytes(x.last(), rank, problem.codebooks);
-    split_and_run(problem, bytes, y, pool, [&](const Task& task, void* scratch, bool streams) noexcept {
+    const auto kernel = [&](const Task& task, const Output& out, void* scratch) noexcept {
       const Tables tables = (by_code ? by_code_of : tables_of)(values, problem, task);
       const Factors factors = {from_x.of(task.op, false), to_y.of(rank, problem, task)};
-      const Output out = output_of(y, type, problem, task, streams);
       const Rows rows = rows_of(x, type, problem, task);
       by_code ? trees.amm_factors_by_code(tier, task.op, rows, tables, factors, out, scratch)
               : trees.amm_factors(tier, task.op, rows, tables, factors, out, scratch);
-    });
+    };
+    write_outputs(tier, problem, bytes, y, type, epilogue, pool, kernel);
   });
 }
 

@@ -2,7 +2,7 @@
 #include "xla_ffi/handlers/handlers.h"
 
 #include "xla/ffi/api/ffi.h"
-#include "xla_ffi/handlers/operands.h"
+#include "xla_ffi/handlers/epilogue.h"
 
 namespace jax_maddness {
 namespace {
@@ -26,7 +26,8 @@ ffi::Error aggregate(ffi::ThreadPool pool, ffi::AnyBuffer codes_, ffi::AnyBuffer
 }
 
 ffi::Error amm_of_codes(ffi::ThreadPool pool, ffi::AnyBuffer codes_, ffi::AnyBuffer values_, ffi::AnyBuffer scale_,
-                        ffi::AnyBuffer offset_, ffi::Result<ffi::AnyBuffer> y_) {
+                        ffi::AnyBuffer offset_, ffi::RemainingArgs rest, ffi::Dictionary attributes,
+                        ffi::Result<ffi::AnyBuffer> y_) {
   return guarded([&](const Tier& tier) {
     const Named codes{"codes", codes_}, values{"values", values_}, scale{"scale", scale_}, offset{"offset", offset_},
         y{"y", *y_};
@@ -34,12 +35,11 @@ ffi::Error amm_of_codes(ffi::ThreadPool pool, ffi::AnyBuffer codes_, ffi::AnyBuf
     check_rescaling(scale, offset, problem);
     const FloatType type = check_float_type(y);
     check_rows(y, codes, problem.outputs);
-    if (problem.outputs == 0) return;
-    split_and_run(problem, tier.scratch_bytes(0, problem.codebooks), y, pool,
-                  [&](const Task& task, void* scratch, bool streams) noexcept {
+    write_outputs(tier, problem, tier.scratch_bytes(0, problem.codebooks), y, type, {rest, attributes}, pool,
+                  [&](const Task& task, const Output& out, void* scratch) noexcept {
                     tier.amm_of_codes(bytes_of<uint8_t>(codes, problem, task), task.rows.count,
-                                      rescaling(tables_of(values, problem, task), scale, offset, problem, task),
-                                      output_of(y, type, problem, task, streams), scratch);
+                                      rescaling(tables_of(values, problem, task), scale, offset, problem, task), out,
+                                      scratch);
                   });
   });
 }
@@ -60,6 +60,8 @@ XLA_FFI_DEFINE_HANDLER(bound_amm_of_codes, amm_of_codes,
                            .Arg<AnyBuffer>()    // values
                            .Arg<AnyBuffer>()    // scale
                            .Arg<AnyBuffer>()    // offset
+                           .RemainingArgs()     // residual
+                           .Attrs()             // activation
                            .Ret<AnyBuffer>());  // y
 
 }  // namespace
@@ -81,7 +83,7 @@ ffi::Error encode_with(const TreeArrays& trees, ffi::ThreadPool& pool, AnyBuffer
 }
 
 ffi::Error amm_with(const TreeArrays& trees, ffi::ThreadPool& pool, AnyBuffer x_, const TableArrays& arrays,
-                    AnyBuffer y_) {
+                    const EpilogueOperands& epilogue, AnyBuffer y_) {
   return guarded([&](const Tier& tier) {
     const bool by_code = arrays.by_code;
     const Named x{"x", x_}, y{"y", y_}, values{by_code ? "by_code" : "values", arrays.values},
@@ -93,12 +95,10 @@ ffi::Error amm_with(const TreeArrays& trees, ffi::ThreadPool& pool, AnyBuffer x_
     check_rescaling(scale, offset, problem);
     if (y.buffer.element_type() != x.buffer.element_type()) throw InvalidArgument("y must have the type of x.");
     check_rows(y, x, problem.outputs);
-    if (problem.outputs == 0) return;
-    split_and_run(problem, tier.scratch_bytes(x.last(), problem.codebooks), y, pool,
-                  [&](const Task& task, void* scratch, bool streams) noexcept {
+    write_outputs(tier, problem, tier.scratch_bytes(x.last(), problem.codebooks), y, type, epilogue, pool,
+                  [&](const Task& task, const Output& out, void* scratch) noexcept {
                     const Tables plain = (by_code ? by_code_of : tables_of)(values, problem, task);
                     const Tables tables = rescaling(plain, scale, offset, problem, task);
-                    const Output out = output_of(y, type, problem, task, streams);
                     const Rows rows = rows_of(x, type, problem, task);
                     by_code ? trees.amm_by_code(tier, task.op, rows, tables, out, scratch)
                             : trees.amm(tier, task.op, rows, tables, out, scratch);

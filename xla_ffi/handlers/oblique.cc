@@ -79,18 +79,20 @@ ffi::Error encode(ffi::ThreadPool pool, AnyBuffer x, AnyBuffer features, AnyBuff
 template <bool kByCode>
 ffi::Error amm(ffi::ThreadPool pool, AnyBuffer x, AnyBuffer features, AnyBuffer projections, AnyBuffer thresholds,
                AnyBuffer center, AnyBuffer feature_scale, AnyBuffer values, AnyBuffer scale, AnyBuffer offset,
-               ffi::Result<AnyBuffer> y) {
+               ffi::RemainingArgs rest, ffi::Dictionary attributes, ffi::Result<AnyBuffer> y) {
   return amm_with(Oblique(features, projections, thresholds, center, feature_scale), pool, x,
-                  {values, scale, offset, kByCode}, *y);
+                  {values, scale, offset, kByCode}, {rest, attributes}, *y);
 }
 
 template <bool kByCode>
 ffi::Error amm_factors(ffi::ThreadPool pool, AnyBuffer x, AnyBuffer features, AnyBuffer projections,
                        AnyBuffer thresholds, AnyBuffer tree_center, AnyBuffer tree_scale, AnyBuffer values,
                        AnyBuffer center, AnyBuffer feature_scale, AnyBuffer down, AnyBuffer steps, AnyBuffer up,
-                       AnyBuffer shift, AnyBuffer scale, AnyBuffer offset, ffi::Result<AnyBuffer> y) {
+                       AnyBuffer shift, AnyBuffer scale, AnyBuffer offset, ffi::RemainingArgs rest,
+                       ffi::Dictionary attributes, ffi::Result<AnyBuffer> y) {
   return amm_factors_with(Oblique(features, projections, thresholds, tree_center, tree_scale), pool, x,
-                          {values, center, feature_scale, down, steps, up, shift, scale, offset, kByCode}, *y);
+                          {values, center, feature_scale, down, steps, up, shift, scale, offset, kByCode},
+                          {rest, attributes}, *y);
 }
 
 auto bind_trees() {
@@ -109,6 +111,8 @@ auto bind_tables() {
       .Arg<AnyBuffer>()   // values, or by_code
       .Arg<AnyBuffer>()   // scale
       .Arg<AnyBuffer>()   // offset
+      .RemainingArgs()    // residual
+      .Attrs()            // activation
       .Ret<AnyBuffer>();  // y
 }
 

@@ -44,6 +44,12 @@ inline int64_t check_codebooks(const Named& x, int64_t features, const Named& pe
   return per_codebook.dim(1);
 }
 
+// The last two parts of every call that returns y; see epilogue.h.
+struct EpilogueOperands {
+  ffi::RemainingArgs rest;
+  ffi::Dictionary attributes;
+};
+
 // Appends what follows the trees in a call with integer factors to a binding.
 template <typename Binding>
 auto bind_factors(Binding binding) {
@@ -57,6 +63,8 @@ auto bind_factors(Binding binding) {
       .template Arg<ffi::AnyBuffer>()   // shift
       .template Arg<ffi::AnyBuffer>()   // scale
       .template Arg<ffi::AnyBuffer>()   // offset
+      .RemainingArgs()                  // residual
+      .Attrs()                          // activation
       .template Ret<ffi::AnyBuffer>();  // y
 }
 
@@ -74,9 +82,9 @@ struct FactorArrays {
 // The handlers for any kind of trees.
 ffi::Error encode_with(const TreeArrays& trees, ffi::ThreadPool& pool, ffi::AnyBuffer x, ffi::AnyBuffer codes);
 ffi::Error amm_with(const TreeArrays& trees, ffi::ThreadPool& pool, ffi::AnyBuffer x, const TableArrays& tables,
-                    ffi::AnyBuffer y);
+                    const EpilogueOperands& epilogue, ffi::AnyBuffer y);
 ffi::Error amm_factors_with(const TreeArrays& trees, ffi::ThreadPool& pool, ffi::AnyBuffer x,
-                            const FactorArrays& factors, ffi::AnyBuffer y);
+                            const FactorArrays& factors, const EpilogueOperands& epilogue, ffi::AnyBuffer y);
 
 }  // namespace jax_maddness
 

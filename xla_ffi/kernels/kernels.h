@@ -60,6 +60,10 @@ struct Tier {
   void (*amm_of_codes_factors)(const uint8_t* codes, const int8_t* u, int64_t rows, const Tables& tables, const Up& up,
                                const Output& y, void* scratch) noexcept;
 
+  // From z, `stride` apart, in float32, to y. z and y do not overlap.
+  void (*epilogue)(const float* z, int64_t stride, int64_t rows, int64_t outputs, const Epilogue& epilogue,
+                   const Output& y) noexcept;
+
   // Codes at rest. `scratch` is at least scan_scratch_bytes of the same sizes long; queries and k may be zero.
   size_t (*scan_scratch_bytes)(int64_t vectors, int64_t queries, int64_t codebooks, int64_t k);
   void (*scan)(const Database& database, const QueryTables& tables, const Best& best, void* scratch) noexcept;

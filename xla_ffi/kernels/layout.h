@@ -16,6 +16,10 @@
 //   y             [rows][outputs]            as x          y[n][m] = fma(scale[m], f32(sums[n][m]), offset[m])
 //   y by output   [outputs][rows]            as x          the same numbers, output by output
 //
+// An epilogue, where there is one: y is then computed from these in f32, and rounded once
+//   z             [rows][outputs]            f32           fma(scale[m], f32(sums[n][m]), offset[m]), in scratch
+//   residual      [rows][outputs]            as y          y[n][m] = activation(z[n][m] + residual[n][m])
+//
 // Oblique trees, which compare projections instead of features
 //   features      [codebooks][width]         i32           the features that a codebook projects;
 //                                                          0 <= feature < features of x
@@ -161,6 +165,16 @@ struct Output {
   int64_t stride;        // distance between rows, in elements: >= outputs, so that a task may own some of the columns;
                          // of y by output, the distance between outputs: >= rows
   bool streams = false;  // advice: write whole lines past the cache
+};
+
+// Functions of one number, as jax.nn has them: gelu is the one by tanh, exact gelu the one by erf.
+enum class Activation : uint8_t { kNone, kRelu, kRelu6, kHardSwish, kGelu, kExactGelu, kSilu, kSigmoid, kTanh };
+
+// What follows a product before it reaches memory.
+struct Epilogue {
+  Activation activation;
+  const void* residual;  // of the type of y; or null
+  int64_t stride;        // of the residual: distance between rows, in elements
 };
 
 // From features to u.

@@ -112,12 +112,17 @@ struct Run {
 
   template <typename T>
   std::vector<T> amm_by_code(int64_t stride) const {
+    return amm_by_code_in<T>(p.type, stride);
+  }
+
+  template <typename T>
+  std::vector<T> amm_by_code_in(FloatType type, int64_t stride) const {
     Result<T> out(p.rows, p.outputs, stride);
     const int64_t third = p.outputs / 3;
     for (const auto& [begin, count] : {std::pair{int64_t{0}, third}, {third, p.outputs - third}}) {  // as two tasks
       const Tables tables{
           by_code.data() + begin, scale.data() + begin, offset.data() + begin, count, p.codebooks, p.outputs};
-      const Output y{out.data() + begin, p.type, stride};
+      const Output y{out.data() + begin, type, stride};
       p.is_oblique() ? tier.amm_oblique_by_code(rows(), oblique_trees(), tables, y, scratch.data())
                      : tier.amm_by_code(rows(), trees(), tables, y, scratch.data());
     }
@@ -126,9 +131,15 @@ struct Run {
 
   template <typename T>
   std::vector<T> amm(int64_t stride) const {
+    return amm_in<T>(p.type, stride);
+  }
+
+  // The result may be of another type than the rows: an epilogue takes it in f32.
+  template <typename T>
+  std::vector<T> amm_in(FloatType type, int64_t stride) const {
     Result<T> out(p.rows, p.outputs, stride);
     const Tables tables{values.data(), scale.data(), offset.data(), p.outputs, p.codebooks};
-    const Output y{out.data(), p.type, stride, stride % 2 == 0};
+    const Output y{out.data(), type, stride, stride % 2 == 0};
     p.is_oblique() ? tier.amm_oblique(rows(), oblique_trees(), tables, y, scratch.data())
                    : tier.amm(rows(), trees(), tables, y, scratch.data());
     return out.values();
@@ -158,9 +169,14 @@ void check_amm(const Run& run, const std::vector<int32_t>& sums, int64_t stride)
   CHECK(on_bochs || y == run.amm_by_output<T>(p.codes(), stride), "tier %s: amm_of_codes_by_output differs from amm",
         run.tier.name);
   CHECK(on_bochs || y == run.amm_by_code<T>(stride), "tier %s: amm_by_code differs from amm", run.tier.name);
+  const std::vector<float> z = run.amm_in<float>(FloatType::kF32, stride),
+                           few = run.amm_by_code_in<float>(FloatType::kF32, stride);
   for (size_t i = 0; i < y.size(); ++i) {
     const size_t m = i % static_cast<size_t>(p.outputs);
     const float exact = std::fma(p.scale[m], static_cast<float>(sums[i]), p.offset[m]);
+    CHECK(bits_of(z[i]) == bits_of(exact) && bits_of(few[i]) == bits_of(exact),
+          "tier %s, %s rows, f32 output %zu: %g or %g, not %g", run.tier.name, name(p.type), i, double{z[i]},
+          double{few[i]}, double{exact});
     const uint32_t wanted = round_to(exact, p.type);
     uint32_t got = 0;
     std::memcpy(&got, &y[i], sizeof(T));

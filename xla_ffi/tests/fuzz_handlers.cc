@@ -66,6 +66,7 @@ Call random_call(const Signature& signature, Random& random) {
   const Sizes sizes = random_sizes(random);
   const XLA_FFI_DataType x = kFloats[random.below(3)];
   Call call{signature.handler, signature.name, {}, {}};
+  if (signature.is_product) call.activation = kActivationNames[random.below(std::size(kActivationNames))];
   for (const std::string& arg : signature.args) call.args.push_back(array_of(arg, sizes, x, random));
   for (const std::string& result : signature.results) call.results.push_back(array_of(result, sizes, x, random));
   return call;
@@ -105,7 +106,7 @@ void spoil(Array* array, Random& random) {
       break;
     default:
       const auto dim = any();
-      *dim = std::max<int64_t>(0, *dim + random.below(7) - 3);
+      *dim = std::max<int64_t>(0, std::min(*dim, INT64_MAX - 7) + random.below(7) - 3);
   }
 }
 

@@ -121,6 +121,7 @@ struct Call {
   XLA_FFI_Handler* handler;
   const char* name;
   std::vector<Array> args, results;
+  std::string activation = {};  // the attribute of this name; none if it is empty
 };
 
 struct Outcome {
@@ -207,6 +208,18 @@ inline Outcome run(const Call& call, Pool* pool = nullptr, char fill = 0) {
   frame.rets.types = result_types.data();
   frame.rets.rets = results.pointers();
   frame.attrs.struct_size = XLA_FFI_Attrs_STRUCT_SIZE;
+  const auto span = [](const std::string& text) { return XLA_FFI_ByteSpan{text.data(), text.size()}; };
+  static const std::string activation = "activation";
+  XLA_FFI_ByteSpan name = span(activation), value = span(call.activation);
+  XLA_FFI_ByteSpan* names[] = {&name};
+  XLA_FFI_AttrType types[] = {XLA_FFI_AttrType_STRING};
+  void* values[] = {&value};
+  if (!call.activation.empty()) {
+    frame.attrs.size = 1;
+    frame.attrs.names = names;
+    frame.attrs.types = types;
+    frame.attrs.attrs = values;
+  }
   Outcome outcome;
   const std::unique_ptr<XLA_FFI_Error> error(call.handler(&frame));
   if (error) outcome.error = error->message;

@@ -21,14 +21,33 @@ struct Signature {
   XLA_FFI_Handler* handler;
   const char* name;
   std::vector<std::string> args, results;
+  bool is_product = false;  // an activation may follow, and the last of the arguments is a residual
 };
+
+// The names, "" for none.
+constexpr const char* kActivationNames[] = {"",         "relu", "relu6",   "hard_swish", "gelu",
+                                            "gelu_erf", "silu", "sigmoid", "tanh"};
+
+// Adds to all signatures of products the same with a residual.
+inline std::vector<Signature> with_residuals(std::vector<Signature> all) {
+  for (size_t i = 0, count = all.size(); i < count; ++i) {
+    Signature one = all[i];
+    if (one.results[0] != "x o * m" && one.results[0] != "f o * m") continue;
+    if (one.args[0].find("* d") == std::string::npos && one.results[0][0] == 'x') continue;  // by feature
+    one.results[0] = "x o * m";
+    one.args.push_back("x o * m");
+    one.is_product = true;
+    all.push_back(one);
+  }
+  return all;
+}
 
 inline const std::vector<Signature>& signatures() {
   static const std::string codes = "u o * c", values = "u o m c 16", by_code = "u o c 16 m", scale = "s o m";
   static const std::string x = "x o * d", y = "x o * m", indices = "n o c 4", thresholds = "s o c 15";
   static const std::string features = "n o c w", projections = "b o c 4 w", integers = "i o c 15", center = "s o d";
   static const std::string down = "b o g r 4", steps = "s o r", u = "b o * r", up = "b o p m 4", shift = "t o m";
-  static const std::vector<Signature> all = {
+  static const std::vector<Signature> all = with_residuals({
       {encode_handler, "encode", {x, indices, thresholds}, {codes}},
       {aggregate_handler, "aggregate", {codes, values}, {"i o * m"}},
       {amm_handler, "amm", {x, indices, thresholds, values, scale, scale}, {y}},
@@ -79,7 +98,7 @@ inline const std::vector<Signature>& signatures() {
       {greatest_handler, "greatest", {"u e n c", "u m c 16", "u e n"}, {"i e k m", "i e k m"}},
       {look_up_handler, "look_up", {codes, "s o m c 16"}, {"s o * m"}},
       {look_up_gradient_handler, "look_up_gradient", {codes, "s o * m"}, {"s o m c 16"}},
-  };
+  });
   return all;
 }
 

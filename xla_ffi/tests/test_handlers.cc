@@ -81,7 +81,7 @@ std::vector<Call> calls(const Sizes& sizes = {}) {
   const Array down{kS8, {b, 1, 8, 4}}, steps{kF32, {b, 8}}, u{kS8, {b, n, 8}}, up{kS8, {b, 2, m, 4}},
       whole{kS8, {b, 1, m, 4}}, shift{kU8, {b, m}};
   const Array best{kS32, {2, 3}}, greatest{kS32, {b, 1, m}};
-  return {
+  std::vector<Call> all = {
       {encode_handler, "encode", {x, indices, thresholds}, {codes}},
       {aggregate_handler, "aggregate", {codes, values}, {sums}},
       {amm_handler, "amm", {x, indices, thresholds, values, scale, scale}, {y}},
@@ -136,6 +136,30 @@ std::vector<Call> calls(const Sizes& sizes = {}) {
       {look_up_handler, "look_up", {codes, floats}, {y}},
       {look_up_gradient_handler, "look_up_gradient", {codes, y}, {floats}},
   };
+  for (size_t i = 0, count = all.size(); i < count; ++i) {  // the products once more, with an epilogue
+    Call call = all[i];
+    if (call.args[0].type == kF32 && call.args[0].dims != x.dims) continue;  // rows by feature; queries
+    if (call.results[0].type != kF32 || call.results[0].dims != y.dims || call.handler == look_up_handler) continue;
+    call.args.push_back(y);
+    call.activation = "relu";
+    all.push_back(call);
+  }
+  return all;
+}
+
+void test_epilogue() {
+  int64_t count = 0;
+  for (Call call : calls()) {
+    if (call.activation.empty()) continue;
+    ++count;
+    call.activation = "swish";
+    CHECK(message(call).find("no activation 'swish'") != std::string::npos, "%s: %s", call.name, message(call).c_str());
+    call.activation = "gelu";
+    CHECK(message(call).empty(), "%s: %s", call.name, message(call).c_str());
+    call.args.push_back(call.args.back());
+    CHECK(message(call).find("too many") != std::string::npos, "%s: %s", call.name, message(call).c_str());
+  }
+  CHECK(count == 14, "%ld products take an epilogue", long(count));
 }
 
 // Calls the handler with array `i` replaced.
@@ -203,5 +227,6 @@ int main() {
     }
   }
   test_factor_bounds();
+  test_epilogue();
   std::printf("handlers: XLA FFI API %d.%d\n", XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR);
 }

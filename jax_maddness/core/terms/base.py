@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Array, Float
 
+from jax_maddness.core.epilogue import NONE, Epilogue
 from jax_maddness.core.trees.base import Trees
 
 STATIC = {"static": True}
@@ -72,7 +73,12 @@ class Term(abc.ABC):
 
     @abc.abstractmethod
     def amm(
-        self, x: Float[Array, "... features"], trees: Trees, tables: Any, looked_up: Callable[[], Array]
+        self,
+        x: Float[Array, "... features"],
+        trees: Trees,
+        tables: Any,
+        looked_up: Callable[[], Array],
+        epilogue: Epilogue = NONE,
     ) -> Float[Array, "... outputs"]:
         """Computes the outputs of an op that has this term.
 
@@ -81,6 +87,7 @@ class Term(abc.ABC):
           trees: the op's trees.
           tables: the op's `LookupTables`.
           looked_up: computes the outputs of the look-ups alone, if the op has codebooks.
+          epilogue: what follows the outputs.
         """
 
     @abc.abstractmethod

@@ -11,6 +11,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int32
 
+from jax_maddness.core.epilogue import NONE, Epilogue
 from jax_maddness.core.pytrees import pytree
 from jax_maddness.core.terms.base import STATIC, Term
 from jax_maddness.core.trees.base import Trees, validate_array, validate_finite, validate_indices
@@ -83,10 +84,16 @@ class ExactTerm(Term):
             validate_indices("an exact term's", arrays["indices"], num_features)
 
     def amm(
-        self, x: Float[Array, "... features"], trees: Trees, tables: Any, looked_up: Callable[[], Array]
+        self,
+        x: Float[Array, "... features"],
+        trees: Trees,
+        tables: Any,
+        looked_up: Callable[[], Array],
+        epilogue: Epilogue = NONE,
     ) -> Float[Array, "... outputs"]:
         y = looked_up()
-        return (y.astype(jnp.float32) + self.product(x, tables)).astype(y.dtype)
+        y = (y.astype(jnp.float32) + self.product(x, tables)).astype(y.dtype)
+        return epilogue.of(y) if epilogue else y
 
     def product(self, x: Float[Array, "... features"], tables: Any) -> Float[Array, "... outputs"]:
         del tables  # the term has weights of its own

@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int8, UInt8
 
 from jax_maddness.core import aggregate, int8
+from jax_maddness.core.epilogue import NONE, Epilogue
 from jax_maddness.core.int8 import GROUP, MAX_INNER
 from jax_maddness.core.pytrees import pytree
-from jax_maddness.core.stack import Stacked
+from jax_maddness.core.stack import Stacked, in_float32
 from jax_maddness.core.terms.base import STATIC, Term
 from jax_maddness.core.trees.base import Trees, validate_array, validate_int8, validate_rounding, validate_scales
 from jax_maddness.core.trees.kinds import KINDS
@@ -103,16 +104,22 @@ class Factors(Term):
             raise ValueError(f"a shift of {shift} and {num_codebooks} codebooks let the sums exceed 32 bits.")
 
     def amm(
-        self, x: Float[Array, "... features"], trees: Trees, tables: Any, looked_up: Callable[[], Array]
+        self,
+        x: Float[Array, "... features"],
+        trees: Trees,
+        tables: Any,
+        looked_up: Callable[[], Array],
+        epilogue: Epilogue = NONE,
     ) -> Float[Array, "... outputs"]:
         scale, offset = (a.astype(jnp.float32) for a in (tables.scale, tables.offset))
         if not tables.num_codebooks:
-            return _alone(x, *self._projection(), self.up, scale, offset)
+            return epilogue.after(_alone, x, *self._projection(), self.up, scale, offset)
         by_code = tables.by_code_for(x)
         call, entries = _beside[type(trees)].by_output, tables.values
         if by_code is not None:
             call, entries = _beside[type(trees)].by_code, by_code
-        return call(x, *trees.arrays(), entries, *self._projection(), self.up, self.shift, scale, offset)
+        arrays = (*trees.arrays(), entries, *self._projection(), self.up, self.shift, scale, offset)
+        return epilogue.after(call, x, *arrays)
 
     def product(self, x: Float[Array, "... features"], tables: Any) -> Float[Array, "... outputs"]:
         return product_of(self.project(x), tables, self)
@@ -250,9 +257,19 @@ _PROJECTION = "b d, b d, b g r i, b r"
 _RESCALE = "b m, b m -> b {rows} m"
 
 _project = Stacked(projection_definition, "jax_maddness_project", f"b {{rows}} d, {_PROJECTION} -> b {{rows}} r")
-_alone = Stacked(definition, "jax_maddness_factors", f"b {{rows}} d, {_PROJECTION}, b h m i, {_RESCALE}")
+_alone = Stacked(
+    definition,
+    "jax_maddness_factors",
+    f"b {{rows}} d, {_PROJECTION}, b h m i, {_RESCALE}",
+    before_rounding=in_float32(definition),
+)
 _expand = {
-    dtype: Stacked(expansion_definition(dtype), "jax_maddness_factors_of", f"b {{rows}} r, b h m i, {_RESCALE}")
+    dtype: Stacked(
+        expansion_definition(dtype),
+        "jax_maddness_factors_of",
+        f"b {{rows}} r, b h m i, {_RESCALE}",
+        before_rounding=expansion_definition(jnp.float32),
+    )
     for dtype in ROW_DTYPES
 }
 _expand_beside = {
@@ -261,6 +278,7 @@ _expand_beside = {
         "jax_maddness_amm_of_codes_factors",
         f"b {{rows}} c, b {{rows}} r, b m c k, b h m i, b m, {_RESCALE}",
         num_rows=2,
+        before_rounding=expansion_definition_beside(jnp.float32),
     )
     for dtype in ROW_DTYPES
 }
@@ -274,9 +292,10 @@ class _Calls(NamedTuple):
 def _calls(kind: type[Trees]) -> _Calls:
     name = f"jax_maddness_amm{kind.target_suffix}_factors"
     before, after = f"b {{rows}} d, {kind.dimensions}", f"{_PROJECTION}, b h m i, b m, {_RESCALE}"
+    by_output, by_code = (definition_beside(kind, by_code) for by_code in (False, True))
     return _Calls(
-        Stacked(definition_beside(kind, False), name, f"{before}, b m c k, {after}"),
-        Stacked(definition_beside(kind, True), f"{name}_by_code", f"{before}, b c k m, {after}"),
+        Stacked(by_output, name, f"{before}, b m c k, {after}", before_rounding=in_float32(by_output)),
+        Stacked(by_code, f"{name}_by_code", f"{before}, b c k m, {after}", before_rounding=in_float32(by_code)),
     )
 
 

@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int8
 
 from jax_maddness.core import aggregate, int8
+from jax_maddness.core.epilogue import NONE, Epilogue
 from jax_maddness.core.int8 import GROUP, MAX_INNER
 from jax_maddness.core.pytrees import pytree
-from jax_maddness.core.stack import Stacked
+from jax_maddness.core.stack import Stacked, in_float32
 from jax_maddness.core.terms.base import STATIC, Term
 from jax_maddness.core.trees.base import Trees, validate_array, validate_int8, validate_rounding
 
@@ -73,9 +74,15 @@ class Int8Product(Term):
         validate_int8(f"{cls.name}.up", arrays["up"])
 
     def amm(
-        self, x: Float[Array, "... features"], trees: Trees | None, tables: Any, looked_up: Callable[[], Array] | None
+        self,
+        x: Float[Array, "... features"],
+        trees: Trees | None,
+        tables: Any,
+        looked_up: Callable[[], Array] | None,
+        epilogue: Epilogue = NONE,
     ) -> Float[Array, "... outputs"]:
-        return _product(x, *self._features(), self.up, *(a.astype(jnp.float32) for a in (tables.scale, tables.offset)))
+        scale, offset = (a.astype(jnp.float32) for a in (tables.scale, tables.offset))
+        return epilogue.after(self._call, x, *self._features(), self.up, scale, offset)
 
     def product(self, x: Float[Array, "... features"], tables: Any) -> Float[Array, "... outputs"]:
         x, scale = jax.lax.stop_gradient((x.astype(jnp.float32), tables.scale.astype(jnp.float32)))
@@ -93,6 +100,10 @@ class Int8Product(Term):
         """Returns a product of a given size, all of zeros, to measure time and memory before learning."""
         zeros = jnp.zeros(features)
         return cls(zeros, zeros, jnp.zeros((-(-features // GROUP), outputs, GROUP), jnp.int8))
+
+    @property
+    def _call(self) -> Stacked:
+        return _product
 
     def _features(self) -> tuple[Array, Array]:
         return self.center.astype(jnp.float32), self.scale.astype(jnp.float32)
@@ -121,11 +132,9 @@ class Int8ProductByRow(Int8Product):
     def __str__(self) -> str:
         return " + int8 by row"
 
-    def amm(
-        self, x: Float[Array, "... features"], trees: Trees | None, tables: Any, looked_up: Callable[[], Array] | None
-    ) -> Float[Array, "... outputs"]:
-        scale, offset = (a.astype(jnp.float32) for a in (tables.scale, tables.offset))
-        return _product_by_row(x, *self._features(), self.up, scale, offset)
+    @property
+    def _call(self) -> Stacked:
+        return _product_by_row
 
     def sums(
         self, x: Float[Array, "... features"], tables: Any, looked_up: Callable[[], Array]
@@ -170,5 +179,7 @@ def definition_by_row(
 
 
 _RULE = "b {rows} d, b d, b d, b g m i, b m, b m -> b {rows} m"
-_product = Stacked(definition, "jax_maddness_int8", _RULE)
-_product_by_row = Stacked(definition_by_row, "jax_maddness_int8_by_row", _RULE)
+_product = Stacked(definition, "jax_maddness_int8", _RULE, before_rounding=in_float32(definition))
+_product_by_row = Stacked(
+    definition_by_row, "jax_maddness_int8_by_row", _RULE, before_rounding=in_float32(definition_by_row)
+)

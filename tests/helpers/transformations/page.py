@@ -51,7 +51,8 @@ OTHERS = """
 - `active_tier`, `supported_tiers`, `disabled_export_checks`, `measure_costs` and `retain_freed_memory` take no arrays.
 - Layers that `replace` puts into a [Flax model](flax.md) call `amm` and `max_over_positions`; the functions for models
   (`capture`, `plan`, `replace`, `finetune`, `prune_unused_outputs`, `save_model`, `load_model`) run outside of
-  `jax.jit`.
+  `jax.jit`. What `fuse` returns belongs inside of it: products in `jit`, scans, loops, branches and remat are fused
+  there, those under a `vmap` inside of the function stay by themselves; derivatives are those of the function.
 
 [Backends](backends.md#export) has more about export: which exemptions it needs, and what of a mesh can be serialized.
 """

@@ -122,19 +122,23 @@ size_t scratch_bytes(int64_t features, int64_t codebooks) {
                                                  Codes::scratch_bytes(codebooks));
 }
 
+// Rows [begin, end) of any type.
+template <typename AnyTrees, typename To>
+void encode_any_rows(const Rows& x, int64_t begin, int64_t end, const AnyTrees& trees, const To& to, char* scratch) {
+  switch (x.type) {
+    case FloatType::kF32:
+      return encode_rows<FloatType::kF32>(x, begin, end, trees, to, scratch);
+    case FloatType::kBF16:
+      return encode_rows<FloatType::kBF16>(x, begin, end, trees, to, scratch);
+    case FloatType::kF16:
+      return encode_rows<FloatType::kF16>(x, begin, end, trees, to, scratch);
+  }
+}
+
 template <typename AnyTrees>
 void encode(const Rows& x, const AnyTrees& trees, uint8_t* codes, void* memory) noexcept {
   const CountDenormals guard;
-  const RowMajor to{codes, trees.codebooks};
-  char* const scratch = Scratch(memory, x.features).of_encode;
-  switch (x.type) {
-    case FloatType::kF32:
-      return encode_rows<FloatType::kF32>(x, 0, x.count, trees, to, scratch);
-    case FloatType::kBF16:
-      return encode_rows<FloatType::kBF16>(x, 0, x.count, trees, to, scratch);
-    case FloatType::kF16:
-      return encode_rows<FloatType::kF16>(x, 0, x.count, trees, to, scratch);
-  }
+  encode_any_rows(x, 0, x.count, trees, RowMajor{codes, trees.codebooks}, Scratch(memory, x.features).of_encode);
 }
 
 template <typename Sink>
@@ -168,32 +172,31 @@ void amm_of_codes(const uint8_t* codes, int64_t rows, const Tables& tables, cons
   }
 }
 
-template <FloatType kType, typename AnyTrees>
-void amm_as(const Rows& x, const AnyTrees& trees, const Tables& tables, const Output& y, void* memory) {
-  using Sink = RescaledSink<kType>;
+template <FloatType kResult, typename AnyTrees>
+void amm_to(const Rows& x, const AnyTrees& trees, const Tables& tables, const Output& y, void* memory) {
+  using Sink = RescaledSink<kResult>;
   const Scratch scratch(memory, x.features);
   const int64_t step = rows_at_once(trees.codebooks), stride = y.stride * Sink::kWidth;
   for (int64_t n = 0; n < x.count; n += step) {
     const int64_t count = min(x.count - n, step);
     const PackedCodes packed{{scratch.packed, count, trees.codebooks}};
-    encode_rows<kType>(x, n, n + count, trees, packed, scratch.of_encode);
+    encode_any_rows(x, n, n + count, trees, packed, scratch.of_encode);
     aggregate_blocks<Sink>(packed, count, tables, static_cast<char*>(y.data) + n * stride, stride, y.streams,
                            scratch.work);
   }
   if (y.streams) _mm_sfence();  // before the caller tells other threads that y is there
 }
 
-// x and y have one type: the handler has validated that.
 template <typename AnyTrees>
 void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Output& y, void* memory) noexcept {
   const CountDenormals guard;
-  switch (x.type) {
+  switch (y.type) {
     case FloatType::kF32:
-      return amm_as<FloatType::kF32>(x, trees, tables, y, memory);
+      return amm_to<FloatType::kF32>(x, trees, tables, y, memory);
     case FloatType::kBF16:
-      return amm_as<FloatType::kBF16>(x, trees, tables, y, memory);
+      return amm_to<FloatType::kBF16>(x, trees, tables, y, memory);
     case FloatType::kF16:
-      return amm_as<FloatType::kF16>(x, trees, tables, y, memory);
+      return amm_to<FloatType::kF16>(x, trees, tables, y, memory);
   }
 }
 
@@ -204,6 +207,7 @@ void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Outpu
 #include "xla_ffi/kernels/avx2/factors.inc"
 #include "xla_ffi/kernels/avx2/table_sums.inc"
 #include "xla_ffi/kernels/shared/factors.inc"
+#include "xla_ffi/kernels/shared/epilogue.inc"
 #include "xla_ffi/kernels/avx2/scan.inc"
 #include "xla_ffi/kernels/shared/scan.inc"
 #include "xla_ffi/kernels/shared/scan_lists.inc"

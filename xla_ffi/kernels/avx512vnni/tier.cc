@@ -46,6 +46,7 @@ bool supported() {
 #include "xla_ffi/kernels/avx512/no_tiles.inc"
 #include "xla_ffi/kernels/avx512/table_sums.inc"
 #include "xla_ffi/kernels/shared/factors.inc"
+#include "xla_ffi/kernels/shared/epilogue.inc"
 #include "xla_ffi/kernels/avx512/scan.inc"
 #include "xla_ffi/kernels/shared/scan.inc"
 #include "xla_ffi/kernels/shared/scan_lists.inc"

@@ -200,32 +200,45 @@ void amm_of_codes(const uint8_t* codes, int64_t rows, const Tables& tables, cons
   }
 }
 
-template <FloatType kType, typename AnyTrees>
-void amm_as(const Rows& x, const AnyTrees& trees, const Tables& tables, const Output& y, void* memory) {
-  using Result = Rescaled<kType>;
+// Rows of any type.
+template <typename AnyTrees>
+void encode_any_eight(const Rows& x, int64_t n, const AnyTrees& trees, uint8_t* packed, void* scratch) {
+  switch (x.type) {
+    case FloatType::kF32:
+      return encode_eight<FloatType::kF32>(x, n, trees, packed, scratch);
+    case FloatType::kBF16:
+      return encode_eight<FloatType::kBF16>(x, n, trees, packed, scratch);
+    case FloatType::kF16:
+      return encode_eight<FloatType::kF16>(x, n, trees, packed, scratch);
+  }
+}
+
+template <FloatType kResult, typename AnyTrees>
+void amm_to(const Rows& x, const AnyTrees& trees, const Tables& tables, const Output& y, void* memory) {
+  using Result = Rescaled<kResult>;
   const Scratch scratch(memory, tables.codebooks);
   const int64_t step = rows_at_once(tables.codebooks);
   for (int64_t n = 0; n < x.count; n += step) {
     const int64_t count = min(x.count - n, step);
     for (int64_t r = 0; r < count; r += kVector) {
-      encode_eight<kType>(x, n + r, trees, scratch.packed.at(r, 0), scratch.of_encode);
+      encode_any_eight(x, n + r, trees, scratch.packed.at(r, 0), scratch.of_encode);
     }
     char* out = static_cast<char*>(y.data) + n * y.stride * Result::kWidth;
     aggregate_rows<Result>(scratch.packed, count, tables, out, y.stride, scratch.work);
   }
 }
 
-// x and y have one type: the handler has validated that. y.streams is ignored: ARM has only a hint for such stores.
+// y.streams is ignored: ARM has only a hint for such stores.
 template <typename AnyTrees>
 void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Output& y, void* scratch) noexcept {
   const CountDenormals guard;
-  switch (x.type) {
+  switch (y.type) {
     case FloatType::kF32:
-      return amm_as<FloatType::kF32>(x, trees, tables, y, scratch);
+      return amm_to<FloatType::kF32>(x, trees, tables, y, scratch);
     case FloatType::kBF16:
-      return amm_as<FloatType::kBF16>(x, trees, tables, y, scratch);
+      return amm_to<FloatType::kBF16>(x, trees, tables, y, scratch);
     case FloatType::kF16:
-      return amm_as<FloatType::kF16>(x, trees, tables, y, scratch);
+      return amm_to<FloatType::kF16>(x, trees, tables, y, scratch);
   }
 }
 
@@ -236,6 +249,7 @@ void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Outpu
 #include "xla_ffi/kernels/neon/factors.inc"
 #include "xla_ffi/kernels/neon/table_sums.inc"
 #include "xla_ffi/kernels/shared/factors.inc"
+#include "xla_ffi/kernels/shared/epilogue.inc"
 #include "xla_ffi/kernels/neon/scan.inc"
 #include "xla_ffi/kernels/shared/scan.inc"
 #include "xla_ffi/kernels/shared/scan_lists.inc"

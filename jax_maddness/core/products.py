@@ -1,0 +1,49 @@
+"""Products in a jaxpr: while one is traced in `recorded`, each product that an epilogue may follow is one step of it.
+
+Elsewhere a product is what it becomes: a kernel call inside of the transformations of `Stacked`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import batching
+from jaxtyping import Array
+
+_recording = jax.make_user_context(default_value=None)
+"""Part of the key of JAX's caches, so that nothing that was traced before is taken for a recorded product."""
+
+product = Primitive("jax_maddness_product")
+"""A product of one op. Its parameter `stacked` is its `Stacked`; its operands are that one's. It is never compiled."""
+
+
+def recorded() -> contextlib.AbstractContextManager:
+    """Returns a context in which products are traced as steps of `product`."""
+    return _recording("products")
+
+
+def is_recorded() -> bool:
+    """Returns whether products are recorded now: not on axes of a mesh that types of arrays name."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return _recording.value is not None and not mesh.explicit_axes and not mesh.manual_axes
+
+
+def unrecorded(*args: Array, stacked: Any) -> Array:
+    """Computes a recorded product as if it had not been recorded."""
+    return stacked.unrecorded(*args)
+
+
+def _batched(args: Any, dims: Any, *, stacked: Any) -> tuple[Array, int]:
+    return jax.vmap(stacked.unrecorded, in_axes=tuple(dims))(*args), 0
+
+
+def _shape(*args: Any, stacked: Any) -> Any:
+    result = jax.eval_shape(stacked.unrecorded, *args)
+    return jax.core.ShapedArray(result.shape, result.dtype)
+
+
+product.def_abstract_eval(_shape)
+batching.primitive_batchers[product] = _batched
