@@ -24,12 +24,13 @@ from jax_maddness.learn.config import FitConfig
 from jax_maddness.learn.data.modes import modes
 from jax_maddness.learn.fit import fit
 from jax_maddness.learn.progress import Progress
-from jax_maddness.retrieval import calibrate, quantizer, scan
+from jax_maddness.retrieval import calibrate, calibrate_lists, centers, quantizer, scan
 from jax_maddness.retrieval import criterion as criteria
 from jax_maddness.retrieval import validate as arguments
 from jax_maddness.retrieval.bias import shielded
 from jax_maddness.retrieval.frame import augmented, frame_of, in_frame, unit32
 from jax_maddness.retrieval.index import VectorIndex
+from jax_maddness.retrieval.lists import Bases, arranged
 from jax_maddness.retrieval.powers import exponent_of
 
 SAMPLE = 2**15
@@ -54,6 +55,7 @@ def build_index(
     ids: Integer[ArrayLike, " vectors"] | Sequence[int] | None = None,
     keep_vectors: Any = True,
     method: str = "kmeans",
+    num_lists: int | None = None,
     seed: int = 0,
     progress: bool | None = None,
 ) -> VectorIndex:
@@ -81,6 +83,8 @@ def build_index(
         True keeps float16 and bfloat16 as they are and all other dtypes as float32.
       method: "kmeans", or "trees" for codes by split trees, which are faster to compute and less accurate; they suit
         an index whose vectors change often (`add_vectors`).
+      num_lists: number of lists into which the vectors are sorted, so that `search` scans those near a query only. From
+        about 100,000 vectors on, take between one and four times the square root of their number. None: no lists.
       seed: seed of the random samples.
       progress: whether to show a progress bar; None shows it if building takes longer than two seconds.
 
@@ -106,6 +110,7 @@ def build_index(
     rows, added = rows[order], None if added is None else added[order]
     dtype = arguments.kept(keep_vectors, given)
     samples = None if queries is None else arguments.samples(queries, rows.shape[1])
+    num_lists = None if num_lists is None else arguments.lists(num_lists, len(rows))
     learned_from, query_rows, held_out = _split(np.random.default_rng(integer(seed, "seed", 0)), len(rows), samples)
     frame = frame_of(rows, metric)
     with Progress(progress, "build_index") as bar, modes():
@@ -113,20 +118,34 @@ def build_index(
         like_queries = rows[learned_from] if query_rows is None else query_rows
         coded = added if added is None else shielded(added, like_queries, rows[learned_from])
         encoded = augmented(rows, coded, metric, frame)
+        bases = None if num_lists is None else based(encoded, num_lists, metric, seed, bar)
         moment = _moment(in_frame(like_queries, metric, frame))
-        learned, criterion, trees = _learn(encoded[learned_from], moment, codebooks, metric, method, seed, bar)
-        codes = pack(encode(encoded, learned, criterion, trees, bar))
+        of_sample = None if bases is None else bases.of(learned_from)
+        learned, criterion, trees = _learn(
+            encoded[learned_from], moment, codebooks, metric, method, seed, bar, of_sample
+        )
+        codes, lists = encode(encoded, learned, criterion, trees, bar, bases), None
+        if bases is not None:
+            codes, lists = arranged(codes, bases, len(bases.centers))
+        del encoded
         vectors = arguments.held(unit32(rows) if metric == "cosine" else rows, dtype or np.float32, "database")
         index = VectorIndex(
-            codes, learned, jnp.asarray(names), _on_device(added), jnp.asarray(vectors), trees, metric, len(rows)
+            pack(codes), learned, jnp.asarray(names), _on_device(added), jnp.asarray(vectors), trees, metric, len(rows)
         )
         index = dataclasses.replace(
-            index, origin=_on_device(frame.origin), exponent=frame.exponent, criterion=criterion
+            index, origin=_on_device(frame.origin), exponent=frame.exponent, criterion=criterion, lists=lists
         )
         bar.stage("recall")
-        held_out_queries, own = (rows[held_out], held_out) if samples is None else (samples[held_out], None)
-        measured = calibrate.measure(index, rows, held_out_queries, own)
-    return dataclasses.replace(index, vectors=None if dtype is None else index.vectors, recall=measured)
+        index = _measured(index, rows, *((rows[held_out], held_out) if samples is None else (samples[held_out], None)))
+    return index if dtype is not None else dataclasses.replace(index, vectors=None)
+
+
+def _measured(index: VectorIndex, rows: np.ndarray, queries: np.ndarray, own: np.ndarray | None) -> VectorIndex:
+    """Returns the index with the recall that held-out queries measure, and with as many lists to scan as that takes."""
+    if index.lists is None:
+        return dataclasses.replace(index, recall=calibrate.measure(index, rows, queries, own))
+    recall, probe = calibrate_lists.measure(index, rows, queries, own)
+    return dataclasses.replace(index, recall=recall, lists=dataclasses.replace(index.lists, probe=probe))
 
 
 def _on_device(array: np.ndarray | None) -> jax.Array | None:
@@ -134,11 +153,18 @@ def _on_device(array: np.ndarray | None) -> jax.Array | None:
 
 
 def _learn(
-    sample: np.ndarray, moment: np.ndarray, codebooks: int, metric: str, method: str, seed: int, bar: Progress
+    sample: np.ndarray,
+    moment: np.ndarray,
+    codebooks: int,
+    metric: str,
+    method: str,
+    seed: int,
+    bar: Progress,
+    bases: Bases | None,
 ) -> tuple[quantizer.Quantizer, criteria.Criterion, ObliqueTrees | None]:
     bar.stage("prototypes")
     if method == "kmeans":
-        return *criteria.learn(sample, moment, metric, codebooks, seed, bar.step), None
+        return *criteria.learn(sample, moment, metric, codebooks, seed, bar.step, bases), None
     values, axes = np.linalg.eigh(moment)
     root = axes * np.sqrt(np.maximum(values, 0.0))  # |e @ root|^2 = e^T M e, which `fit` therefore minimizes
     trees = fit(sample, root, num_codebooks=codebooks, progress=False, config=FitConfig("oblique")).trees
@@ -149,19 +175,43 @@ def _learn(
     return quantizer.regress(sample, codes, center, moment), (), trees
 
 
+def based(encoded: np.ndarray, num_lists: int, metric: str, seed: int, bar: Progress) -> Bases:
+    """Learns the centers of lists and finds the list of each vector; subtracts the centers from `encoded`."""
+    bar.expect(centers.STEPS)
+    bar.stage("lists")
+    rng = np.random.default_rng(seed)
+    size = min(len(encoded), max(SAMPLE, centers.PER_LIST * num_lists))
+    sample = encoded[np.sort(rng.choice(len(encoded), size, replace=False)), :-1]
+    learned = centers.learn(sample, num_lists, rng, bar.step)
+    of_vectors = centers.assign(encoded[:, :-1], learned)[0]
+    if metric == "l2":
+        numbers = -np.einsum("ld,ld->l", learned, learned) / 2
+    else:
+        counts = np.bincount(of_vectors, minlength=num_lists)
+        numbers = np.bincount(of_vectors, encoded[:, -1], minlength=num_lists) / np.maximum(counts, 1)
+    bases = Bases(np.column_stack([learned, numbers]).astype(np.float32), of_vectors)
+    for at in range(0, len(encoded), quantizer.BLOCK):
+        encoded[at : at + quantizer.BLOCK] -= bases.at(slice(at, at + quantizer.BLOCK))
+    return bases
+
+
 def encode(
     encoded: np.ndarray,
     learned: quantizer.Quantizer,
     criterion: criteria.Criterion,
     trees: ObliqueTrees | None,
     bar: Progress | None,
+    bases: Bases | None = None,
 ) -> UInt8[np.ndarray, "vectors codebooks"]:
-    """Returns the codes of vectors as `augmented` made them: by `trees`, or by `criterion` without them."""
+    """Returns the codes of vectors as `augmented` made them: by `trees`, or by `criterion` without them.
+
+    If there are `bases`, these have been subtracted from the vectors.
+    """
     step = (lambda: None) if bar is None else bar.step
     if bar is not None:
         bar.stage("codes")
     if trees is None:
-        return criteria.encode(learned, encoded, criterion, step)
+        return criteria.encode(learned, encoded, criterion, step, bases)
     codes = [
         np.asarray(encode_by_trees(jnp.asarray(encoded[at : at + quantizer.BLOCK]), trees))
         for at in range(0, len(encoded), quantizer.BLOCK)

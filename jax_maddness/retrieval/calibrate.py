@@ -52,27 +52,25 @@ def measure(
     counts = [c for c in CANDIDATE_COUNTS if c < others]
     most, top = max([1, *counts]), min(TOPS[-1], others)
     bias = None if index.bias is None else np.asarray(index.bias)
-    truth = _without(true_neighbors(queries, vectors, bias, index.metric, top + left_out), own, top)
-    candidates, best, best_of_all = _found(index, queries, own, most, top, index.count <= CANDIDATE_COUNTS[-1])
+    truth = without(true_neighbors(queries, vectors, bias, index.metric, top + left_out), own, top)
+    candidates, best, best_of_all = found(index, queries, own, most, top, index.count <= CANDIDATE_COUNTS[-1])
     tops = [min(top, k) for k in TOPS]
     ranks = np.stack([_ranks(true, proposed, most) for true, proposed in zip(truth, candidates, strict=True)])
-    kept = [_is_in(truth[:, :k], best[:, :k]) for k in tops]
-    rows = [
-        (c, *(_likely((ranks[:, :k] < c) & is_kept) for k, is_kept in zip(tops, kept, strict=True))) for c in counts
-    ]
+    kept = [is_in(truth[:, :k], best[:, :k]) for k in tops]
+    rows = [(c, *(likely((ranks[:, :k] < c) & is_kept) for k, is_kept in zip(tops, kept, strict=True))) for c in counts]
     if best_of_all is not None:
-        rows.append((index.count, *(_likely(_is_in(truth[:, :k], best_of_all[:, :k]), 0) for k in tops)))
+        rows.append((index.count, *(likely(is_in(truth[:, :k], best_of_all[:, :k]), 0) for k in tops)))
     return tuple(rows)
 
 
-def _likely(found: Bool[np.ndarray, "queries k"], imaginary: int = 1) -> float:
+def likely(found: Bool[np.ndarray, "queries k"], imaginary: int = 1) -> float:
     """Returns the mean share that is found, minus its standard error; `imaginary` queries more find nothing."""
     shares = found.mean(1)
     mean = shares.sum() / (len(shares) + imaginary)
     return round(max(float(mean - shares.std() / np.sqrt(len(shares))), 0.0), 5)
 
 
-def _found(
+def found(
     index: VectorIndex, queries: np.ndarray, own: np.ndarray | None, most: int, top: int, all_too: bool
 ) -> tuple[
     Int32[np.ndarray, "queries most"], Int32[np.ndarray, "queries top"], Int32[np.ndarray, "queries top"] | None
@@ -85,9 +83,9 @@ def _found(
         _neighbors(padded[at : at + _QUERIES], index, top + left_out, most + left_out, all_too)
         for at in range(0, len(queries), _QUERIES)
     ]
-    found = [np.concatenate([np.asarray(a) for a in part])[: len(queries)] for part in zip(*batches, strict=True)]
-    candidates, best, *rest = found
-    return _without(candidates, own, most), _without(best, own, top), _without(rest[0], own, top) if rest else None
+    arrays = [np.concatenate([np.asarray(a) for a in part])[: len(queries)] for part in zip(*batches, strict=True)]
+    candidates, best, *rest = arrays
+    return without(candidates, own, most), without(best, own, top), without(rest[0], own, top) if rest else None
 
 
 @jax.jit(static_argnames=("top", "most", "all_too"))
@@ -98,7 +96,7 @@ def _neighbors(queries: jax.Array, index: VectorIndex, top: int, most: int, all_
     return (*results, local(scaled, index, top, index.count)[1]) if all_too else results
 
 
-def _without(positions: np.ndarray, own: np.ndarray | None, k: int) -> Int32[np.ndarray, "queries k"]:
+def without(positions: np.ndarray, own: np.ndarray | None, k: int) -> Int32[np.ndarray, "queries k"]:
     """Returns the first `k` positions of each query, without its own."""
     if own is None:
         return positions[:, :k]
@@ -116,18 +114,26 @@ def _ranks(
     return ranks
 
 
-def _is_in(
-    true: Int32[np.ndarray, "queries k"], found: Int32[np.ndarray, "queries k"]
-) -> Bool[np.ndarray, "queries k"]:
+def is_in(true: Int32[np.ndarray, "queries k"], found: Int32[np.ndarray, "queries k"]) -> Bool[np.ndarray, "queries k"]:
     """Returns, for each true neighbor of a query, whether it was found."""
     return (true[:, :, None] == found[:, None, :]).any(-1)
 
 
 def candidates(measured: tuple[tuple[float, ...], ...], recall: float, k: int, count: int | None = None) -> int:
-    """Returns the least number of candidates with which `recall` of the `k` best vectors was reached.
+    """Returns the least number of candidates with which `recall` of the `k` best vectors was reached: that of `row`.
+
+    Example:
+      >>> candidates(((16, 0.9, 0.8, 0.7), (64, 1.0, 0.99, 0.9)), 0.95, 10)
+      64
+    """
+    return int(row(measured, recall, k, count)[0])
+
+
+def row(measured: tuple[tuple[float, ...], ...], recall: float, k: int, count: int | None = None) -> tuple[float, ...]:
+    """Returns the first row that reached `recall` of the `k` best vectors with at least `k` candidates.
 
     Args:
-      measured: the result of `measure`.
+      measured: the result of `measure`, or that of `calibrate_lists.measure`.
       recall: the share of the true `k` best vectors that must be found, greater than 0, at most 1.
       k: number of vectors that are searched for, at most 100.
       count: number of vectors of the index; as many candidates are enough where there are not more than `k`.
@@ -136,8 +142,8 @@ def candidates(measured: tuple[tuple[float, ...], ...], recall: float, k: int, c
       ValueError: `recall` or `k` is out of range, or no measured number of candidates reached `recall`.
 
     Example:
-      >>> candidates(((16, 0.9, 0.8, 0.7), (64, 1.0, 0.99, 0.9)), 0.95, 10)
-      64
+      >>> row(((16, 0.9, 0.8, 0.7), (64, 1.0, 0.99, 0.9)), 0.95, 10)
+      (64, 1.0, 0.99, 0.9)
     """
     if not measured:
         raise ValueError("`index` has no measured recall. Build it with more vectors, or pass `num_candidates`.")
@@ -146,12 +152,12 @@ def candidates(measured: tuple[tuple[float, ...], ...], recall: float, k: int, c
             f"`recall` is {recall} for `k` = {k}; it is measured for 0 < recall <= 1 and 1 <= k <= {TOPS[-1]}."
         )
     column = 1 + next(i for i, top in enumerate(TOPS) if k <= top)
-    reached = [int(row[0]) for row in measured if row[column] >= recall]
-    enough = [candidates for candidates in reached if candidates >= k]
-    if enough:
-        return min(enough)
+    reached = [row for row in measured if row[column] >= recall]
+    enough = next((row for row in reached if row[0] >= k), None)
+    if enough is not None:
+        return enough
     if reached and count is not None and k >= count:
-        return k
+        return k, *reached[-1][1:]
     if reached:
         raise ValueError(
             f"`k` is {k}, but recall was measured with at most {int(measured[-1][0])} candidates. Pass "

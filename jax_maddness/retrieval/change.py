@@ -15,11 +15,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Integer
 
 from jax_maddness.learn.data.modes import modes
-from jax_maddness.retrieval import scan
+from jax_maddness.retrieval import centers, scan
 from jax_maddness.retrieval import validate as arguments
 from jax_maddness.retrieval.build import encode, pack
 from jax_maddness.retrieval.frame import Frame, augmented, unit32
 from jax_maddness.retrieval.index import VectorIndex, whole
+from jax_maddness.retrieval.lists import Bases, Lists, arranged, bases_of
+from jax_maddness.retrieval.lists import places as of_places
 
 
 def add_vectors(
@@ -72,12 +74,14 @@ def add_vectors(
     rows, added = rows[order], None if added is None else added[order]
     with modes():
         encoded, added = _encodable(rows, added, index)
-        codes = encode(encoded, index.quantizer, index.criterion, index.trees, None)
+        bases = None if index.lists is None else _based(encoded, index.lists)
+        _within_bounds(encoded, index)
+        codes = encode(encoded, index.quantizer, index.criterion, index.trees, None, bases)
         names = np.concatenate([old, new])
         rows = unit32(rows) if index.metric == "cosine" else rows
         if index.vectors is not None:
             rows = arguments.held(rows, index.vectors.dtype, "vectors")
-        return _rearranged(index, names, np.argsort(names), codes, rows, added)
+        return _rearranged(index, names, np.argsort(names), codes, rows, added, bases)
 
 
 def _encodable(
@@ -88,12 +92,25 @@ def _encodable(
         added = -np.einsum("vd,vd->v", rows, rows) / 2
     origin = None if index.origin is None else np.asarray(index.origin)
     metric = "l2" if index.sums_squares else "cosine" if index.metric == "cosine" else "ip"
-    encoded = augmented(rows, added, metric, Frame(origin, index.exponent))
-    # Codes represent numbers within these bounds only; farther ones, such as -1e9 for a mask, would drown the vector.
+    return augmented(rows, added, metric, Frame(origin, index.exponent)), added
+
+
+def _based(encoded: Float[np.ndarray, "added features+1"], lists: Lists) -> Bases:
+    """Returns the lists of new vectors, those of the nearest centers, and subtracts the centers from `encoded`."""
+    of_centers = np.asarray(lists.centers)
+    bases = Bases(of_centers, centers.assign(encoded[:, :-1], of_centers[:, :-1])[0])
+    encoded -= bases.at(slice(None))
+    return bases
+
+
+def _within_bounds(encoded: Float[np.ndarray, "added features+1"], index: VectorIndex) -> None:
+    """Clips the numbers that are added to products to those that codes can represent.
+
+    Farther ones, such as -1e9 for a mask, would drown the vector.
+    """
     constants, mean = np.asarray(index.quantizer.constants), float(index.quantizer.center[-1])
     least, most = mean + float(constants.min(1).sum()), mean + float(constants.max(1).sum())
     encoded[:, -1] = np.clip(encoded[:, -1], least, most)
-    return encoded, added
 
 
 def remove_vectors(index: VectorIndex, ids: Integer[ArrayLike, " removed"] | Sequence[int]) -> VectorIndex:
@@ -132,6 +149,7 @@ def _rearranged(
     codes: np.ndarray | None = None,
     rows: np.ndarray | None = None,
     added: np.ndarray | None = None,
+    bases: Bases | None = None,
 ) -> VectorIndex:
     """Appends `rows` and their codes to the vectors of `index`, and takes the vectors in the given order."""
 
@@ -141,10 +159,17 @@ def _rearranged(
         both = np.asarray(old) if new is None else np.concatenate([np.asarray(old), new.astype(old.dtype)])
         return jnp.asarray(both[order])
 
-    old_codes = np.asarray(scan.unpack(index.codes))[: index.count, : index.num_codebooks]
+    places = slice(index.count) if index.lists is None else of_places(index.lists, index.count)
+    all_codes = with_new(np.asarray(scan.unpack(index.codes))[places, : index.num_codebooks], codes)
+    lists = index.lists
+    if lists is not None:
+        old = bases_of(lists, index.count)
+        of_vectors = with_new(old.of_vectors, None if bases is None else bases.of_vectors)
+        all_codes, lists = arranged(np.asarray(all_codes), Bases(old.centers, np.asarray(of_vectors)), lists.probe)
     return dataclasses.replace(
         index,
-        codes=pack(with_new(old_codes, codes)),
+        codes=pack(jnp.asarray(all_codes)),
+        lists=lists,
         ids=jnp.asarray(names[order]),
         bias=with_new(index.bias, added),
         vectors=with_new(index.vectors, rows),

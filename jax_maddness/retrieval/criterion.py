@@ -5,6 +5,7 @@ An index keeps the numbers of its criterion, so that vectors that are added to i
     ()                       the error of products alone (quantizer.py); indexes of file versions 1 and 2
     (along, beside, mean)    for "ip" and "cosine": with the second term (second_term.py)
     (share,)                 for "l2": with lengths (lengths.py)
+    (share, last)            the same with `last` codebooks for numbers alone, for residuals of the centers of lists
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from jax_maddness.retrieval import lengths, quantizer
+from jax_maddness.retrieval.lists import Bases
 from jax_maddness.retrieval.powers import exponent_of
 from jax_maddness.retrieval.quantizer import Quantizer
 from jax_maddness.retrieval.second_term import SecondTerm, likely_queries, without_mean
@@ -30,22 +32,30 @@ def learn(
     num_codebooks: int,
     seed: int,
     step: Callable[[], None],
+    bases: Bases | None = None,
 ) -> tuple[Quantizer, Criterion]:
-    """Learns prototypes and the numbers of the criterion for `metric`; other arguments as in `quantizer.learn`."""
+    """Learns prototypes and the numbers of the criterion for `metric`; other arguments as in `quantizer.learn`.
+
+    If there are `bases`, the sample has residuals of these.
+    """
     if metric == "l2":
         weights = rooted(about(moment, sample[:, :-1].mean(0, dtype=np.float64)))
-        return lengths.learn(sample, weights, num_codebooks, seed, step), (lengths.SHARE,)
+        last = lengths.of_numbers(num_codebooks, bases is not None)
+        learned = lengths.learn(sample, weights, num_codebooks, seed, step, bases)
+        return learned, (lengths.SHARE,) if bases is None else (lengths.SHARE, float(last))
     if not sample[:, -1].any():  # the last feature has no part in scores; it must not determine the scale either
         moment = np.pad(moment[:-1, :-1], (0, 1))
         moment = np.ldexp(moment, -exponent_of(np.diagonal(moment)))
     learned = quantizer.learn(sample, rooted(moment), num_codebooks, seed, step)
-    return learned, tuple(_with_mean(without_mean(moment), learned, sample))
+    return learned, tuple(_with_mean(without_mean(moment), learned, sample, bases))
 
 
-def _with_mean(term: SecondTerm, learned: Quantizer, sample: np.ndarray) -> SecondTerm:
+def _with_mean(term: SecondTerm, learned: Quantizer, sample: np.ndarray, bases: Bases | None) -> SecondTerm:
     """Returns `term` with the mean of at most `BLOCK` vectors, which are taken from all parts of the sample."""
-    some = sample[:: -(-len(sample) // quantizer.BLOCK)]
-    along = np.asarray(likely_queries(jnp.asarray(some), term), np.float64)
+    rows = slice(None, None, -(-len(sample) // quantizer.BLOCK))
+    some = sample[rows]
+    vectors = some if bases is None else some + bases.at(rows)
+    along = np.asarray(likely_queries(jnp.asarray(vectors), term), np.float64)
     residual = quantizer.residuals(learned, some, quantizer.encode(learned, some))
     return term._replace(mean=float(np.einsum("vd,vd->v", along, residual).mean()))
 
@@ -55,11 +65,14 @@ def encode(
     x: Float[np.ndarray, "rows features+1"],
     criterion: Criterion,
     step: Callable[[], None] = lambda: None,
+    bases: Bases | None = None,
 ) -> UInt8[np.ndarray, "rows codebooks"]:
     """Encodes vectors by a criterion; the other arguments are those of `quantizer.encode`."""
-    if len(criterion) == 1:
-        return lengths.encode(learned, x, criterion[0], step)
-    return quantizer.encode(learned, x, step=step, term=SecondTerm(*criterion) if criterion else None)
+    if len(criterion) in (1, 2):
+        share, last = criterion[0], lengths.of_numbers(len(learned.prototypes), False)
+        return lengths.encode(learned, x, share, step, int(criterion[1]) if len(criterion) == 2 else last, bases)
+    term = SecondTerm(*criterion) if criterion else None
+    return quantizer.encode(learned, x, sweeps=quantizer.sweeps_of(bases), step=step, term=term, bases=bases)
 
 
 def about(

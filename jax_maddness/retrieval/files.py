@@ -1,7 +1,7 @@
 """Saves and loads an index as one stable, versioned file; `core/archive.py` describes the format.
 
-Version 2 added `origin` and `exponent`, version 3 `criterion`. An index is written in the oldest version that can
-represent it, so that older releases can read it.
+Version 2 added `origin` and `exponent`, version 3 `criterion`, version 4 lists. An index is written in the oldest
+version that can represent it, so that older releases can read it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from jax_maddness.core.types import LEAVES, ObliqueTrees
 from jax_maddness.retrieval import scan
 from jax_maddness.retrieval.calibrate import TOPS
 from jax_maddness.retrieval.index import METRICS, VectorIndex, whole
+from jax_maddness.retrieval.lists import Lists, longest_of, validate_lists
 from jax_maddness.retrieval.quantizer import Quantizer
 from jax_maddness.retrieval.second_term import SecondTerm
 
 FORMAT = "jax_maddness.index"
-VERSION = 3
+VERSION = 4
 _REQUIRED = ("codes", *(f"quantizer.{name}" for name in Quantizer._fields), "ids")
 _TREES = tuple(field.name for field in dataclasses.fields(ObliqueTrees) if field.name != "num_features")
+_LISTS = ("centers", "ranges", "positions")
 _OPTIONAL = ("bias", "vectors", "origin")
-_FLOATS = (*(f"quantizer.{name}" for name in Quantizer._fields), "bias", "origin")
+_FLOATS = (*(f"quantizer.{name}" for name in Quantizer._fields), "bias", "origin", "lists.centers")
 _LARGEST = np.iinfo(np.int32).max
 
 
@@ -65,6 +67,8 @@ def save_index(path: str | os.PathLike[str], index: VectorIndex) -> None:
         "ids": index.ids,
         **{name: a for name in _OPTIONAL if (a := getattr(index, name)) is not None},
     }
+    if index.lists is not None:
+        arrays |= {f"lists.{name}": getattr(index.lists, name) for name in _LISTS}
     if index.trees is not None:
         arrays |= {f"trees.{name}": getattr(index.trees, name) for name in _TREES}
     static = {"metric": index.metric, "count": index.count, "recall": index.recall}
@@ -73,6 +77,9 @@ def save_index(path: str | os.PathLike[str], index: VectorIndex) -> None:
         version, static["exponent"] = 2, index.exponent
     if index.criterion:
         version, static["exponent"], static["criterion"] = 3, index.exponent, index.criterion
+    if index.lists is not None:
+        version = 4
+        static |= {"exponent": index.exponent, "criterion": index.criterion, "probe": index.lists.probe}
     on_host = {name: np.asarray(jax.device_get(a)) for name, a in arrays.items()}
     try:
         _validate(on_host, static)
@@ -118,11 +125,10 @@ def _is_op(path: str | os.PathLike[str]) -> bool:
 
 
 def _assemble(header: dict[str, Any], read: archive.Reader) -> VectorIndex:
-    described, of_trees = header.get("arrays"), {f"trees.{name}" for name in _TREES}
-    if not isinstance(described, dict) or set(described) - set(_OPTIONAL) not in (
-        set(_REQUIRED),
-        {*_REQUIRED, *of_trees},
-    ):
+    described = header.get("arrays")
+    of_trees, of_lists = {f"trees.{name}" for name in _TREES}, {f"lists.{name}" for name in _LISTS}
+    names = set(described) - set(_OPTIONAL) if isinstance(described, dict) else set()
+    if names not in ({*_REQUIRED, *trees, *lists} for trees in (set(), of_trees) for lists in (set(), of_lists)):
         raise ValueError(f"it lists the arrays {described!r:.200}; expected {', '.join(_REQUIRED)}.")
     arrays = read()
     _validate(arrays, header)
@@ -140,7 +146,17 @@ def _assemble(header: dict[str, Any], read: archive.Reader) -> VectorIndex:
         data.get("origin"),
         header.get("exponent", 0),
         tuple(header.get("criterion", ())),
+        lists=_lists(data, header),
     )
+
+
+def _lists(arrays: dict[str, Any], header: dict[str, Any]) -> Lists | None:
+    """Returns the lists of an index, if it has any."""
+    if "lists.ranges" not in arrays:
+        return None
+    longest = longest_of(np.asarray(arrays["lists.ranges"])[:, 1])
+    of_centers, ranges, positions = (jnp.asarray(arrays[f"lists.{name}"]) for name in _LISTS)
+    return Lists(of_centers, ranges, positions, header["probe"], longest)
 
 
 def _trees(arrays: dict[str, Any]) -> ObliqueTrees | None:
@@ -156,12 +172,19 @@ def _validate(arrays: dict[str, np.ndarray], static: dict[str, Any]) -> None:
         raise ValueError(f"its metric is {metric!r} and its count {count!r}; expected {METRICS} and an integer.")
     if type(exponent) is not int or not -150 < exponent < 128:
         raise ValueError(f"its exponent is {exponent!r}; expected an integer between -149 and 127.")
-    _validate_recall(static.get("recall"))
-    _validate_criterion(static.get("criterion", ()), metric)
+    has_lists = "lists.ranges" in arrays
+    _validate_recall(static.get("recall"), has_lists)
+    _validate_criterion(static.get("criterion", ()), metric, has_lists)
     _validate_shapes({name: (a.dtype.name, a.shape) for name, a in arrays.items()}, metric, count)
+    criterion = static.get("criterion", ())
+    if has_lists and metric == "l2" and criterion and criterion[1] not in range(len(arrays["quantizer.prototypes"])):
+        raise ValueError(f"its criterion is {criterion!r}; expected a number of codebooks as the second number.")
     for name, a in arrays.items():
         if name in _FLOATS or name == "vectors":
             validate_finite(name, a.astype(np.float32))
+    if has_lists:
+        named = {name: arrays[f"lists.{name}"] for name in _LISTS}
+        validate_lists(named, static.get("probe"), count, arrays["quantizer.center"].size)
     ids = arrays["ids"]
     if np.any(np.diff(ids) <= 0) or (ids.size and ids[0] < 0):
         raise ValueError("its ids do not ascend, or are negative.")
@@ -178,8 +201,9 @@ def _validate_shapes(stored: dict[str, tuple[str, tuple[int, ...]]], metric: str
     if len(shape) != 3 or shape[1] != LEAVES or not 1 <= shape[0] <= scan.MAX_CODEBOOKS:
         raise ValueError(f"its prototypes have the shape {shape}; expected [codebooks, {LEAVES}, features].")
     codebooks, _, features = shape
+    places = stored["lists.positions"][1][0] if "lists.positions" in stored else count
     expected = {
-        "codes": ("uint8", (-(-count // scan.BLOCK), -(-codebooks // 2), scan.BLOCK)),
+        "codes": ("uint8", (-(-places // scan.BLOCK), -(-codebooks // 2), scan.BLOCK)),
         "quantizer.prototypes": ("float32", shape),
         "quantizer.constants": ("float32", shape[:2]),
         "quantizer.encoder": ("float32", (codebooks, LEAVES, features + 1)),
@@ -201,25 +225,26 @@ def _validate_shapes(stored: dict[str, tuple[str, tuple[int, ...]]], metric: str
         raise ValueError(f"it has an `origin`, which {metric!r} does not use.")
 
 
-def _validate_criterion(criterion: Any, metric: str) -> None:
+def _validate_criterion(criterion: Any, metric: str, has_lists: bool) -> None:
     """Raises unless `criterion` has finite numbers, as many as that for `metric` has, or none."""
     numbers: Any = criterion if isinstance(criterion, list | tuple) else [None]
-    known = 1 if metric == "l2" else len(SecondTerm._fields)
+    known = 1 + has_lists if metric == "l2" else len(SecondTerm._fields)
     if len(numbers) not in (0, known) or not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
         raise ValueError(
             f"its criterion is {criterion!r:.200}; expected {known} finite numbers for {metric!r}, or none."
         )
 
 
-def _validate_recall(recall: Any) -> None:
-    """Raises unless `recall` has rows of a number of candidates and a share for each of `TOPS`."""
+def _validate_recall(recall: Any, has_lists: bool) -> None:
+    """Raises unless `recall` has rows of a number of candidates and a share for each of `TOPS`, and of lists if any."""
     rows = recall if isinstance(recall, list | tuple) else [None]
     if not all(
         isinstance(row, list | tuple)
-        and len(row) == 1 + len(TOPS)
+        and len(row) == 1 + len(TOPS) + has_lists
         and all(type(x) in (int, float) for x in row)
         and row[0] >= 0
-        and all(0 <= share <= 1 for share in row[1:])
+        and all(0 <= share <= 1 for share in row[1 : 1 + len(TOPS)])
+        and (not has_lists or (type(row[-1]) is int and row[-1] >= 1))
         for row in rows
     ):
         raise ValueError(

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int32, UInt8
 
 from jax_maddness.core.pytrees import pytree
 from jax_maddness.core.types import ObliqueTrees
+from jax_maddness.retrieval.lists import Lists
 from jax_maddness.retrieval.quantizer import Quantizer
 
 METRICS = ("ip", "l2", "cosine")
@@ -35,10 +36,12 @@ class VectorIndex:
       metric: "ip", "l2" or "cosine".
       count: number of vectors; the arrays of a sharded index are padded to more rows than that.
       recall: recall that was measured when the index was built: rows of a number of candidates and, for each of
-        `calibrate.TOPS`, the share of the true neighbors among them.
+        `calibrate.TOPS`, the share of the true neighbors among them; with lists, the number of lists that are scanned
+        is the last number of a row, and rows that take longer follow.
       origin: for "l2", the mean vector, which is subtracted from vectors and queries before codes and tables are made;
         None: zeros.
       exponent: codes and tables are made of vectors divided by `2**exponent`.
+      lists: the lists into which the codes are sorted; None: codes are in the order of positions.
       criterion: the numbers of the criterion by which codes are chosen; see `criterion.py`. Empty: by the error of
         products alone, as in files of version 1 and 2, or by `trees`.
       mesh, axis: the devices over which the vectors are sharded, and the axis of the mesh; None: it is not sharded.
@@ -64,6 +67,7 @@ class VectorIndex:
     criterion: tuple[float, ...] = dataclasses.field(default=(), metadata={"static": True})
     mesh: jax.sharding.Mesh | None = dataclasses.field(default=None, metadata={"static": True})
     axis: str | None = dataclasses.field(default=None, metadata={"static": True})
+    lists: Lists | None = None
 
     @property
     def num_features(self) -> int:
@@ -93,8 +97,9 @@ class VectorIndex:
         if not hasattr(self.quantizer, "prototypes") or getattr(self.quantizer.prototypes, "ndim", 0) < 3:
             return f"VectorIndex(metric={self.metric!r}, count={self.count})"
         kept = "none" if self.vectors is None else self.vectors.dtype.name
+        lists = "" if self.lists is None else f"{self.lists.num_lists:,} lists, "
         return (
-            f"VectorIndex({self.count:,} x {self.num_features}, {self.metric}, {self.num_codebooks} codebooks, "
+            f"VectorIndex({self.count:,} x {self.num_features}, {self.metric}, {self.num_codebooks} codebooks, {lists}"
             f"exact vectors: {kept}, {self.nbytes:,} bytes)"
         )
 

@@ -21,6 +21,7 @@ from jax_maddness.retrieval import scan
 from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.log_sum import Terms, exact_terms, terms_of
 from jax_maddness.retrieval.powers import exponents, times_power, two_powers
+from jax_maddness.retrieval.probe import all_by_lists, best_of_lists
 from jax_maddness.retrieval.products import best, exact_products, tables_of
 from jax_maddness.retrieval.rescore import rescore
 from jax_maddness.retrieval.restrict import Restrictions, candidates, joined
@@ -166,6 +167,8 @@ def _proposed(
     tables = tables_of(scaled.in_frame, index, scaled.frame_exponents)
 
     def scores_of(number: int) -> tuple[Array, Array]:
+        if index.lists is not None:
+            return best_of_lists(scaled.in_frame, index, tables, scaled.frame_exponents, number)
         sums, positions = scan.scan(index.codes, tables.entries, count, number)
         scores = tables.scale[:, None] * sums.astype(jnp.float32) + tables.offset[:, None]
         return jnp.where(sums < 0, -jnp.inf, scores), positions
@@ -178,13 +181,17 @@ def approximate_scores(
 ) -> Float[Array, "queries vectors"]:
     """Returns the approximate scores of all vectors, in the frame of the index; -inf for those that are excluded."""
     tables = tables_of(scaled.in_frame, index, scaled.frame_exponents)
-    sums = scan.scan_sums(index.codes, tables.entries, count)[:, : len(index.ids)]
-    scores = tables.scale[:, None] * sums.astype(jnp.float32) + tables.offset[:, None]
+    if index.lists is not None:
+        scores = all_by_lists(scaled.in_frame, index, tables, scaled.frame_exponents)
+    else:
+        sums = scan.scan_sums(index.codes, tables.entries, count)[:, : len(index.ids)]
+        scores = tables.scale[:, None] * sums.astype(jnp.float32) + tables.offset[:, None]
+        scores = jnp.where(sums < 0, -jnp.inf, scores)
     if given is not None:
         if given.score_bias is not None:
             scores = scores + _scaled_bias(given.score_bias, scaled.exponents + index.exponent)
         scores = jnp.where(given.dense(*scores.shape), -jnp.inf, scores)
-    return jnp.where(sums < 0, -jnp.inf, scores)
+    return scores
 
 
 def _positions(scores: Float[Array, "queries vectors"]) -> Int32[Array, "queries vectors"]:

@@ -33,6 +33,7 @@ from jax_maddness.learn.data import shapes
 from jax_maddness.learn.data.statistics import Statistics
 from jax_maddness.learn.tables.ridge import ridge_regression
 from jax_maddness.learn.validate import largest
+from jax_maddness.retrieval.lists import Bases
 from jax_maddness.retrieval.second_term import SecondTerm, likely_queries
 
 BLOCK = 4096
@@ -41,6 +42,8 @@ ROUNDS = 4
 """Number of times that prototypes and codes are improved in turn; more rounds hardly help on sentence embeddings."""
 SWEEPS = 4
 """Number of times that `encode` chooses the code of every codebook."""
+SWEEPS_OF_RESIDUALS = 2
+"""The same for residuals of centers: on image descriptors 4 hardly find more, and many vectors take long to encode."""
 _LLOYD_STEPS = 10
 _RIDGE = 0.1  # in rows; small, as it has to regularize the prototypes of rare codes only
 _dot = functools.partial(jnp.matmul, precision="highest")
@@ -213,6 +216,7 @@ def encode(
     sweeps: int = SWEEPS,
     step: Callable[[], None] = lambda: None,
     term: SecondTerm | None = None,
+    bases: Bases | None = None,
 ) -> UInt8[np.ndarray, "rows codebooks"]:
     """Encodes vectors by coordinate descent: chooses the code of each codebook in turn, `sweeps` times.
 
@@ -225,18 +229,34 @@ def encode(
       sweeps: number of times that the code of every codebook is chosen.
       step: is called after each block of `BLOCK` vectors, to report progress.
       term: the second term of the error, if it has one.
+      bases: what the vectors are residuals of; the second term is that of the vectors themselves.
     """
     codes = np.zeros((len(x), len(quantizer.prototypes)), np.uint8) if start is None else start
     improved = []
+    at = 0
     for rows, code, count in _blocks(x, codes, np.asarray(quantizer.center)):
-        improved.append(np.asarray(_improve(quantizer, rows, code, start is not None, sweeps, term))[:count])
+        of_rows = slice(at, at + count)
+        base = None if term is None or bases is None else shapes.pad(bases.at(of_rows), len(rows), x.shape[1])
+        improved.append(np.asarray(_improve(quantizer, rows, code, start is not None, sweeps, term, base))[:count])
+        at += count
         step()
     return np.concatenate([codes[:0], *improved])
 
 
+def sweeps_of(bases: Bases | None) -> int:
+    """Returns the number of times that `encode` chooses the code of every codebook for vectors, or for residuals."""
+    return SWEEPS if bases is None else SWEEPS_OF_RESIDUALS
+
+
 @jax.jit
 def _improve(
-    quantizer: Quantizer, x: Array, codes: Array, started: Array, sweeps: Array, term: SecondTerm | None
+    quantizer: Quantizer,
+    x: Array,
+    codes: Array,
+    started: Array,
+    sweeps: Array,
+    term: SecondTerm | None,
+    base: Array | None,
 ) -> UInt8[Array, "rows codebooks"]:
     """Chooses the code of each codebook in turn, given the codes of the others.
 
@@ -254,7 +274,7 @@ def _improve(
     codebook = jnp.arange(codebooks * LEAVES) // LEAVES
     gram = jnp.where(codebook[:, None] == codebook, 0.0, gram)
     if term is not None:
-        u = likely_queries(x + quantizer.center, term)
+        u = likely_queries(x + quantizer.center + (0.0 if base is None else base), term)
         along, error = _dot(u, prototypes.T), (u * x).sum(-1, keepdims=True) - term.mean
 
     def step(i: Array, chosen: Array) -> Array:

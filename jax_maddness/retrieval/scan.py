@@ -106,7 +106,7 @@ def scan(
     Raises:
       ValueError: shapes do not match, there are no codebooks or more than `MAX_CODEBOOKS`, or `k` is negative.
     """
-    _validate(codes, tables)
+    validate(codes, tables)
     if k < 0:
         raise ValueError(f"`k` is {k}; expected at least 0.")
     return _run(k, codes, tables, jnp.asarray(count, jnp.int32))
@@ -128,12 +128,13 @@ def scan_sums(
     Raises:
       ValueError: shapes do not match, or there are no codebooks or more than `MAX_CODEBOOKS`.
     """
-    _validate(codes, tables)
+    validate(codes, tables)
     (sums,) = _run(None, codes, tables, jnp.asarray(count, jnp.int32))
     return sums.reshape(tables.shape[0], codes.shape[0] * BLOCK)
 
 
-def _validate(codes: Array, tables: Array) -> None:
+def validate(codes: Array, tables: Array) -> None:
+    """Raises ValueError unless codes and tables have shapes that belong to each other."""
     _, pairs, block = codes.shape
     if block != BLOCK or tables.shape[1:] not in ((2 * pairs, LEAVES), (2 * pairs - 1, LEAVES)):
         raise ValueError(

@@ -31,7 +31,7 @@ def shard_index(index: VectorIndex, mesh: jax.sharding.Mesh, axis: str) -> Vecto
 
     Raises:
       TypeError: `index` is not an index, or is traced.
-      ValueError: `mesh` has no such axis, or `index` is sharded over several processes already.
+      ValueError: `mesh` has no such axis, `index` has lists, or `index` is sharded over several processes already.
 
     Example:
       >>> import numpy as np
@@ -41,6 +41,8 @@ def shard_index(index: VectorIndex, mesh: jax.sharding.Mesh, axis: str) -> Vecto
       (1024,)
     """
     index = whole(index)
+    if index.lists is not None:
+        raise ValueError("`index` has lists, which cannot be sharded. Build it without `num_lists`.")
     arguments.instance(mesh, "mesh", jax.sharding.Mesh, "`jax.make_mesh` returns one")
     arguments.choice(axis, "axis", mesh.axis_names)
     shards = mesh.shape[axis]

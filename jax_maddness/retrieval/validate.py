@@ -140,6 +140,21 @@ def codebooks(num_codebooks: int, features: int) -> int:
     return number
 
 
+def lists(num_lists: Any, count: int) -> int:
+    """Returns `num_lists` as an int.
+
+    Raises:
+      TypeError, ValueError: it is not an integer, or not between 1 and the number of vectors.
+    """
+    number = integer(num_lists, "num_lists")
+    if not 1 <= number <= count:
+        raise ValueError(
+            f"`num_lists` is {number}; expected 1 to {count}, the number of vectors. Start with the square root of it: "
+            f"{max(1, round(count**0.5))}."
+        )
+    return number
+
+
 def names(ids: Any, count: int, first: int = 0) -> tuple[Int32[np.ndarray, " vectors"], np.ndarray]:
     """Returns the ids in ascending order, and the original position of each.
 

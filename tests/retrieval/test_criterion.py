@@ -148,7 +148,7 @@ def test_roots_keep_the_trace_and_the_last_feature(moment):
 def before(vectors, metric, num_codebooks, monkeypatch):
     """The index that was built before there were criteria."""
     with monkeypatch.context() as old:
-        old.setattr(criterion, "learn", lambda s, m, _, c, seed, step: (quantizer.learn(s, m, c, seed, step), ()))
+        old.setattr(criterion, "learn", lambda s, m, _, c, seed, step, __: (quantizer.learn(s, m, c, seed, step), ()))
         return build_index(vectors, num_codebooks, metric=metric)
 
 

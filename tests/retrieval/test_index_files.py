@@ -15,6 +15,7 @@ from helpers.ops import random_oblique_trees
 from jax_maddness import VectorIndex, load_index, save, save_index, search, shard_index
 from jax_maddness.core.archive import digest_header
 from jax_maddness.retrieval import files
+from jax_maddness.retrieval.lists import Lists
 from jax_maddness.retrieval.quantizer import Quantizer
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
@@ -41,6 +42,17 @@ def golden_v2_index():
 def golden_v3_index():
     """The same with what version 3 added, in `golden_v3.index`."""
     return dataclasses.replace(golden_v2_index(), criterion=(0.5,))
+
+
+def golden_v4_index():
+    """The same with what version 4 added, in `golden_v4.index`: lists, the second of which is empty."""
+    quantizer, positions = golden_v3_index().quantizer, np.full(128, -1, np.int32)
+    positions[:40], positions[64:94] = np.arange(0, 40), np.arange(69, 39, -1)
+    ranges = jnp.array([[0, 40], [1, 0], [1, 30]], jnp.int32)
+    centers = jnp.arange(3 * quantizer.center.size, dtype=jnp.float32).reshape(3, -1)
+    lists = Lists(centers, ranges, jnp.asarray(positions), probe=2, longest=1)
+    recall = ((12, 0.5, 0.25, 0.125, 1), (70, 1.0, 1.0, 1.0, 3))
+    return dataclasses.replace(golden_v3_index(), criterion=(0.5, 1.0), recall=recall, lists=lists)
 
 
 def assert_same(one, other):
@@ -79,7 +91,12 @@ def test_round_trip(path, rng, changes):
 
 @pytest.mark.parametrize(
     ("name", "make"),
-    [("golden_v1", golden_index), ("golden_v2", golden_v2_index), ("golden_v3", golden_v3_index)],
+    [
+        ("golden_v1", golden_index),
+        ("golden_v2", golden_v2_index),
+        ("golden_v3", golden_v3_index),
+        ("golden_v4", golden_v4_index),
+    ],
 )
 def test_the_golden_file_still_loads_and_is_still_written(path, name, make):
     golden = DATA / f"{name}.index"
@@ -110,7 +127,7 @@ def test_a_sharded_index_is_written_whole(path):
     ("changes", "match"),
     [
         ({"format": "jax_maddness.op"}, "does not say 'jax_maddness.index'"),
-        ({"version": 4}, "version 4, this jax_maddness reads up to 3"),
+        ({"version": 5}, "version 5, this jax_maddness reads up to 4"),
         ({"exponent": 200}, "exponent is 200"),
         ({"exponent": None}, "exponent is None"),
         ({"metric": "dot"}, "metric is 'dot'"),
@@ -218,3 +235,4 @@ if __name__ == "__main__":
     save_index(GOLDEN, golden_index())
     save_index(DATA / "golden_v2.index", golden_v2_index())
     save_index(DATA / "golden_v3.index", golden_v3_index())
+    save_index(DATA / "golden_v4.index", golden_v4_index())

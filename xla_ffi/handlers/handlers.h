@@ -32,16 +32,19 @@
 //   scan                codes u8 [blocks, pairs, 64], tables u8 [Q, C, 16], count i32 []      sums i32 [Q, k],
 //                                                                                             positions i32 [Q, k]
 //   scan_sums           codes, tables, count                                                  sums i16 [Q, blocks, 64]
+//   scan_lists          codes, tables, ranges i32 [L, 2], levels i32 [Q, L], probe i32 [],    sums i32 [Q, k],
+//                       longest i32 []                                                        positions i32 [Q, k]
 //   rescore             queries [Q, r F], vectors [V, F], positions i32 [Q, k]                scores f32 [Q, k]
 // clang-format on
 //
 // x, queries and vectors are f32, bf16 or f16; y has the type of x, or any of these where there is no x. B counts ops,
 // each with rows of its own: usually 1. The dimensions between are rows. Any number of them may be zero, except D and
-// C; so may blocks, Q, V and k.
+// C; so may blocks, Q, V, L and k.
 //
 // greatest: where fewer than k rows count, the sum is the lowest int32 and the position -1. scan: only the first
-// `count` vectors count, clipped to those that exist; scan_sums: the sums of all others are -1. rescore: a query is as
-// long as r vectors in a row, and is multiplied with the r vectors from each position on.
+// `count` vectors count, clipped to those that exist; scan_sums: the sums of all others are -1. scan_lists: ranges are
+// clipped to the blocks that exist, and to `longest` blocks each; `probe` to the number of lists. rescore: a query is
+// as long as r vectors in a row, and is multiplied with the r vectors from each position on.
 #ifndef JAX_MADDNESS_HANDLERS_HANDLERS_H_
 #define JAX_MADDNESS_HANDLERS_HANDLERS_H_
 
@@ -71,6 +74,7 @@ XLA_FFI_Error* amm_oblique_factors_by_code_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* amm_of_codes_factors_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* scan_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* scan_sums_handler(XLA_FFI_CallFrame* frame);
+XLA_FFI_Error* scan_lists_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* rescore_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* greatest_handler(XLA_FFI_CallFrame* frame);
 XLA_FFI_Error* look_up_handler(XLA_FFI_CallFrame* frame);

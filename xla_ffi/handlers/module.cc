@@ -40,6 +40,7 @@ nb::dict registrations() {
   handlers["jax_maddness_amm_of_codes_factors"] = capsule(jax_maddness::amm_of_codes_factors_handler);
   handlers["jax_maddness_scan"] = capsule(jax_maddness::scan_handler);
   handlers["jax_maddness_scan_sums"] = capsule(jax_maddness::scan_sums_handler);
+  handlers["jax_maddness_scan_lists"] = capsule(jax_maddness::scan_lists_handler);
   handlers["jax_maddness_greatest"] = capsule(jax_maddness::greatest_handler);
   handlers["jax_maddness_rescore"] = capsule(jax_maddness::rescore_handler);
   handlers["jax_maddness_look_up"] = capsule(jax_maddness::look_up_handler);

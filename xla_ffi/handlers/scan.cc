@@ -1,4 +1,6 @@
-// The handler for codes at rest: validate, split over the pool, call, merge.
+// The handlers for codes at rest, all of which are scanned: validate, split over the pool, call, merge.
+#include "xla_ffi/handlers/scan.h"
+
 #include <algorithm>
 
 #include "xla/ffi/api/ffi.h"
@@ -14,23 +16,13 @@ using ffi::AnyBuffer;
 
 constexpr int64_t kMostQueries = 64;                // of a task: all of them share the codes that it reads
 constexpr int64_t kMostScratch = int64_t{4} << 20;  // bytes, of a task with several queries
-constexpr double kLookupsPerCycle = 32;
-
-struct Problem {
-  int64_t vectors, queries, codebooks, k;
-
-  double cycles() const {
-    return static_cast<double>(vectors) * static_cast<double>(queries) * static_cast<double>(codebooks) /
-           kLookupsPerCycle;
-  }
-};
 
 // A task is a range of vectors and some queries. Where there are many queries, every task has all vectors; else the
 // best vectors of the ranges are merged.
 struct Split {
   int64_t workers, query_parts, ranges = 1;
 
-  Split(const Tier& tier, const Problem& problem, const ffi::ThreadPool& pool)
+  Split(const Tier& tier, const ScanProblem& problem, const ffi::ThreadPool& pool)
       : workers(useful_workers(problem.cycles(), pool)) {
     int64_t most = kMostQueries;
     while (most > 1 && scratch_bytes(tier, problem, problem.vectors, most) > kMostScratch) most /= 2;
@@ -39,7 +31,7 @@ struct Split {
     ranges = std::min(divide_up(2 * workers, query_parts), divide_up(problem.vectors, kSideBySide));
   }
 
-  static int64_t scratch_bytes(const Tier& tier, const Problem& problem, int64_t vectors, int64_t queries) {
+  static int64_t scratch_bytes(const Tier& tier, const ScanProblem& problem, int64_t vectors, int64_t queries) {
     return static_cast<int64_t>(tier.scan_scratch_bytes(vectors, queries, problem.codebooks, problem.k) + 63) / 64 * 64;
   }
 };
@@ -51,38 +43,20 @@ struct Task {
   Database database;
   QueryTables tables;
 
-  Task(int64_t task, const Split& split, const Problem& problem, const Database& all, const QueryTables& of_all)
+  Task(int64_t task, const Split& split, const ScanProblem& problem, const Database& all, const QueryTables& of_all)
       : range(task / split.query_parts),
         vectors(part(range, split.ranges, problem.vectors, kSideBySide)),
         queries(part(task % split.query_parts, split.query_parts, problem.queries, 1)),
         database{all.codes + vectors.begin * all.pairs, all.pairs, vectors.begin, vectors.count},
         tables{of_all.values + queries.begin * of_all.codebooks * kLeaves, queries.count, of_all.codebooks} {}
 
-  static int64_t most_scratch(const Tier& tier, const Split& split, const Problem& problem) {
+  static int64_t most_scratch(const Tier& tier, const Split& split, const ScanProblem& problem) {
     const int64_t vectors = divide_up(divide_up(problem.vectors, kSideBySide), split.ranges) * kSideBySide;
     return Split::scratch_bytes(tier, problem, vectors, divide_up(problem.queries, split.query_parts));
   }
 };
 
-// Merges the best vectors of all ranges, each of them [queries][k] with the best first. The positions of a range are
-// less than those of the next.
-void merge(const Best& of_ranges, int64_t ranges, int64_t queries, const Best& best, int64_t* taken) noexcept {
-  for (int64_t q = 0; q < queries; ++q) {
-    std::fill(taken, taken + ranges, 0);
-    for (int64_t i = q * best.k; i < (q + 1) * best.k; ++i) {
-      int64_t from = 0, at = -1;
-      for (int64_t r = 0; r < ranges; ++r) {
-        const int64_t next = (r * queries + q) * best.k + taken[r];  // taken[r] <= i - q * k < k
-        if (at < 0 || of_ranges.sums[next] > of_ranges.sums[at]) from = r, at = next;
-      }
-      best.sums[i] = of_ranges.sums[at];
-      best.positions[i] = of_ranges.positions[at];
-      ++taken[from];
-    }
-  }
-}
-
-void scan_in_parts(const Tier& tier, const Problem& problem, const Database& database, const QueryTables& tables,
+void scan_in_parts(const Tier& tier, const ScanProblem& problem, const Database& database, const QueryTables& tables,
                    const Best& best, ffi::ThreadPool& pool) {
   const Split split(tier, problem, pool);
   const int64_t each = Task::most_scratch(tier, split, problem);
@@ -101,8 +75,8 @@ void scan_in_parts(const Tier& tier, const Problem& problem, const Database& dat
 }
 
 // The sums of ranges of vectors for some queries each.
-void scan_sums_in_parts(const Tier& tier, const Problem& problem, const Database& database, const QueryTables& tables,
-                        const AllSums& all, ffi::ThreadPool& pool) {
+void scan_sums_in_parts(const Tier& tier, const ScanProblem& problem, const Database& database,
+                        const QueryTables& tables, const AllSums& all, ffi::ThreadPool& pool) {
   const Split split(tier, problem, pool);
   const int64_t each = Task::most_scratch(tier, split, problem);
   char* const memory = scratch_of_this_thread().at_least(static_cast<size_t>(each * split.workers));
@@ -111,35 +85,6 @@ void scan_sums_in_parts(const Tier& tier, const Problem& problem, const Database
     tier.scan_sums(own.database, own.tables,
                    {all.sums + own.queries.begin * all.stride + own.vectors.begin, all.stride}, memory + each * worker);
   });
-}
-
-// Checks codes and tables; `k` is 0.
-Problem check_codes(const Named& codes, const Named& tables) {
-  check_type(codes, ffi::DataType::U8, "uint8");
-  check_type(tables, ffi::DataType::U8, "uint8");
-  for (const Named& array : {codes, tables}) {
-    if (array.rank() != 3) throw InvalidArgument(describe(array) + " must have three dimensions.");
-  }
-  const int64_t blocks = codes.dim(0), queries = tables.dim(0), codebooks = tables.dim(1);
-  if (codebooks < 1 || codebooks > kMaxCodebooks) {
-    throw InvalidArgument(describe(tables) + " must have 1 to " + std::to_string(kMaxCodebooks) + " codebooks.");
-  }
-  if (blocks > INT32_MAX / kSideBySide) throw InvalidArgument(describe(codes) + " has too many blocks.");
-  check_shape(codes, {blocks, divide_up(codebooks, 2), kSideBySide});
-  check_shape(tables, {queries, codebooks, kLeaves});
-  return {blocks * kSideBySide, queries, codebooks, 0};
-}
-
-// Checks everything about the arrays except `count`.
-Problem check_scan(const Named& codes, const Named& tables, const Named& sums, const Named& positions) {
-  Problem problem = check_codes(codes, tables);
-  for (const Named& array : {sums, positions}) {
-    check_type(array, ffi::DataType::S32, "int32");
-    if (array.rank() != 2) throw InvalidArgument(describe(array) + " must have two dimensions.");
-    check_shape(array, {problem.queries, sums.dim(1)});
-  }
-  problem.k = sums.dim(1);
-  return problem;
 }
 
 // The number of vectors that count, of those that the codes have.
@@ -154,15 +99,11 @@ ffi::Error scan(ffi::ThreadPool pool, AnyBuffer codes_, AnyBuffer tables_, AnyBu
   return guarded([&](const Tier& tier) {
     const Named codes{"codes", codes_}, tables{"tables", tables_}, count{"count", count_}, sums{"sums", *sums_},
         positions{"positions", *positions_};
-    Problem problem = check_scan(codes, tables, sums, positions);
+    ScanProblem problem = check_scan(codes, tables, sums, positions);
     problem.vectors = vectors_of(count, problem.vectors);
     if (problem.queries == 0 || problem.k == 0) return;
     const Best best = {data<int32_t>(sums), data<int32_t>(positions), problem.k};
-    if (problem.vectors == 0) {
-      std::fill(best.sums, best.sums + problem.queries * problem.k, -1);
-      std::fill(best.positions, best.positions + problem.queries * problem.k, -1);
-      return;
-    }
+    if (problem.vectors == 0) return fill_missing(best, problem.queries);
     const Database database = {data<const uint8_t>(codes), codes.dim(1), 0, problem.vectors};
     scan_in_parts(tier, problem, database, {data<const uint8_t>(tables), problem.queries, problem.codebooks}, best,
                   pool);
@@ -182,7 +123,7 @@ ffi::Error scan_sums(ffi::ThreadPool pool, AnyBuffer codes_, AnyBuffer tables_, 
                      ffi::Result<AnyBuffer> sums_) {
   return guarded([&](const Tier& tier) {
     const Named codes{"codes", codes_}, tables{"tables", tables_}, count{"count", count_}, sums{"sums", *sums_};
-    Problem problem = check_codes(codes, tables);
+    ScanProblem problem = check_codes(codes, tables);
     const int64_t room = problem.vectors;
     check_type(sums, ffi::DataType::S16, "int16");
     check_shape(sums, {problem.queries, room / kSideBySide, kSideBySide});

@@ -69,6 +69,11 @@ struct Tier {
   void (*scan)(const Database& database, const QueryTables& tables, const Best& best, void* scratch) noexcept;
   // The sums of all vectors; `scratch` is that of a scan with k = 0.
   void (*scan_sums)(const Database& database, const QueryTables& tables, const AllSums& all, void* scratch) noexcept;
+  // Scans the lists of greatest level; of equal sums, that of the list that is scanned first comes first. `scratch` is
+  // scan_lists_scratch_bytes long.
+  size_t (*scan_lists_scratch_bytes)(int64_t probe, int64_t codebooks, int64_t k);
+  void (*scan_lists)(const Database& database, const Lists& lists, const QueryTables& tables, const Best& best,
+                     void* scratch) noexcept;
 
   // `scratch` is four bytes per feature long.
   void (*rescore)(const Rows& queries, const Rows& vectors, const Candidates& candidates, void* scratch) noexcept;

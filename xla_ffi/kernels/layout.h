@@ -62,6 +62,11 @@
 //                                                          first; -1 where there are fewer than k vectors
 //   positions     [queries][k]               i32           the vectors that have these sums: of equal sums the one
 //                                                          with the least position first; -1 where there are fewer
+//   ranges        [lists][2]                 i32           lists of vectors: the first block, and the number of vectors
+//   levels        [queries][lists]           i32           the greatest of a query's say which lists it scans, and in
+//                                                          which order: of equal ones the first list first. To the sums
+//                                                          of a list, its level plus 2^15 - 1 is added, clamped to
+//                                                          0 .. 2^15 - 1
 //   queries       [queries][features]        f32|bf16|f16
 //   vectors       [vectors][features]        f32|bf16|f16  not always of the type of queries
 //   scores        [queries][k]               f32           sum over d of queries[q][d] * vectors[positions[q][i]][d],
@@ -100,13 +105,14 @@
 
 namespace jax_maddness {
 
-constexpr int64_t kLevels = 4;          // of a split tree
-constexpr int64_t kNodes = 15;          // inner nodes of a tree
-constexpr int64_t kLeaves = 16;         // codes of a codebook
-constexpr int64_t kMaxWidth = 100'000;  // of oblique trees; features and rank of factors
-constexpr int64_t kSideBySide = 64;     // vectors of a block of codes at rest
-constexpr int64_t kMaxCodebooks = 256;  // of codes at rest: sums fit 16 bits, as 256 * 127 < 2^15
-constexpr int64_t kTileOutputs = 64;    // of float tables, at most
+constexpr int64_t kLevels = 4;             // of a split tree
+constexpr int64_t kNodes = 15;             // inner nodes of a tree
+constexpr int64_t kLeaves = 16;            // codes of a codebook
+constexpr int64_t kMaxWidth = 100'000;     // of oblique trees; features and rank of factors
+constexpr int64_t kSideBySide = 64;        // vectors of a block of codes at rest
+constexpr int64_t kMaxCodebooks = 256;     // of codes at rest: sums fit 16 bits, as 256 * 127 < 2^15
+constexpr int64_t kMostAdded = INT16_MAX;  // to the sums of a list
+constexpr int64_t kTileOutputs = 64;       // of float tables, at most
 constexpr int64_t kTileCodebooks = 128;
 constexpr int64_t kTilePieces = 64;  // rows of which pieces are added to, or from, a tile together, at most
 
@@ -238,6 +244,15 @@ struct Best {
   int32_t* sums;
   int32_t* positions;
   int64_t k;
+};
+
+// The lists that queries scan, `probe` of them each. A task may own some of these, by their order.
+struct Lists {
+  const int32_t* ranges;  // clipped to the blocks of the database, and to `longest` blocks
+  const int32_t* levels;
+  int64_t count, longest;
+  int64_t probe;       // <= count
+  int64_t begin, end;  // of those that the task scans: 0 <= begin <= end <= probe
 };
 
 // The sum of every vector of a database: [queries][stride], of which the first `count` of each query are written.

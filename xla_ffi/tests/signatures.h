@@ -93,6 +93,7 @@ inline const std::vector<Signature>& signatures() {
       {amm_of_codes_factors_handler, "amm_of_codes_factors", {codes, u, values, up, shift, scale, scale}, {"f o * m"}},
       {scan_handler, "scan", {"u b h 64", "u q c 16", "i"}, {"i q k", "i q k"}},
       {scan_sums_handler, "scan_sums", {"u b h 64", "u q c 16", "i"}, {"w q b 64"}},
+      {scan_lists_handler, "scan_lists", {"u b h 64", "u q c 16", "i v 2", "i q v", "i", "i"}, {"i q k", "i q k"}},
       {rescore_handler, "rescore", {"f q l", "f v d", "i q k"}, {"s q k"}},
       {greatest_handler, "greatest", {"u e n c", "u m c 16", "u e n"}, {"i e k m", "i e k m"}},
       {look_up_handler, "look_up", {codes, "s o m c 16"}, {"s o * m"}},
@@ -174,7 +175,7 @@ class Fit {
       const auto found = of_.find(letter);
       return found == of_.end() || (found->second >= least && found->second <= most);
     };
-    const bool is_scan = handler == "scan" || handler == "scan_sums", is_rescore = handler == "rescore",
+    const bool is_scan = handler.rfind("scan", 0) == 0, is_rescore = handler == "rescore",
                is_greatest = handler == "greatest";
     if (!within('c', 1, is_scan ? 256 : INT64_MAX) || !within('w', 1, kMostWidth)) return false;
     if (is_scan && of_['h'] != of_['c'] / 2 + of_['c'] % 2) return false;

@@ -1,4 +1,4 @@
-// Every tier's scan of codes at rest against loops, at sizes on and beside block edges.
+// Every tier's scans of codes at rest, of all and of lists, against loops, at sizes on and beside block edges.
 #include <algorithm>
 #include <numeric>
 
@@ -139,6 +139,98 @@ void test_many_vectors() {
   }
 }
 
+// ---- Lists ----
+
+struct ListProblem {
+  ScanProblem scan;
+  std::vector<int32_t> ranges, levels;
+  int64_t count, longest, probe;
+};
+
+// Ranges that may reach beyond the codes, or begin before them; few levels, and far ones.
+ListProblem random_lists(Random& random, const ScanProblem& scan, int64_t count) {
+  ListProblem p{scan, {}, {}, count, random.below(scan.blocks + 2), random.below(count + 1)};
+  for (int64_t i = 0; i < count; ++i) {
+    p.ranges.push_back(static_cast<int32_t>(random.below(scan.blocks + 3) - 1));
+    p.ranges.push_back(static_cast<int32_t>(random.below(200) - 10));
+  }
+  if (count > 0 && random.below(4) == 0) p.ranges[0] = INT32_MAX, p.ranges[1] = INT32_MAX;
+  if (count > 1 && random.below(4) == 0) p.ranges[2] = 0, p.ranges[3] = INT32_MAX;
+  for (int64_t i = 0; i < count * scan.queries; ++i) {
+    const int32_t levels[] = {0, -3, -32'767, -40'000, INT32_MIN, INT32_MAX, static_cast<int32_t>(-random.below(200))};
+    p.levels.push_back(levels[random.below(random.below(2) == 0 ? 7 : 2)]);
+  }
+  return p;
+}
+
+// Sums, then positions: [queries][k] each. A task that scans the lists from `begin` to before `end`.
+std::vector<int32_t> best_of(const ListProblem& p, int64_t begin, int64_t end) {
+  std::vector<int32_t> sums, positions;
+  for (int64_t q = 0; q < p.scan.queries; ++q) {
+    const int32_t* const levels = p.levels.data() + q * p.count;
+    std::vector<int64_t> lists(static_cast<size_t>(p.count));
+    std::iota(lists.begin(), lists.end(), 0);
+    std::stable_sort(lists.begin(), lists.end(), [&](int64_t a, int64_t b) { return levels[a] > levels[b]; });
+    std::vector<std::pair<int64_t, int64_t>> all;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t list = lists[static_cast<size_t>(i)];
+      const int64_t first = std::clamp<int64_t>(p.ranges[2 * list], 0, p.scan.blocks);
+      const int64_t most = std::min(p.scan.blocks - first, p.longest) * 64;
+      const int64_t added = std::clamp<int64_t>(int64_t{levels[list]} + 32'767, 0, 32'767);
+      for (int64_t n = 0; n < std::clamp<int64_t>(p.ranges[2 * list + 1], 0, most); ++n) {
+        all.emplace_back(-p.scan.sum(q, first * 64 + n) - added, first * 64 + n);
+      }
+    }
+    std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    for (size_t i = 0; i < static_cast<size_t>(p.scan.k); ++i) {
+      sums.push_back(i < all.size() ? static_cast<int32_t>(-all[i].first) : -1);
+      positions.push_back(i < all.size() ? static_cast<int32_t>(all[i].second) : -1);
+    }
+  }
+  sums.insert(sums.end(), positions.begin(), positions.end());
+  return sums;
+}
+
+void check_lists(const Tier& tier, const ListProblem& p, int64_t begin, int64_t end) {
+  const ScanProblem& s = p.scan;
+  const Input<uint8_t> codes(s.codes), tables(s.tables);
+  const Input<int32_t> ranges(p.ranges), levels(p.levels);
+  const size_t bytes = tier.scan_lists_scratch_bytes(p.probe, s.codebooks, s.k);
+  const Result<char> scratch(1, static_cast<int64_t>((bytes + 63) / 64 * 64), 0);
+  const Result<int32_t> sums(s.queries, s.k, s.k), positions(s.queries, s.k, s.k);
+  tier.scan_lists({codes.data(), s.pairs(), 0, s.blocks * 64},
+                  {ranges.data(), levels.data(), p.count, p.longest, p.probe, begin, end},
+                  {tables.data(), s.queries, s.codebooks}, {sums.data(), positions.data(), s.k}, scratch.data());
+  std::vector<int32_t> got = sums.values();
+  const std::vector<int32_t> rest = positions.values(), wanted = best_of(p, begin, end);
+  got.insert(got.end(), rest.begin(), rest.end());
+  scratch.values();
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    CHECK(got[i] == wanted[i], "tier %s, lists %ld to %ld of %ld, C = %ld, k = %ld: result %zu is %d, not %d",
+          tier.name, long(begin), long(end), long(p.count), long(s.codebooks), long(s.k), i, got[i], wanted[i]);
+  }
+}
+
+void test_lists() {
+  Random random(4);
+  for (const Tier* tier : tested_tiers()) {
+    for (const int64_t count : {0, 1, 2, 7, 40}) {
+      for (const int64_t k : {0, 1, 10, 64, 100, 2000}) {
+        const ScanProblem scan =
+            random_scan(random, 64 * (1 + random.below(9)), random.below(4), 1 + random.below(20), k, 16);
+        const ListProblem p = random_lists(random, scan, count);
+        const int64_t begin = random.below(p.probe + 1), end = begin + random.below(p.probe - begin + 1);
+        check_lists(*tier, p, 0, p.probe);
+        check_lists(*tier, p, begin, end);
+      }
+    }
+    ScanProblem largest = random_scan(random, 192, 2, 256, 5, 128);
+    std::fill(largest.tables.begin(), largest.tables.end(), 255);
+    const ListProblem p = random_lists(random, largest, 6);
+    check_lists(*tier, p, 0, p.probe);
+  }
+}
+
 }  // namespace
 }  // namespace jax_maddness::testing
 
@@ -148,5 +240,6 @@ int main(int argc, char** argv) {
     test_sizes();
     test_largest_sums();
     test_many_vectors();
+    test_lists();
   });
 }

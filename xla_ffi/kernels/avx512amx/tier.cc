@@ -58,6 +58,7 @@ bool supported() {
 #include "xla_ffi/kernels/shared/epilogue.inc"
 #include "xla_ffi/kernels/avx512/scan.inc"
 #include "xla_ffi/kernels/shared/scan.inc"
+#include "xla_ffi/kernels/shared/scan_lists.inc"
 #include "xla_ffi/kernels/avx512/rescore.inc"
 #include "xla_ffi/kernels/shared/greatest.inc"
 #include "xla_ffi/kernels/shared/rescore.inc"

@@ -141,6 +141,7 @@ void aggregate_packed(const Scratch& scratch, int64_t rows, const Tables& tables
 #include "xla_ffi/kernels/shared/epilogue.inc"
 #include "xla_ffi/kernels/avx512/scan.inc"
 #include "xla_ffi/kernels/shared/scan.inc"
+#include "xla_ffi/kernels/shared/scan_lists.inc"
 #include "xla_ffi/kernels/avx512/rescore.inc"
 #include "xla_ffi/kernels/shared/greatest.inc"
 #include "xla_ffi/kernels/shared/rescore.inc"

@@ -252,6 +252,7 @@ void amm(const Rows& x, const AnyTrees& trees, const Tables& tables, const Outpu
 #include "xla_ffi/kernels/shared/epilogue.inc"
 #include "xla_ffi/kernels/neon/scan.inc"
 #include "xla_ffi/kernels/shared/scan.inc"
+#include "xla_ffi/kernels/shared/scan_lists.inc"
 #include "xla_ffi/kernels/neon/rescore.inc"
 #include "xla_ffi/kernels/shared/greatest.inc"
 #include "xla_ffi/kernels/shared/rescore.inc"

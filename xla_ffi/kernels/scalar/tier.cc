@@ -133,6 +133,7 @@ void add_up(const uint8_t* codes, int64_t pairs, const uint8_t* tables, BlockSum
 #include "xla_ffi/kernels/shared/factors.inc"
 #include "xla_ffi/kernels/shared/epilogue.inc"
 #include "xla_ffi/kernels/shared/scan.inc"
+#include "xla_ffi/kernels/shared/scan_lists.inc"
 // clang-format on
 
 // For shared/rescore.inc.
