@@ -30,7 +30,7 @@ import jax_maddness
 from examples import glosses, minilm, rivals
 from examples.rivals import Batch
 from jax_maddness import FitConfig, Rule
-from jax_maddness.nn.layers.kinds import CODES, INT8, PRODUCTS
+from jax_maddness.nn.layers.kinds import CODES, INT8
 from jax_maddness.nn.planning import measure
 from jax_maddness.nn.planning.report import Plan
 
@@ -256,7 +256,6 @@ def main(args: argparse.Namespace) -> None:
         max_drop=args.max_drop,
         metric=cosine,
         ratios=(16,),
-        products=PRODUCTS,
         max_seconds=args.seconds or size.plan_seconds,
         call=call,
     )

@@ -36,6 +36,7 @@ from jax_maddness.nn.planning.report import Plan
 from jax_maddness.nn.planning.resume import fingerprint_of, resumed
 from jax_maddness.nn.planning.score import Metric, Score, name_of
 from jax_maddness.nn.planning.search import Search
+from jax_maddness.nn.planning.transposed import transposed_products
 from jax_maddness.nn.planning.verdict import LayerPlan
 from jax_maddness.nn.replacement import Replacement, with_replacements
 from jax_maddness.nn.rules import Rule, decide, validated_rules
@@ -89,8 +90,8 @@ def plan(
         the negative of `|y - y_exact|^2 / |y_exact - mean|^2` of the model's outputs.
       ratios: features per codebook to try.
       products: the products that may replace a layer, some of `"codes"`, `"factors"` (in int8, up to the whole
-        product), `"int8"` (XLA's), `"low rank"` (in floats) and `"rewritten"` (depthwise and 1x1 convolutions,
-        exactly). No others are learned, but int8, which takes no time, is measured to compare.
+        product), `"int8"` (XLA's), `"low rank"` (in floats) and `"rewritten"` (depthwise and 1x1 convolutions
+        and products of one row, exactly). No others are learned, but int8, which takes no time, is measured to compare.
       max_seconds: the time of all of it. A step is not begun if it is expected to end later, and learning look-ups is
         interrupted. Only the first trace, the first batches and the metric of the model as it is are never left out.
       path: a JSON file, written after each step. If it exists, its measurements are not made again: it is refused
@@ -148,6 +149,7 @@ def plan(
     result.example = jax.tree.map(about.abstract, given[0])
     if result.finished:
         return result
+    result.transposed = transposed_products(adapted, given[0])
     train, judged_on = held_out_batches.divided(given, own)
     result.held_out = 0 if judged_on is train else len(judged_on)
     with clock:
@@ -276,7 +278,7 @@ class _Rows:
     @property
     def _rewritten(self) -> Model:
         """The model with depthwise convolutions rewritten, exactly, which may be several times as fast."""
-        some = [unit for unit in self._units if not learns(unit) and unit.form.can_rewrite(unit.shape[0])]
+        some = [unit for unit in self._units if not learns(unit) and unit.can_rewrite]
         some = [with_product(unit, (REWRITTEN, 0)) for unit in some]
         no_rows = np.zeros(0)  # these products are made from weights alone
         replacements = [learn_unit(unit, [no_rows] * max(unit.steps, 1), False, self._clock) for unit in some]

@@ -38,6 +38,7 @@ class Record:
       measured_ms: milliseconds of the exact and the planned model, timed in turns. None: they were not, and the
         speed-up is estimated as the product of the ratios of each answer and the one before.
       held_out: number of held-out batches; 0 where there was only one batch, or in a plan of an earlier version.
+      transposed: shapes of arrays that the model transposes and multiplies by one row; see `transposed.py`.
       example: shapes and dtypes of the first batch; None in a plan that was read from a file.
     """
 
@@ -63,6 +64,7 @@ class Record:
     batch: str = ""
     measured_ms: tuple[float, float] | None = None
     held_out: int = 0
+    transposed: tuple[tuple[int, int], ...] = ()
 
     @property
     def replaced(self) -> tuple[LayerPlan, ...]:
