@@ -55,6 +55,9 @@ class Bench(Protocol):
     def compare(self, mixes: Sequence[Mix]) -> list[Timing]:
         """Returns the times of whole models, measured in turns."""
 
+    def refit(self, mix: Mix, kind: str, steps: int) -> tuple[float, Learned]:
+        """Fits the products of a mix again, and returns the drop with them, and them; see `verdict.Refit`."""
+
 
 @dataclasses.dataclass
 class ModelBench:
@@ -69,6 +72,7 @@ class ModelBench:
       learn: returns the replacement of a unit.
       held_out_rows: returns rows of a unit that nothing was learned from, for each step of a scan.
       learned: what was learned so far; is added to.
+      fit: `fit(kind, steps, units, replacements)` fits replacements of units again.
     """
 
     model: Model
@@ -79,6 +83,7 @@ class ModelBench:
     learn: Callable[[Unit], Replacement]
     held_out_rows: Callable[[Unit], list[np.ndarray]]
     learned: Learned
+    fit: Callable[[str, int, Sequence[Unit], list[Replacement]], list[Replacement]]
 
     def __post_init__(self) -> None:
         self._timings: dict[Hashable, Timing] = {}
@@ -148,6 +153,19 @@ class ModelBench:
         with memory_errors():
             return measure.interleaved([functools.partial(self._run(mix), batch) for mix in mixes])
 
+    def refit(self, mix: Mix, kind: str, steps: int) -> tuple[float, Learned]:
+        units, replacements = self._replaced(mix)
+        with memory_errors():
+            fitted = self.fit(kind, steps, units, replacements)
+            drop = self.score.exact - self.score.of(with_replacements(self.model, units, fitted).run())
+        names = [(unit.owner, *mix[unit.owner]) for unit in units]
+        return finite_or_infinite(drop), dict(zip(names, fitted, strict=True))
+
+    def _replaced(self, mix: Mix) -> tuple[list[Unit], list[Replacement]]:
+        """Returns the units of a mix in the order of their calls, and their replacements."""
+        units = [with_product(unit, mix[name]) for name, unit in self.units.items() if name in mix]
+        return units, [self._replacement(unit.owner, mix[unit.owner]) for unit in units]
+
     def _of_model(self, name: str, timing: Timing) -> Timing:
         """Returns the time of all calls in one run of the model, from that of a call like the first."""
         ms, noise = timing
@@ -173,8 +191,7 @@ class ModelBench:
             return self.score.run_exact
         key = _key(mix)
         if key not in self._runs:
-            units = [with_product(unit, mix[name]) for name, unit in self.units.items() if name in mix]
-            replacements = [self._replacement(unit.owner, mix[unit.owner]) for unit in units]
+            units, replacements = self._replaced(mix)
             kept = {other: run for other, run in self._runs.items() if other in self._compared}
             self._runs = {**kept, key: with_replacements(self.model, units, replacements).run()}
         return self._runs[key]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jax_maddness.nn.layers.kinds import EXACT
-from jax_maddness.nn.planning.verdict import LayerPlan, Trial
+from jax_maddness.nn.planning.verdict import LayerPlan, Refit, Trial
 from jax_maddness.nn.replacement import Replacement
 
 WEIGHTS = "weights of `model`"
@@ -39,6 +39,7 @@ class Record:
         speed-up is estimated as the product of the ratios of each answer and the one before.
       held_out: number of held-out batches; 0 where there was only one batch, or in a plan of an earlier version.
       transposed: shapes of arrays that the model transposes and multiplies by one row; see `transposed.py`.
+      refits: the answer, fitted again.
       example: shapes and dtypes of the first batch; None in a plan that was read from a file.
     """
 
@@ -65,6 +66,7 @@ class Record:
     measured_ms: tuple[float, float] | None = None
     held_out: int = 0
     transposed: tuple[tuple[int, int], ...] = ()
+    refits: tuple[Refit, ...] = ()
 
     @property
     def replaced(self) -> tuple[LayerPlan, ...]:
@@ -75,6 +77,10 @@ class Record:
     def holds_ops(self) -> bool:
         """Whether the plan has a replacement for every line that it replaces."""
         return all((layer.name, layer.by, layer.choice) in self.learned for layer in self.replaced)
+
+    def refitted(self, kind: str) -> bool:
+        """Whether the answer was fitted again in this way, and is better for it."""
+        return any(refit.kept for refit in self.refits if refit.kind == kind)
 
     @property
     def looked_at(self) -> tuple[LayerPlan, ...]:
