@@ -262,6 +262,7 @@ def main(args: argparse.Namespace) -> None:
     done("planned")
     print(f"\n{plan}\n", flush=True)
     plan.html(args.page)
+    plan.to_json(args.page.with_suffix(".json"))
     models = make_models(model, plan, train, validation, size)
     done("distilled")
     results = compare(models, head, test, classes[-SENTENCES * size.test :], size.seconds)
