@@ -58,6 +58,10 @@ class Simulated:
         self.takes("look")
         return [Option("exact", 0, self.layers[name]["exact"], self.noise, 0.0) for name in names]
 
+    def whole_model(self):
+        self.takes("compare")
+        return self.ms({}), self.rest
+
     def products(self, name):
         return [product for product in SIZES if product in self.layers[name]]
 

@@ -37,6 +37,9 @@ class Bench(Protocol):
     def exact(self, names: Sequence[str]) -> list[Option]:
         """Measures lines as they are."""
 
+    def whole_model(self) -> tuple[float, float | None]:
+        """Returns the times of the exact model, and of the same without its lines; None if that cannot be told."""
+
     def products(self, name: str) -> list[Product]:
         """Returns the products that may be measured for a line; those of a kind from fast to close."""
 
@@ -103,6 +106,16 @@ class ModelBench:
             Option(EXACT, 0, *self._of_model(name, self._timings[measure.alike(self.units[name]), EXACT]), 0.0)
             for name in names
         ]
+
+    def whole_model(self) -> tuple[float, float | None]:
+        batch = jax.tree.map(jax.numpy.asarray, self.batch)
+        calls, rest = [functools.partial(self._run({}), batch)], self._substitution.rest(batch)
+        with memory_errors():
+            (ms, noise), *others = measure.interleaved([*calls, *([rest] if rest is not None else [])])
+        for rest_ms, rest_noise in others:
+            if ms - rest_ms > ms * noise + rest_ms * rest_noise:
+                return ms, rest_ms
+        return ms, None
 
     def products(self, name: str) -> list[Product]:
         unit = self.units[name]

@@ -137,13 +137,14 @@ def _amdahl(plan: Record) -> str:
         return "<p>The model was not timed.</p>"
     lines = plan.looked_at
     before, after = plan.measured_ms or (plan.exact_ms, plan.fast_ms)
-    parts = [(line.name, line.exact.ms, EXACT) for line in lines]
+    parts = [(line.name, plan.scale * line.exact.ms, EXACT) for line in lines]
     drawn = _bar(f"as it is: {before:.3g} ms", 1.0, plan.exact_ms, parts)
     if plan.replaced and math.isfinite(plan.fast_ms):
         chosen = [(line, line.chosen) for line in lines]
-        parts = [(line.name, (one or line.exact).ms, one.kind if one else EXACT) for line, one in chosen]
+        parts = [(line.name, plan.scale * (one or line.exact).ms, one.kind if one else EXACT) for line, one in chosen]
         drawn += _bar(f"as planned: {after:.3g} ms", plan.fast_ms / plan.exact_ms, plan.fast_ms, parts)
-    return f'{drawn}{_key(plan, rest=True)}<p class="small">Layers were timed alone.</p>'
+    words = "Layers were timed alone" + (" and scaled to their time in the model." if plan.rest_ms is not None else ".")
+    return f'{drawn}{_key(plan, rest=True)}<p class="small">{words}</p>'
 
 
 def _bar(name: str, length: float, total: float, parts: Sequence[tuple[str, float, str]]) -> str:

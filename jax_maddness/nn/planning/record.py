@@ -40,6 +40,8 @@ class Record:
       held_out: number of held-out batches; 0 where there was only one batch, or in a plan of an earlier version.
       transposed: shapes of arrays that the model transposes and multiplies by one row; see `transposed.py`.
       refits: the answer, fitted again.
+      rest_ms: milliseconds of the exact model without the lines that rules ask for, timed in turns with it; None: it
+        was not measured, or the difference was within the noise.
       example: shapes and dtypes of the first batch; None in a plan that was read from a file.
     """
 
@@ -67,6 +69,7 @@ class Record:
     held_out: int = 0
     transposed: tuple[tuple[int, int], ...] = ()
     refits: tuple[Refit, ...] = ()
+    rest_ms: float | None = None
 
     @property
     def replaced(self) -> tuple[LayerPlan, ...]:
@@ -88,9 +91,18 @@ class Record:
         timed = [line for line in self.layers if line.of(EXACT)]
         return tuple(sorted(timed, key=lambda line: -line.exact.ms))
 
+    @property
+    def scale(self) -> float:
+        """The time of all lines in the model, in units of the sum of their times alone; 1 if it was not measured.
+
+        Alone, a layer reads and writes arrays that XLA keeps in caches, or never writes, in the model.
+        """
+        alone = sum(line.exact.ms for line in self.looked_at)
+        return 1.0 if self.rest_ms is None or not alone else (self.exact_ms - self.rest_ms) / alone
+
     def share(self, line: LayerPlan) -> float:
-        """Returns a line's own time as a share of the exact model's; 0 if it was not timed."""
-        return line.exact.ms / self.exact_ms if line.of(EXACT) and self.exact_ms else 0.0
+        """Returns a line's scaled time as a share of the exact model's; 0 if it was not timed."""
+        return self.scale * line.exact.ms / self.exact_ms if line.of(EXACT) and self.exact_ms else 0.0
 
     @property
     def rest(self) -> float:

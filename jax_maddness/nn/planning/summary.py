@@ -20,6 +20,8 @@ from jax_maddness.nn.planning.verdict import (
 
 _COLUMNS = (REWRITTEN, INT8, LOW_RANK, FACTORS, CODES)
 """The products in the order of the table's columns."""
+_DIFFERENT = 0.1
+"""A difference, as a share, between the time of layers alone and in the model that is worth a sentence."""
 _NAMED = 3
 """The most layers that are named in a line for several."""
 
@@ -172,6 +174,12 @@ def totals(plan: Record) -> list[str]:
         values = f"{plan.before:.4g} before, {plan.after:.4g} after; at most {plan.max_drop:.2g} less"
         lines.append(f"{plan.metric}: {values}.{_judged(plan)}")
     lines += map(_refit, plan.refits)
+    if abs(plan.scale - 1) > _DIFFERENT:
+        alone = sum(line.exact.ms for line in plan.looked_at)
+        lines.append(
+            f"Alone, the layers take {alone:.3g} ms, in the model {plan.scale * alone:.3g} ms: their shares are scaled "
+            "to that."
+        )
     if not plan.finished and not plan.only_look:
         lines.append("The time was up before all was measured: call `plan` again with the same `path` to go on.")
     about = [text for text in (plan.machine, plan.batch and f"batch {plan.batch}", plan.versions, plan.date) if text]
