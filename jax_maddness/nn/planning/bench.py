@@ -109,8 +109,9 @@ class ModelBench:
 
     def whole_model(self) -> tuple[float, float | None]:
         batch = jax.tree.map(jax.numpy.asarray, self.batch)
-        rest = self._substitution.rest(batch)
-        calls = [functools.partial(self._run({}), batch), *([rest] if rest is not None else [])]
+        calls: list[Callable[[], Any]] = [functools.partial(self._run({}), batch)]
+        if (rest := self._substitution.rest(batch)) is not None:
+            calls.append(rest)
         units = {measure.alike(unit): unit for unit in self.units.values()}
         known = {key: self._timings[key, EXACT][0] for key in units if (key, EXACT) in self._timings}
         with memory_errors():
