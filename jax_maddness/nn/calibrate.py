@@ -142,7 +142,7 @@ def learn_unit(
     if kind == TOP:
         return ProductReplacement(kind, product_arrays(learn_top_outputs(rows[0][:, 0], w[0, 0], bias[0, 0], size)))
     if kind not in (CODES, FACTORS):
-        return ProductReplacement(kind, learn_product(kind, size, rows, w, bias, unit.steps, unit.form))
+        return ProductReplacement(kind, learn_product(kind, size, rows, w, bias, unit.steps))
     kernel = None
     if unit.rule.needs_kernel:
         kernel, looked_up = fit_exact_kernel(rows[0][:, 0], w[0, 0], bias[0, 0], unit.form, unit.rule.exact_rows)

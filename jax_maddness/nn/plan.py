@@ -89,8 +89,8 @@ def plan(
         the negative of `|y - y_exact|^2 / |y_exact - mean|^2` of the model's outputs.
       ratios: features per codebook to try.
       products: the products that may replace a layer, some of `"codes"`, `"factors"` (in int8, up to the whole
-        product), `"int8"` (XLA's), `"low rank"` (in floats) and `"rewritten"` (depthwise and 1x1 convolutions
-        and products of one row, exactly). No others are learned, but int8, which takes no time, is measured to compare.
+        product), `"int8"` (XLA's), `"low rank"` (in floats) and `"rewritten"` (depthwise and 1x1 convolutions,
+        exactly). No others are learned, but int8, which takes no time, is measured to compare.
       max_seconds: the time of all of it. A step is not begun if it is expected to end later, and learning look-ups is
         interrupted. Only the first trace, the first batches and the metric of the model as it is are never left out.
       path: a JSON file, written after each step. If it exists, its measurements are not made again: it is refused

@@ -42,9 +42,9 @@ class Rule:
       config: decides how their ops are learned.
       product: the kind of product that replaces the layer: look-ups, `"codes"`; factors in int8 without codes,
         `"factors"`; XLA's int8 with dynamic steps, `"int8"`; a product of low rank in floats, `"low rank"`; or,
-        exactly, `"rewritten"`: depthwise convolutions as sums of shifted inputs times weights, 1x1 as products, and
-        products of one row with the kernel transposed in memory. Of the attributes below, the last three use `share`
-        alone, and factors `conv` and `share`. `"top outputs"`: see `top`, which implies it.
+        exactly, `"rewritten"`: depthwise convolutions as sums of shifted inputs times weights, 1x1 as products. Of
+        the attributes below, the last three use `share` alone, and factors `conv` and `share`. `"top outputs"`: see
+        `top`, which implies it.
       rank: the rank for `"factors"` and `"low rank"`; None: an eighth of the lesser of features and outputs. Factors of
         full rank are the whole product in int8 (`FitConfig("int8")`).
       conv: convolutions encode each position once and share the codes among the taps (`"shared"`), or encode whole

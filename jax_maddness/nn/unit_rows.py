@@ -98,7 +98,7 @@ class UnitRows:
     @property
     def _rewritten(self) -> Model:
         """The model with depthwise convolutions rewritten, exactly, which may be several times as fast."""
-        some = [unit for unit in self._units if not learns(unit) and unit.can_rewrite]
+        some = [unit for unit in self._units if not learns(unit) and unit.form.can_rewrite(unit.shape[0])]
         some = [with_product(unit, (REWRITTEN, 0)) for unit in some]
         no_rows = np.zeros(0)  # these products are made from weights alone
         replacements = [learn_unit(unit, [no_rows] * max(unit.steps, 1), False, self._clock) for unit in some]

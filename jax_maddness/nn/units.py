@@ -66,11 +66,6 @@ class Unit:
         return self.first.shape[0], sum(layer.shape[1] for layer in self.layers)
 
     @property
-    def can_rewrite(self) -> bool:
-        """Whether there is another form of the exact product, which may be faster."""
-        return _can_rewrite(self.first)
-
-    @property
     def stack_shape(self) -> tuple[int, ...]:
         """The axes over which the unit's ops are stacked: [steps, groups], each only where there is such an axis."""
         return (*[self.steps] * bool(self.steps), *[self.form.groups] * (self.form.groups > 1))
@@ -136,11 +131,10 @@ def units(chosen: Sequence[tuple[Layer, Rule]]) -> list[Unit]:
 def _validate(layer: Layer, rule: Rule) -> None:
     """Raises unless the layer can be replaced as the rule says."""
     assert layer.form is not None
-    if rule.product == REWRITTEN and not _can_rewrite(layer):
+    if rule.product == REWRITTEN and not layer.form.can_rewrite(layer.shape[0]):
         raise ValueError(
-            f"{layer.path!r} is no depthwise or 1x1 convolution, and no product of one row in the first batch, as "
-            f"product 'rewritten' of {rule.pattern!r} requires. Put a rule before it that skips this layer, or call "
-            "`plan`, which finds the layers that can be rewritten."
+            f"{layer.path!r} is no depthwise or 1x1 convolution, as product 'rewritten' of {rule.pattern!r} requires. "
+            "Put a rule before it that skips this layer, or call `plan`, which finds the layers that can be rewritten."
         )
     if rule.product not in (CODES, FACTORS, REWRITTEN) and layer.form.groups > 1:
         raise ValueError(
@@ -157,13 +151,6 @@ def _validate(layer: Layer, rule: Rule) -> None:
         )
     if rule.needs_kernel and rule.num_candidates is not None and not layer.form.has_positions:
         raise ValueError(f"{layer.path!r} is no convolution, as `num_candidates` of {rule.pattern!r} requires.")
-
-
-def _can_rewrite(layer: Layer) -> bool:
-    """Whether all calls of a layer can be rewritten."""
-    assert layer.form is not None
-    form = layer.form
-    return all(form.can_rewrite(layer.shape[0], form.num_rows(call.x)) for call in layer.calls)
 
 
 def _input_key(layer: Layer) -> Hashable:

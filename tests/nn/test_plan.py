@@ -193,19 +193,6 @@ def test_depthwise_convolutions_are_rewritten_at_no_cost(steady, monkeypatch, rn
     np.testing.assert_allclose(replace(model, found)(data[0]), model(data[0]), rtol=1e-4, atol=1e-5)
 
 
-def test_products_of_one_row_are_rewritten_at_no_cost(steady, monkeypatch, rng):
-    monkeypatch.setattr(measure, "times", lambda units, others: [(5.0, 0.0)] * len(units) + [(1.0, 0.0)] * len(others))
-    model = nnx.Linear(4, 30, rngs=nnx.Rngs(0))
-    data = [jnp.asarray(rng.standard_normal((1, 4)), jnp.float32) for _ in range(25)]
-    found = plan(model, data, Rule(".*"), max_drop=1e-9, products="rewritten")
-    (line,) = found.replaced
-    assert line.words == "replaced, rewritten exactly: 5.0x"
-    assert line.chosen.nmse < 1e-12
-    np.testing.assert_allclose(replace(model, found)(data[0]), model(data[0]), rtol=1e-5, atol=1e-5)
-    two = plan(model, [jnp.concatenate(data[:2])] * 2, Rule(".*"), max_drop=1e-9, products="rewritten")
-    assert not two.replaced
-
-
 def test_rows_after_a_depthwise_convolution_are_those_of_the_exact_model(steady, monkeypatch, rng):
     """They are captured from the model with the convolution rewritten, which is faster; of its own, few are."""
     captured = []

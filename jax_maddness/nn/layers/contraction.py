@@ -122,20 +122,6 @@ class Contraction(Form):
     def product(self, prepared: Array, w: Array) -> Array:
         return prepared @ w.reshape(w.shape[-2:])
 
-    def can_rewrite(self, num_features: int, num_rows: int) -> bool:
-        """XLA reads a kernel at its full speed for one row if it is stored as [M, D]; for more rows, as [D, M]."""
-        del num_features
-        return num_rows == 1
-
-    def rewritten_weights(self, w: np.ndarray) -> dict[str, np.ndarray]:
-        return {"transposed": np.ascontiguousarray(w.swapaxes(-1, -2))}
-
-    def rewritten_product(self, x: Array, w: Array) -> Array:
-        """Multiplies all rows exactly by a kernel that is stored as [1, M, D]."""
-        rows = self.prepared(x)
-        y = w[0] @ rows.reshape(-1, w.shape[-1]).T
-        return y.T.reshape(*rows.shape[:-1], w.shape[-2])
-
     def row_view(self, prepared: Array, row_shape: tuple[int, ...]) -> RowView:
         examples = row_shape[0] if len(row_shape) > 1 else 1
         shape = (examples, math.prod(row_shape) // max(examples, 1))
@@ -226,15 +212,6 @@ class AxisContraction(Form):
 
     def product(self, prepared: Array, w: Array) -> Array:
         return self._any_rank.product(prepared, w)
-
-    def can_rewrite(self, num_features: int, num_rows: int) -> bool:
-        return self._any_rank.can_rewrite(num_features, num_rows)
-
-    def rewritten_weights(self, w: np.ndarray) -> dict[str, np.ndarray]:
-        return self._any_rank.rewritten_weights(w)
-
-    def rewritten_product(self, x: Array, w: Array) -> Array:
-        return self._of(x).rewritten_product(x, w)
 
     def row_view(self, prepared: Array, row_shape: tuple[int, ...]) -> RowView:
         return self._any_rank.row_view(prepared, row_shape)

@@ -186,8 +186,7 @@ class Convolution(Form):
             prepared, kernel, self.strides, "VALID", None, self.dilation, layout, feature_group_count=self.groups
         )
 
-    def can_rewrite(self, num_features: int, num_rows: int) -> bool:
-        del num_rows
+    def can_rewrite(self, num_features: int) -> bool:
         return num_features == self.taps if self.groups > 1 else self.taps == 1  # depthwise, or 1x1
 
     def rewritten_product(self, x: Array, w: Array) -> Array:

@@ -126,17 +126,13 @@ class Form(abc.ABC):
           The products, [*row_shape, groups * M].
         """
 
-    def can_rewrite(self, num_features: int, num_rows: int) -> bool:
-        """Whether `rewritten_product` may be faster than the layer for `num_rows` rows of `num_features` features."""
-        del num_features, num_rows
+    def can_rewrite(self, num_features: int) -> bool:
+        """Whether `rewritten_product` differs from `exact_product` for rows of `num_features` features."""
+        del num_features
         return False
 
-    def rewritten_weights(self, w: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns weights [groups, D, M] as `rewritten_product` takes them, by a name that tells their layout."""
-        return {"taps": w}
-
     def rewritten_product(self, x: Array, w: Array) -> Array:
-        """Computes `exact_product` in another way: see `Convolution` and `Contraction`."""
+        """Computes `exact_product` in a way that may be faster, where there is one: see `Convolution`."""
         return self.exact_product(x, w)
 
     def exact_product(self, x: Array, w: Array) -> Array:

@@ -2,8 +2,7 @@
 
 int8 takes a quantization step per row of `x`, computed at run time, and one per output. A low-rank product is the one
 of its rank that is closest on captured rows. A rewritten product is the same as the layer's: a depthwise convolution as
-the sum over its taps of shifted inputs times weights, a 1x1 convolution as a product, a product of one row with the
-kernel transposed in memory, which are faster on CPUs.
+the sum over its taps of shifted inputs times weights, a 1x1 convolution as a product, which are faster on CPUs.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _SPARE, _STEPS = 8, 12
 
 
 def learn_product(
-    kind: str, rank: int, rows: Sequence[np.ndarray], w: np.ndarray, bias: np.ndarray, steps: int, form: Form
+    kind: str, rank: int, rows: Sequence[np.ndarray], w: np.ndarray, bias: np.ndarray, steps: int
 ) -> dict[str, Array]:
     """Learns a product for layers that read the same rows.
 
@@ -40,22 +39,19 @@ def learn_product(
       w: `[steps or 1, groups, D, M]`; only a rewritten product has several groups.
       bias: `[steps or 1, groups, M]`.
       steps: of a scan; 0 where there is none.
-      form: of the layers.
 
     Returns:
       The product's arrays by name, as modules hold them, stacked over the steps of a scan.
     """
-    by_step = [_learn_step(kind, rank, form, *step) for step in zip(rows, w, bias, strict=True)]
+    by_step = [_learn_step(kind, rank, *step) for step in zip(rows, w, bias, strict=True)]
     stacked = {name: np.stack([arrays[name] for arrays in by_step]) for name in by_step[0]}
     return product_arrays({name: jnp.asarray(a if steps else a[0]) for name, a in stacked.items()})
 
 
-def _learn_step(
-    kind: str, rank: int, form: Form, x: np.ndarray, w: np.ndarray, bias: np.ndarray
-) -> dict[str, np.ndarray]:
+def _learn_step(kind: str, rank: int, x: np.ndarray, w: np.ndarray, bias: np.ndarray) -> dict[str, np.ndarray]:
     """Learns the product of one step of a scan."""
     if kind == REWRITTEN:
-        return {**form.rewritten_weights(w), "bias": bias.reshape(-1)}
+        return {"taps": w, "bias": bias.reshape(-1)}
     if kind == INT8:
         w8, step = to_int8(w[0])
         return {"w": w8, "step": step, "bias": bias[0]}
@@ -83,10 +79,9 @@ def multiply(x: Array, form: Form, arrays: Mapping[str, Any], top: int = 1, num_
     product = {name.removeprefix(_PREFIX): a for name, a in arrays.items()}
     if "codes" in product:
         return top_outputs(x, form, product, top, num_candidates)
-    for layout in ("taps", "transposed"):
-        if layout in product:
-            weights, bias = (product[name].astype(jnp.float32) for name in (layout, "bias"))
-            return form.rewritten_product(x.astype(jnp.float32), weights) + bias
+    if "taps" in product:
+        taps, bias = (product[name].astype(jnp.float32) for name in ("taps", "bias"))
+        return form.rewritten_product(x.astype(jnp.float32), taps) + bias
     if "down" in product:
         down, up, bias = (product[name].astype(x.dtype) for name in ("down", "up", "bias"))
         return form.exact_product(x, down) @ up + bias

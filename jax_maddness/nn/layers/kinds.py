@@ -5,7 +5,7 @@ REWRITTEN = "rewritten"
 TOP = "top outputs"
 PLANNED = (CODES, FACTORS, INT8, LOW_RANK, REWRITTEN)
 """The products between which `plan` chooses: look-ups by codes; factors in int8, of full rank the whole product in
-int8; XLA's int8 with dynamic steps; a low-rank product in floats; and depthwise and 1x1 convolutions and products of
-one row rewritten, which is exact."""
+int8; XLA's int8 with dynamic steps; a low-rank product in floats; and depthwise and 1x1 convolutions rewritten, which
+is exact."""
 PRODUCTS = (*PLANNED, TOP)
 """The products that can replace a layer: these, and output layers whose greatest outputs are exact."""

@@ -127,7 +127,7 @@ class ModelBench:
 
     def products(self, name: str) -> list[Product]:
         unit = self.units[name]
-        found: list[Product] = [(REWRITTEN, 0)] if unit.can_rewrite else []
+        found: list[Product] = [(REWRITTEN, 0)] if unit.form.can_rewrite(unit.shape[0]) else []
         if not learns(unit):
             return found
         if unit.form.groups == 1:  # the other products know no groups
