@@ -33,7 +33,6 @@ from jax_maddness.nn.planning.report import Plan
 from jax_maddness.nn.planning.resume import fingerprint_of, resumed
 from jax_maddness.nn.planning.score import Metric, Score, name_of
 from jax_maddness.nn.planning.search import How, Search
-from jax_maddness.nn.planning.transposed import transposed_products
 from jax_maddness.nn.planning.verdict import CALIBRATED, TUNED, LayerPlan
 from jax_maddness.nn.rules import Rule, decide, validated_rules
 from jax_maddness.nn.unit_rows import UnitRows
@@ -153,7 +152,6 @@ def plan(
     result.example = jax.tree.map(about.abstract, given[0])
     if result.finished and same_refits(result, refits):
         return result
-    result.transposed = transposed_products(adapted, given[0])
     train, judged_on = held_out_batches.divided(given, own)
     result.held_out = 0 if judged_on is train else len(judged_on)
     with clock:

@@ -5,18 +5,14 @@ import json
 import math
 import re
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from flax import nnx
 from helpers.simulated import random_model
 
 from jax_maddness import FitConfig, Plan, Rule, plan
-from jax_maddness.nn.models.model import adapt
 from jax_maddness.nn.planning import advice, summary
-from jax_maddness.nn.planning.transposed import transposed_products
 from jax_maddness.nn.planning.verdict import LayerPlan, Option
 
 
@@ -40,7 +36,6 @@ def layer(name="a", ms=5.0, shape=(64, 64), rows=100, **fields):
         (plan_of(layer(one_hot=True)), "1 layers, 50% of the time, have one-hot inputs.*`nnx.Embed`"),
         (plan_of(layer(ms=9.0), layer("small", 0.5, one_hot=True)), None),
         (plan_of(layer(groups=32, shape=(9, 1))), "convolutions with groups have 50% of the time"),
-        (plan_of(layer(), transposed=((51865, 384),)), r"transposed array of 51,865 x 384, as `nnx.Embed.attend`"),
         (plan_of(layer()), None),
         (plan_of(layer(), layer("small", 0.5, (384, 51865))), None),
     ],
@@ -151,51 +146,3 @@ def test_a_plan_finds_one_hot_inputs():
     batches = [jnp.eye(8)[np.arange(20) % 8], jnp.eye(8)]
     found = plan(model, batches, Rule(".*", config=FitConfig("paper")), max_seconds=0)
     assert [line.one_hot for line in found.layers] == [True, False]
-
-
-class Tied(nnx.Module):
-    """A decoder whose output layer is its embedding."""
-
-    def __init__(self, attend):
-        self.embed = nnx.Embed(600, 128, rngs=nnx.Rngs(0))
-        self.dense = nnx.Linear(128, 128, rngs=nnx.Rngs(1))
-        self.attend = attend
-
-    def __call__(self, ids):
-        return self.attend(self.embed, self.dense(self.embed(ids)))
-
-
-class LinenTied(nn.Module):
-    @nn.compact
-    def __call__(self, ids):
-        embed = nn.Embed(600, 128)
-        return embed.attend(nn.Dense(128)(embed(ids)))
-
-
-def attend_to_inputs(embed, x):
-    """Not an array of the model is transposed here, as in attention."""
-    return x[:1] @ jnp.repeat(x, 600, 0).T
-
-
-@pytest.mark.parametrize(
-    ("attend", "rows", "slow"),
-    [
-        (lambda embed, x: embed.attend(x), 1, True),
-        (jax.jit(lambda embed, x: embed.attend(x)), 1, True),
-        (lambda embed, x: embed.attend(x), 2, False),
-        (lambda embed, x: jnp.einsum("...d,vd->...v", x, embed.embedding[...]), 1, False),
-        (lambda embed, x: jax.lax.scan(lambda c, x: (c, embed.attend(x)), 0, x)[1], 3, True),
-        (attend_to_inputs, 1, False),
-    ],
-)
-def test_a_product_of_one_row_with_a_transposed_array_is_found(attend, rows, slow):
-    ids = jnp.arange(rows)
-    assert transposed_products(adapt(Tied(attend), None), ids) == (((600, 128),) if slow else ())
-
-
-def test_it_is_found_in_linen():
-    module = LinenTied()
-    variables = module.init(jax.random.key(0), jnp.arange(1))
-    found = plan((module, variables), [jnp.arange(1)] * 2, Rule(".*"), only_look=True)
-    assert found.transposed == ((600, 128),)
-    assert "What to do next: The model multiplies one row by a transposed array" in str(found)

@@ -25,7 +25,6 @@ _FEW_ROWS = 1000
 def advice(plan: Record) -> list[str]:
     """Returns sentences on layers that take a large share of the time, and are better served in another way."""
     return [
-        *_transposed(plan),
         *_not_worth_it(plan),
         *_wide(plan),
         *_one_hot(plan),
@@ -54,14 +53,6 @@ def _not_worth_it(plan: Record) -> list[str]:
     return [
         f"The layers that rules ask for have {1 - plan.rest:.0%} of the model's time, so that it gains "
         f"{plan.best_case:.2f}x at most: profile the rest, or ask for more layers."
-    ]
-
-
-def _transposed(plan: Record) -> list[str]:
-    return [
-        f"The model multiplies one row by a transposed array of {rows:,} x {columns:,}, as `nnx.Embed.attend` does: "
-        'XLA takes several times as long as without the transpose. Write `jnp.einsum("...d,vd->...v", x, array)`.'
-        for rows, columns in plan.transposed
     ]
 
 

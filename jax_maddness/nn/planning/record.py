@@ -38,7 +38,6 @@ class Record:
       measured_ms: milliseconds of the exact and the planned model, timed in turns. None: they were not, and the
         speed-up is estimated as the product of the ratios of each answer and the one before.
       held_out: number of held-out batches; 0 where there was only one batch, or in a plan of an earlier version.
-      transposed: shapes of arrays that the model transposes and multiplies by one row; see `transposed.py`.
       refits: the answer, fitted again.
       rest_ms: milliseconds of the exact model without the lines that rules ask for, timed in turns with it; None: it
         was not measured, or the difference was within the noise.
@@ -67,7 +66,6 @@ class Record:
     batch: str = ""
     measured_ms: tuple[float, float] | None = None
     held_out: int = 0
-    transposed: tuple[tuple[int, int], ...] = ()
     refits: tuple[Refit, ...] = ()
     rest_ms: float | None = None
 

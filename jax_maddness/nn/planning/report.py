@@ -19,8 +19,8 @@ from jax_maddness.nn.rules import Rule
 
 _FORMAT, _VERSION = "jax_maddness.plan", 7
 """Version 3 added `LayerPlan.unmeasured`, version 4 `Plan.fingerprint`, version 5 `Trial.measured` and factors,
-version 6 `Plan.held_out`, `Plan.measured_ms` and `LayerPlan.one_hot`, version 7 `Plan.transposed`, `Plan.refits`
-and `Plan.rest_ms`; older files are read, too."""
+version 6 `Plan.held_out`, `Plan.measured_ms` and `LayerPlan.one_hot`, version 7 `Plan.refits` and
+`Plan.rest_ms`; older files are read, too."""
 _READABLE = (2, 3, 4, 5, 6, 7)
 
 
