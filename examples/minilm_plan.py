@@ -30,7 +30,7 @@ import jax_maddness
 from examples import glosses, minilm, rivals
 from examples.rivals import Batch
 from jax_maddness import FitConfig, Rule
-from jax_maddness.nn.layers.kinds import CODES, INT8, PRODUCTS
+from jax_maddness.nn.layers.kinds import CODES, INT8
 from jax_maddness.nn.planning import measure
 from jax_maddness.nn.planning.report import Plan
 
@@ -256,13 +256,13 @@ def main(args: argparse.Namespace) -> None:
         max_drop=args.max_drop,
         metric=cosine,
         ratios=(16,),
-        products=PRODUCTS,
         max_seconds=args.seconds or size.plan_seconds,
         call=call,
     )
     done("planned")
     print(f"\n{plan}\n", flush=True)
     plan.html(args.page)
+    plan.to_json(args.page.with_suffix(".json"))
     models = make_models(model, plan, train, validation, size)
     done("distilled")
     results = compare(models, head, test, classes[-SENTENCES * size.test :], size.seconds)

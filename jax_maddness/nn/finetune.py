@@ -35,6 +35,9 @@ from jax_maddness.nn.tuning.run import Run, State
 
 TRAIN = ("tables", "all")
 """The values of `train`."""
+_LEARNING_RATE, _PATIENCE = 0.003, 4
+_EVALUATIONS = 8
+"""Evaluations of `tune_tables`, which may end at each of them."""
 FIRST_BATCHES = 8
 """A run is resumed only if so many of the first batches are the same; with a list, if all are."""
 
@@ -80,10 +83,10 @@ def finetune(
     steps: int = 500,
     loss: str | Loss | Sequence[Term] = "nmse",
     train: str = "tables",
-    learning_rate: float = 0.003,
+    learning_rate: float = _LEARNING_RATE,
     held_out: Batches | int | None = None,
     look_every: int = 50,
-    patience: int = 4,
+    patience: int = _PATIENCE,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     call: Callable[[Any, Any], Any] | None = None,
@@ -161,6 +164,34 @@ def finetune(
     if not return_report:
         return tuned.model
     return tuned.model, _report(state, parts, exact, tuned, evaluated_on)
+
+
+def tune_tables(
+    model: Any,
+    teacher: Any,
+    batches: list[Any],
+    steps: int,
+    call: Callable[[Any, Any], Any] | None,
+    ends: Callable[[float], bool],
+) -> Model:
+    """Trains tables as `finetune` does by default, in the time that there is.
+
+    Args:
+      model, teacher, batches, steps, call: as for `finetune`.
+      ends: whether training ends before the next evaluation, if it takes so many seconds until then.
+
+    Raises:
+      ValueError: There is nothing to train, or only one batch, or the loss is no finite number.
+    """
+    exact, every = adapt(teacher, call, "teacher"), max(1, steps // _EVALUATIONS)
+    parts = Parts.of(model, {layer.path: layer for layer in layers_of(exact, batches[0])}, call)
+    evaluated_on, train_on = _hold_out(batches, None)
+    objective = Objective.of(as_terms("nmse"), (exact, parts.model), batches[0])
+    run = Run(parts, exact, objective, steps, _LEARNING_RATE)
+    state = run.start(False, -(-steps // every) + 1)
+    saved = Checkpoints(None, {})
+    state = run.train(state, evaluated_on, train_on, (every, _PATIENCE, 0), saved, False, ends)
+    return parts.delivered(state.best) if state.best_look else parts.model
 
 
 def _validate(train: str, learning_rate: float, call: Any) -> None:

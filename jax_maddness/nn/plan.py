@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import functools
 import os
 import pathlib
 import warnings
@@ -15,30 +14,28 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from jax_maddness.core import arguments
-from jax_maddness.learn.config import REPORTED_SHARE
-from jax_maddness.learn.data.held_out import split
-from jax_maddness.nn.batches import Batches, peek, validate_limits, validate_rows
-from jax_maddness.nn.calibrate import learn_unit, unlearnable, validate_captured
-from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS, Captured, record
+from jax_maddness.nn.batches import Batches, peek, validate_limits
+from jax_maddness.nn.calibrate import CALIBRATIONS
+from jax_maddness.nn.capture import MAX_BYTES, MAX_ROWS
 from jax_maddness.nn.diff import Diff, diff, validate_diff
-from jax_maddness.nn.layers.kinds import PLANNED, REWRITTEN
+from jax_maddness.nn.fitter import Fitter
+from jax_maddness.nn.layers.kinds import PLANNED
 from jax_maddness.nn.layers.promotion import with_standard_promotion
-from jax_maddness.nn.models.model import Model, adapt, layers_of
+from jax_maddness.nn.models.model import adapt, layers_of
 from jax_maddness.nn.planning import about, validate
 from jax_maddness.nn.planning import held_out as held_out_batches
-from jax_maddness.nn.planning.advice import is_one_hot
-from jax_maddness.nn.planning.bench import ModelBench, learns, with_product
+from jax_maddness.nn.planning.bench import ModelBench
 from jax_maddness.nn.planning.clock import Clock
+from jax_maddness.nn.planning.refit import same_refits
 from jax_maddness.nn.planning.report import Plan
 from jax_maddness.nn.planning.resume import fingerprint_of, resumed
 from jax_maddness.nn.planning.score import Metric, Score, name_of
-from jax_maddness.nn.planning.search import Search
-from jax_maddness.nn.planning.verdict import LayerPlan
-from jax_maddness.nn.replacement import Replacement, with_replacements
+from jax_maddness.nn.planning.search import How, Search
+from jax_maddness.nn.planning.verdict import CALIBRATED, TUNED, LayerPlan
 from jax_maddness.nn.rules import Rule, decide, validated_rules
+from jax_maddness.nn.unit_rows import UnitRows
 from jax_maddness.nn.units import Unit, units
 
 RATIOS = (32, 16, 8)
@@ -63,6 +60,8 @@ def plan(
     call: Callable[[Any, Any], Any] | None = None,
     progress: bool | None = None,
     only_look: bool = False,
+    calibrate: str = "independent",
+    finetune_steps: int = 0,
 ) -> Plan:
     """Measures every layer that `rules` match, and decides by which products the model gets faster.
 
@@ -102,6 +101,11 @@ def plan(
       progress: show a progress line; None shows it after two seconds.
       only_look: only time the model and its layers as they are, in seconds: the plan then says which share of the time
         could be gained at most, and nothing is replaced or written.
+      calibrate: `"prefix"`: the layers of the answer are learned once more, one after the other, each from the inputs
+        that it has where those before it are replaced, as `replace` does. That is kept if the drop becomes smaller.
+      finetune_steps: steps by which the answer's tables are then trained at most (`finetune`, by `"nmse"` of the
+        outputs, on the batches that layers are learned from); 0: none. That is kept if the drop becomes smaller.
+        Both are measured within `max_seconds`, a quarter of which is kept for them.
 
     Returns:
       The plan: `print` it, and pass it to `replace`.
@@ -120,7 +124,7 @@ def plan(
           fast = jax_maddness.replace(model, plan)
     """
     max_drop = arguments.real(max_drop, "max_drop", "a number >= 0, in units of the metric, such as 0.01")
-    only_look = arguments.flag(only_look, "only_look")
+    only_look, refits = arguments.flag(only_look, "only_look"), _refits(calibrate, finetune_steps)
     ratios, products = validate.ratios_of(ratios), validate.products_of(products)
     validate.arguments_of_plan(max_drop, max_seconds, metric, call, path)
     clock = Clock(progress, float(max_seconds))
@@ -146,12 +150,12 @@ def plan(
     if path is not None and not only_look and pathlib.Path(path).exists():
         result = resumed(Plan.from_json(path), result)
     result.example = jax.tree.map(about.abstract, given[0])
-    if result.finished:
+    if result.finished and same_refits(result, refits):
         return result
     train, judged_on = held_out_batches.divided(given, own)
     result.held_out = 0 if judged_on is train else len(judged_on)
     with clock:
-        rows = _Rows(adapted, to_plan, train, (max_rows, max_bytes), clock)
+        rows = UnitRows(adapted, to_plan, train, (max_rows, max_bytes), clock)
         reasons = {} if only_look else rows.unlearnable()
         one_hot = set[str]() if only_look else rows.one_hot()
         result.layers = tuple(_with_reason(line, reasons, line.name in one_hot) for line in result.layers)
@@ -164,22 +168,21 @@ def plan(
             rows.learn,
             rows.held_out,
             result.learned,
+            Fitter(adapted, rows, train, call, clock).fit,
         )
-        _search(result, bench, clock, None if only_look else path, only_look)
+        _search(result, bench, clock, path, How(only_look, refits))
     return result
 
 
-def _search(
-    result: Plan, bench: ModelBench, clock: Clock, path: str | os.PathLike[str] | None, only_look: bool
-) -> None:
+def _search(result: Plan, bench: ModelBench, clock: Clock, path: str | os.PathLike[str] | None, how: How) -> None:
     """Completes a plan, which is written to `path` after each step; an interrupt ends the search with a warning."""
 
     def write() -> None:
-        if path is not None:
+        if path is not None and not how.only_look:
             result.to_json(path)
 
     try:
-        interrupted = Search(result, bench, clock, list(bench.units), write, only_look).run()
+        interrupted = Search(result, bench, clock, list(bench.units), write, how).run()
     except Exception as error:
         # A model or metric of the user's may raise: the message stays its own.
         kept = f"is kept in {os.fspath(path)!r}" if path is not None else "is lost: it needs a `path`"
@@ -192,6 +195,13 @@ def _search(
         # Level 5 is the caller of `plan`.
         words = "`plan` was interrupted: this is the best answer so far. Interrupt again to stop the program."
         warnings.warn(words, UserWarning, stacklevel=5)
+
+
+def _refits(calibrate: Any, finetune_steps: Any) -> tuple[tuple[str, int], ...]:
+    """Returns how the answer is fitted again: the kinds in their order, each with its number of steps."""
+    arguments.choice(calibrate, "calibrate", CALIBRATIONS)
+    steps = arguments.integer(finetune_steps, "finetune_steps", 0, ", 0 for none")
+    return (*[(CALIBRATED, 0)] * (calibrate == "prefix"), *[(TUNED, steps)] * bool(steps))
 
 
 def _how(unit: Unit, ratios: Sequence[int]) -> dict[str, Any]:
@@ -229,63 +239,3 @@ def _with_reason(line: LayerPlan, reasons: Mapping[str, str], one_hot: bool) -> 
     if line.name not in reasons:
         return line
     return dataclasses.replace(line, words=f"stays: {reasons[line.name]}", unmeasured=False)
-
-
-class _Rows:
-    """Rows to learn from and held-out rows of every unit; they are captured when they are first asked for."""
-
-    def __init__(
-        self, model: Model, to_plan: Sequence[Unit], batches: list[Any], limits: tuple[int, int], clock: Clock
-    ):
-        self._model, self._units, self._batches, self._limits, self._clock = model, to_plan, batches, limits, clock
-        self._last: tuple[str | None, list[np.ndarray], list[np.ndarray]] = (None, [], [])
-
-    def learn(self, unit: Unit) -> Replacement:
-        """Learns the replacement of a unit, without its exact kernel."""
-        return learn_unit(unit, self._split(unit)[0], False, self._clock)
-
-    def held_out(self, unit: Unit) -> list[np.ndarray]:
-        """Returns the held-out rows of a unit, `[rows, groups, D]` for each step of a scan."""
-        return self._split(unit)[1]
-
-    def unlearnable(self) -> dict[str, str]:
-        """Returns, by owner, why some units cannot be learned."""
-        return unlearnable(self._captured, [unit for unit in self._units if learns(unit)])
-
-    def one_hot(self) -> set[str]:
-        """Returns the owners of units whose inputs are one-hot."""
-        rows = self._captured.rows
-        return {unit.owner for unit in self._units if all(map(is_one_hot, rows[unit.first.path]))}
-
-    @functools.cached_property
-    def _captured(self) -> Captured:
-        first = [unit.first for unit in self._units if not learns(unit)]
-        layers = [unit.first for unit in self._units if learns(unit)]
-        few = {layer.path for layer in first}
-        captured = Captured({}, {})
-        if layers:
-            captured = record(self._rewritten, layers, self._batches, *self._limits, progress=False)
-        if few:  # their rows are only compared, so that one batch is enough
-            found = record(self._model, first, self._batches[:1], *self._limits, progress=False, unlearned=few)
-            captured = Captured(captured.rows | found.rows, captured.seen | found.seen, captured.batches)
-        for unit in self._units:
-            validate_rows(unit.first.path, captured.rows[unit.first.path], self._batches)
-        validate_captured(captured, self._units)
-        return captured
-
-    @property
-    def _rewritten(self) -> Model:
-        """The model with depthwise convolutions rewritten, exactly, which may be several times as fast."""
-        some = [unit for unit in self._units if not learns(unit) and unit.form.can_rewrite(unit.shape[0])]
-        some = [with_product(unit, (REWRITTEN, 0)) for unit in some]
-        no_rows = np.zeros(0)  # these products are made from weights alone
-        replacements = [learn_unit(unit, [no_rows] * max(unit.steps, 1), False, self._clock) for unit in some]
-        return with_replacements(self._model, some, replacements) if some else self._model
-
-    def _split(self, unit: Unit) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Returns rows to learn from and held-out rows; copies of one unit's are kept, as those of all are large."""
-        if unit.owner != self._last[0]:
-            parts = [(rows, *split(len(rows), REPORTED_SHARE)) for rows in self._captured.rows[unit.first.path]]
-            train, held_out = ([rows[others] for rows, _, others in parts], [rows[chosen] for rows, chosen, _ in parts])
-            self._last = (unit.owner, train, held_out)
-        return self._last[1], self._last[2]

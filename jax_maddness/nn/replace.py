@@ -20,6 +20,7 @@ from jax_maddness.nn.models.layer import Layer
 from jax_maddness.nn.models.model import Model, adapt, layers_of
 from jax_maddness.nn.planning.record import WEIGHTS
 from jax_maddness.nn.planning.report import Plan
+from jax_maddness.nn.planning.verdict import CALIBRATED, TUNED
 from jax_maddness.nn.replacement import Replacement, with_replacements
 from jax_maddness.nn.rules import Rule, decide, validated_rules
 from jax_maddness.nn.units import Unit, units
@@ -31,7 +32,7 @@ def replace(
     rules: Rule | Sequence[Rule] | Plan,
     batches: Batches | None = None,
     *,
-    calibrate: str = "independent",
+    calibrate: str | None = None,
     captured: Captured | None = None,
     keep_weights: bool = False,
     dry_run: bool = False,
@@ -53,7 +54,8 @@ def replace(
         none.
       calibrate: `"independent"`: each op is learned from the layer's inputs in the exact model. `"prefix"`: layer by
         layer, each op is learned from the layer's inputs where all layers before it are replaced already, and for the
-        exact model's values, so that it corrects their errors; the batches are read once for every layer.
+        exact model's values, so that it corrects their errors; the batches are read once for every layer. None: as the
+        plan was made, if `rules` is one, or `"independent"`.
       captured: the result of `capture` for this model, to learn from instead of running it.
       keep_weights: keep kernels in the ops, for gradients; else they are dropped.
       dry_run: learn nothing; return the changes that would be made.
@@ -83,13 +85,16 @@ def replace(
       >>> [(change.path, change.size, change.reason) for change in changes.changes]
       [('layers/0', 2, ''), ('layers/2', 0, 'no rule matches')]
     """
-    arguments.choice(calibrate, "calibrate", CALIBRATIONS)
+    if calibrate is not None:
+        arguments.choice(calibrate, "calibrate", CALIBRATIONS)
     keep_weights, dry_run = arguments.flag(keep_weights, "keep_weights"), arguments.flag(dry_run, "dry_run")
     if captured is not None:
         arguments.instance(captured, "captured", Captured, "`capture` returns one")
     adapted, plan = adapt(model, call), rules if isinstance(rules, Plan) else None
     rules = rules.rules() if isinstance(rules, Plan) else validated_rules(rules)
-    reuses_ops = plan is not None and captured is None and calibrate == "independent" and plan.holds_ops
+    planned = "prefix" if plan is not None and plan.refitted(CALIBRATED) else "independent"
+    reuses_ops = plan is not None and captured is None and calibrate in (None, planned) and plan.holds_ops
+    calibrate = calibrate or planned
     can_learn = batches is not None
     batches = _given(batches, plan if reuses_ops else None)
     first, stream = peek(batches)
@@ -107,6 +112,8 @@ def replace(
         reuses_ops = _must_learn_anew(can_learn)
     if plan is not None and reuses_ops:
         return with_replacements(adapted, to_replace, _held(plan, to_replace, keep_weights)).model
+    if plan is not None and plan.refitted(TUNED):
+        _warn_of_tuning(plan)
     validate_limits(max_rows, max_bytes, [unit.first for unit in to_replace])
     if calibrate == "prefix" and not can_be_read_again(batches):
         raise ValueError('`calibrate="prefix"` reads the batches several times: pass a list, or a function.')
@@ -156,6 +163,18 @@ def _must_learn_anew(can_learn: bool) -> bool:
         stacklevel=4,
     )
     return False
+
+
+def _warn_of_tuning(plan: Plan) -> None:
+    """Warns that ops that are learned anew are not fine-tuned, as those of the plan were."""
+    (refit,) = [refit for refit in plan.refits if refit.kind == TUNED]
+    # Level 4 is the caller of `replace`.
+    warnings.warn(
+        f"Ops are learned anew. Those of the plan were also fine-tuned, from a drop of {refit.before:.2g} to "
+        f"{refit.after:.2g}, which `replace` does not do: call `finetune` with its result.",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 def _given(batches: Batches | None, plan: Plan | None) -> Batches:

@@ -7,7 +7,7 @@ import numpy as np
 
 from jax_maddness.nn.planning.clock import Clock, TimeUpError
 from jax_maddness.nn.planning.report import Plan
-from jax_maddness.nn.planning.search import Search
+from jax_maddness.nn.planning.search import How, Search
 from jax_maddness.nn.planning.verdict import LayerPlan, Option
 
 PRODUCTS = ("codes", "factors", "int8", "low rank")
@@ -25,6 +25,8 @@ class Simulated:
       rest: milliseconds of everything else.
       seconds: what each kind of step takes.
       noise: of all times, as a share.
+      factors: of the drop, by the kind of a refit.
+      fitted: the product of those that were fitted.
       knows: times of products are known before they are learned.
       fails: calls `fails(kind of step, name, product)`, which may raise.
     """
@@ -36,6 +38,8 @@ class Simulated:
     noise: float = 0.005
     fails: object = lambda *_: None
     knows: bool = False
+    factors: dict = dataclasses.field(default_factory=dict)
+    fitted: float = 1.0
     now: float = 0.0
 
     def takes(self, kind, name="", product=None):
@@ -53,6 +57,10 @@ class Simulated:
     def exact(self, names):
         self.takes("look")
         return [Option("exact", 0, self.layers[name]["exact"], self.noise, 0.0) for name in names]
+
+    def whole_model(self):
+        self.takes("compare")
+        return self.ms({}), self.rest
 
     def products(self, name):
         return [product for product in SIZES if product in self.layers[name]]
@@ -76,6 +84,13 @@ class Simulated:
         self.takes("compare")
         return [(self.ms(mix), self.noise) for mix in mixes]
 
+    def refit(self, mix, kind, steps):
+        """Each kind multiplies the drop by a factor; what is better is kept, and the next one begins with it."""
+        self.takes(kind, "", mix)
+        fitted = self.fitted * self.factors[kind]
+        self.fitted = min(self.fitted, fitted)
+        return self.drop_of(mix) * fitted, {(name, *product): kind for name, product in mix.items()}
+
     def drop_of(self, mix):
         """The true drop."""
         return sum(self.sensitivity[name] * self.layers[name][product][1] for name, product in mix.items())
@@ -85,12 +100,13 @@ class Simulated:
         layers = (layer[mix[name]][0] if name in mix else layer["exact"] for name, layer in self.layers.items())
         return self.rest + sum(layers)
 
-    def plan(self, max_drop, max_seconds, products=PRODUCTS, plan=None, written=None):
+    def plan(self, max_drop, max_seconds, products=PRODUCTS, plan=None, written=None, refits=()):
         """Runs the search; returns the plan."""
         lines = (LayerPlan(name, (name,), "Linear", (64, 64), 100, products=products) for name in self.layers)
         plan = plan or Plan(tuple(lines), max_drop, "metric", "machine")
         self.clock = Clock(False, max_seconds, lambda: self.now)
-        Search(plan, self, self.clock, list(self.layers), lambda: written is None or written.append(str(plan))).run()
+        write = lambda: written is None or written.append(str(plan))  # noqa: E731
+        Search(plan, self, self.clock, list(self.layers), write, How(refits=refits)).run()
         return plan
 
     def whole(self, kind):

@@ -169,7 +169,7 @@ def test_nan_in_batches_names_the_layer_and_the_batches(learned):
 
 def test_a_metric_that_raises_or_is_interrupted_keeps_what_was_measured(layer, learned, tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "times", lambda units, others: [(2.0, 0.0)] * len(units) + [(1.0, 0.0)] * len(others))
-    monkeypatch.setattr(measure, "interleaved", lambda calls: [(2.0, 0.0), (1.0, 0.0)][: len(calls)])
+    monkeypatch.setattr(measure, "interleaved", lambda calls, seconds=0: [(2.0, 0.0), (1.0, 0.0)][: len(calls)])
     calls, path = [], tmp_path / "plan.json"
     errors = [KeyboardInterrupt, RuntimeError("out of labels")]
 

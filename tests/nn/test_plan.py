@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from helpers.layer_plans import line
 from helpers.ops import random_op
 
 from jax_maddness import FitConfig, Plan, Rule, capture, plan, replace
+from jax_maddness.nn import unit_rows
 from jax_maddness.nn.capture import record
 from jax_maddness.nn.layers import int8_low_rank as products
 from jax_maddness.nn.models.model import adapt, layers_of
@@ -201,7 +201,7 @@ def test_rows_after_a_depthwise_convolution_are_those_of_the_exact_model(steady,
         captured.append(record(*args, **settings))
         return captured[-1]
 
-    monkeypatch.setattr(sys.modules["jax_maddness.nn.plan"], "record", recorded)
+    monkeypatch.setattr(unit_rows, "record", recorded)
     rngs = nnx.Rngs(0)
     model = nnx.Sequential(nnx.Conv(4, 4, (3,), feature_group_count=4, rngs=rngs), nnx.Linear(4, 16, rngs=rngs))
     data = [jnp.asarray(rng.standard_normal((2, 100, 4)), jnp.float32) for _ in range(3)]

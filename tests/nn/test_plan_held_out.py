@@ -43,7 +43,7 @@ def test_the_metric_sees_these_batches_and_no_others(layer, steady, tmp_path):
     assert found.held_out == 2
     assert "Drops measured on 2 held-out batches, `held_out`." in str(found)
     found.html(tmp_path / "plan.html")
-    assert "Drops measured on 2 held-out batches, `held_out`." in (tmp_path / "plan.html").read_text()
+    assert "Drops measured on 2 held-out batches, <code>held_out</code>." in (tmp_path / "plan.html").read_text()
 
 
 def test_without_it_the_last_of_the_batches_are_held_out(layer, steady):

@@ -76,6 +76,19 @@ def test_three_lines_say_what_matters():
     assert summary.headline(some)[1] == "What limits it: the time: not all products of 4 layers were measured."
 
 
+def test_shares_and_the_rest_add_up():
+    """Alone, the layers take 12 ms; in the model, 6 of 8."""
+    found = plan_of(layer("a", 9.0), layer("b", 3.0), exact_ms=8.0, rest_ms=2.0)
+    assert [found.share(line) for line in found.layers] == [6 * 0.75 / 8, 6 * 0.25 / 8]
+    assert (found.scale, found.rest, found.best_case) == (0.5, 0.25, 4.0)
+    assert "Alone, the layers take 12 ms, in the model 6 ms: their shares are scaled to that." in summary.totals(found)
+    alone = plan_of(layer("a", 3.0), exact_ms=4.0)
+    assert (alone.scale, alone.rest) == (1.0, 0.25)
+    assert "Alone" not in str(alone)
+    nothing = plan_of(layer("a", 3.0), exact_ms=4.0, rest_ms=4.0)
+    assert (nothing.rest, nothing.best_case) == (1.0, 1.0)
+
+
 def test_the_table_is_sorted_by_share_and_folded():
     chosen = dataclasses.replace(layer("big", 6.0), words="stays: C = 4 would be slower, 0.8x")
     chosen = dataclasses.replace(chosen, options=(*chosen.options, Option("codes", 4, 7.0, 0.0, 0.1)))

@@ -88,6 +88,28 @@ def test_the_outputs_are_those_of_the_replaced_model(kind, batches, rng):
                 assert substituted._program._cache_size() == 2  # one for each shape of a batch, for all units
 
 
+@pytest.mark.parametrize("kind", ["nnx", "linen"])
+def test_the_rest_of_a_model_has_everything_but_the_products(kind, batches):
+    model, found, _ = substitution_of(kind, batches)
+    some = [found[name] for name in ("first+second", "conv")]
+    substituted = Substitution(model, some, batches)
+    x = batches[0]
+    zeros = {layer.path: lambda layer, x: 0 * layer(x) for unit in some for layer in unit.layers}
+    np.testing.assert_allclose(substituted.rest(x)(), model.outputs(model.arrays(), x, zeros), rtol=1e-5, atol=1e-6)
+    given = {name: jnp.ones(y.shape) for name, y in substituted._outputs(substituted._accessible(x)).items()}
+    program = str(jax.make_jaxpr(substituted._outputs_without_units)(model.arrays(), x, given))
+    # Three products stay: a layer that is called twice, and one inside of a remat.
+    assert (program.count("dot_general["), program.count("conv_general_dilated[")) == (3, 0)
+    assert program.count("optimization_barrier") == 3
+
+
+def test_the_rest_is_not_known_where_units_cannot_be_left_out(batches):
+    model, found, substituted = substitution_of("nnx", batches)
+    assert substituted.rest(batches[0]) is None
+    candidates = units([(layer, Rule(".*", num_candidates=2)) for layer in found["conv"].layers])
+    assert Substitution(model, candidates, batches).rest(batches[0]) is None
+
+
 def test_units_with_large_inputs_are_left_to_compiled_models(batches, monkeypatch):
     _, found, substituted = substitution_of("nnx", batches)
     inputs = 4 * sum(batch.size for batch in batches)
@@ -151,5 +173,6 @@ def test_the_number_of_compiled_models_does_not_grow_with_the_number_of_layers(l
     found = plan(Counted(layers, traces), data, rule, max_drop=1e-4, products=products, progress=False)
     alone = [trial for trial in found.trials if len(trial.replaced) == 1]
     assert len(alone) >= layers / 2
-    # The layers, whether they can be replaced, fingerprint, capture, what is accessible, the exact model, the program.
-    assert traces.count <= 10 + len(found.trials) - len(alone)
+    # The layers, whether they can be replaced, fingerprint, capture, what is accessible, the exact
+    # model, the rest of it, the program.
+    assert traces.count <= 11 + len(found.trials) - len(alone)

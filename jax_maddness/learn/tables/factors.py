@@ -101,7 +101,8 @@ def rounding(x: Float[np.ndarray, "rows features"]) -> tuple[Float[np.ndarray, "
     """
     mean = x.mean(0, dtype=np.float64)
     center = mean.astype(np.float32)
-    limit = np.abs(x - center, dtype=np.float64).max(0)
+    # The greatest |x - center|, without an array as large as `x`: rounded differences keep their order.
+    limit = np.maximum(x.max(0) - center, center - x.min(0)).astype(np.float64)
     tiny = 2 * np.finfo(np.float32).eps * np.abs(mean)  # what rounding alone may leave of a constant
     varies = limit > np.maximum(tiny, np.finfo(np.float32).tiny)
     if varies.any() and not LEAST < limit[varies].max() < GREATEST:

@@ -24,7 +24,13 @@ _FEW_ROWS = 1000
 
 def advice(plan: Record) -> list[str]:
     """Returns sentences on layers that take a large share of the time, and are better served in another way."""
-    return [*_not_worth_it(plan), *_wide(plan), *_one_hot(plan), *_small_batches(plan), *_groups(plan)]
+    return [
+        *_not_worth_it(plan),
+        *_wide(plan),
+        *_one_hot(plan),
+        *_small_batches(plan),
+        *_groups(plan),
+    ]
 
 
 def next_step(plan: Record) -> str:

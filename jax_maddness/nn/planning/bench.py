@@ -37,6 +37,9 @@ class Bench(Protocol):
     def exact(self, names: Sequence[str]) -> list[Option]:
         """Measures lines as they are."""
 
+    def whole_model(self) -> tuple[float, float | None]:
+        """Returns the times of the exact model, and of the same without its lines; None if that cannot be told."""
+
     def products(self, name: str) -> list[Product]:
         """Returns the products that may be measured for a line; those of a kind from fast to close."""
 
@@ -55,6 +58,9 @@ class Bench(Protocol):
     def compare(self, mixes: Sequence[Mix]) -> list[Timing]:
         """Returns the times of whole models, measured in turns."""
 
+    def refit(self, mix: Mix, kind: str, steps: int) -> tuple[float, Learned]:
+        """Fits the products of a mix again, and returns the drop with them, and them; see `verdict.Refit`."""
+
 
 @dataclasses.dataclass
 class ModelBench:
@@ -69,6 +75,7 @@ class ModelBench:
       learn: returns the replacement of a unit.
       held_out_rows: returns rows of a unit that nothing was learned from, for each step of a scan.
       learned: what was learned so far; is added to.
+      fit: `fit(kind, steps, units, replacements)` fits replacements of units again.
     """
 
     model: Model
@@ -79,6 +86,7 @@ class ModelBench:
     learn: Callable[[Unit], Replacement]
     held_out_rows: Callable[[Unit], list[np.ndarray]]
     learned: Learned
+    fit: Callable[[str, int, Sequence[Unit], list[Replacement]], list[Replacement]]
 
     def __post_init__(self) -> None:
         self._timings: dict[Hashable, Timing] = {}
@@ -98,6 +106,24 @@ class ModelBench:
             Option(EXACT, 0, *self._of_model(name, self._timings[measure.alike(self.units[name]), EXACT]), 0.0)
             for name in names
         ]
+
+    def whole_model(self) -> tuple[float, float | None]:
+        batch = jax.tree.map(jax.numpy.asarray, self.batch)
+        calls: list[Callable[[], Any]] = [functools.partial(self._run({}), batch)]
+        if (rest := self._substitution.rest(batch)) is not None:
+            calls.append(rest)
+        units = {measure.alike(unit): unit for unit in self.units.values()}
+        known = {key: self._timings[key, EXACT][0] for key in units if (key, EXACT) in self._timings}
+        with memory_errors():
+            timings = measure.beside(calls, [units[key] for key in known])
+        # The machine may have been quicker or slower when the layers were timed: ratios are kept, as in `times`.
+        now = sum(ms for ms, _ in timings[len(calls) :])
+        drift = sum(known.values()) / now if now else 1.0
+        (ms, noise), *others = timings[: len(calls)]
+        for rest_ms, rest_noise in others:
+            if ms - rest_ms > ms * noise + rest_ms * rest_noise:
+                return ms * drift, rest_ms * drift
+        return ms * drift, None
 
     def products(self, name: str) -> list[Product]:
         unit = self.units[name]
@@ -148,6 +174,19 @@ class ModelBench:
         with memory_errors():
             return measure.interleaved([functools.partial(self._run(mix), batch) for mix in mixes])
 
+    def refit(self, mix: Mix, kind: str, steps: int) -> tuple[float, Learned]:
+        units, replacements = self._replaced(mix)
+        with memory_errors():
+            fitted = self.fit(kind, steps, units, replacements)
+            drop = self.score.exact - self.score.of(with_replacements(self.model, units, fitted).run())
+        names = [(unit.owner, *mix[unit.owner]) for unit in units]
+        return finite_or_infinite(drop), dict(zip(names, fitted, strict=True))
+
+    def _replaced(self, mix: Mix) -> tuple[list[Unit], list[Replacement]]:
+        """Returns the units of a mix in the order of their calls, and their replacements."""
+        units = [with_product(unit, mix[name]) for name, unit in self.units.items() if name in mix]
+        return units, [self._replacement(unit.owner, mix[unit.owner]) for unit in units]
+
     def _of_model(self, name: str, timing: Timing) -> Timing:
         """Returns the time of all calls in one run of the model, from that of a call like the first."""
         ms, noise = timing
@@ -173,8 +212,7 @@ class ModelBench:
             return self.score.run_exact
         key = _key(mix)
         if key not in self._runs:
-            units = [with_product(unit, mix[name]) for name, unit in self.units.items() if name in mix]
-            replacements = [self._replacement(unit.owner, mix[unit.owner]) for unit in units]
+            units, replacements = self._replaced(mix)
             kept = {other: run for other, run in self._runs.items() if other in self._compared}
             self._runs = {**kept, key: with_replacements(self.model, units, replacements).run()}
         return self._runs[key]

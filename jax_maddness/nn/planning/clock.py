@@ -37,14 +37,19 @@ class Clock(Progress):
         self._now, self._start = now, now()
         self._end = self._start + seconds
         self._delay = DELAY if show is None else 0.0 if show else math.inf
-        self._reserved = 0.0
+        self._reserved = self._held = 0.0
         self._longest: dict[str, float] = {}
         self._stage, self._incumbent, self._shown = "", "", 0
 
     @property
     def left(self) -> float:
         """Seconds that are left, but for those that are reserved; negative when the time is up."""
-        return self._end - self._reserved - self._now()
+        return self._end - self._reserved - self._held - self._now()
+
+    def hold(self, share: float) -> None:
+        """Keeps a share of the time of the plan, in place of what was held before, for steps at its end."""
+        seconds = self._end - self._start
+        self._held = share * seconds if math.isfinite(seconds) else 0.0
 
     def reserve(self, kind: str, least: float = 0.0) -> None:
         """Keeps time for one more step of a kind until `release`: all other steps end before.

@@ -29,7 +29,8 @@ def decide(
       given_up: the speed-up of an answer that turned out to be slower than the exact model; None: there is none.
     """
     if plan.before is not None:
-        plan.after = plan.before - sum(trial.drop for trial in plan.trials if incumbent and trial.mix == incumbent)
+        drop = sum(trial.drop for trial in plan.trials if incumbent and trial.mix == incumbent)
+        plan.after = plan.before - min([drop, *(refit.after for refit in plan.refits)])
     tried = max((trial.speedup for trial in plan.trials if trial.measured), default=None)
     tried = tried if given_up is None else given_up
     instead = "others gain more for what they cost"

@@ -83,6 +83,12 @@ def times(
     return interleaved(calls, seconds * len(calls))
 
 
+def beside(calls: Sequence[Callable[[], Any]], units: Sequence[Unit]) -> list[tuple[float, float]]:
+    """Measures calls of whole models, and layers as they are, in turns; see `interleaved`."""
+    layers = [_exact_call(unit, _input(unit)) for unit in units]
+    return interleaved([*calls, *layers], 0.5 + SECONDS * len(layers))
+
+
 def _input(unit: Unit) -> Array:
     """Returns a random input of the shape of the layer's first call, in the dtype in which the layer computes."""
     first = unit.first

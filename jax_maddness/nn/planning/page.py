@@ -26,19 +26,27 @@ _LEAST_ERROR = 1e-6
 """The NMSE at the bottom of the plots; smaller ones stand there, too."""
 _SIZE = re.compile("; (?=[rC] = [0-9]+: [0-9])")
 """The separator of products of several sizes in a cell."""
-_PLOTS = 24
-"""The most layers that have a plot of their own."""
+_CODE = re.compile("`([^`]+)`")
+_LATE = "; other products were not measured, as the time was up"
+"""Words of a verdict that are said once below the short table."""
+_PLOTS, _MORE_PLOTS = 6, 24
+"""The most layers whose plots are shown at once, and the most that have a plot."""
 _STYLE = """
 :root{color-scheme:light}*{box-sizing:border-box}
 body{font:16px/1.5 system-ui,sans-serif;color:#1c1f23;margin:0 auto;max-width:70rem;padding:1rem}
-h1{font-size:1.6rem;line-height:1.25;margin:.5rem 0}h2{font-size:1.15rem;margin:2rem 0 .5rem}
-h3{font-size:.95rem;margin:0;overflow-wrap:anywhere}p{margin:.3rem 0}.small{font-size:.85rem;color:#555}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem}
-th,td{padding:.25rem .6rem;text-align:left;border-bottom:1px solid #e3e5e8;vertical-align:top}
-details td{white-space:nowrap}summary{cursor:pointer;margin:.5rem 0}td:first-child{overflow-wrap:anywhere}
-.bar{display:flex;height:1.6rem;margin-bottom:.6rem}.bar i{box-shadow:inset -1px 0 #fff}
+h1{font-size:1.6rem;line-height:1.25;margin:.5rem 0 1rem;text-wrap:balance}h2{font-size:1.15rem;margin:2.5rem 0 .5rem}
+h3{font-size:.95rem;margin:0;overflow-wrap:anywhere}p{margin:.3rem 0;overflow-wrap:anywhere}
+.small{font-size:.85rem;color:#555}code{font-size:.92em;background:#f1f3f5;border-radius:3px;padding:.05em .3em}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem;width:100%}
+th,td{padding:.3rem .6rem;text-align:left;border-bottom:1px solid #e3e5e8;vertical-align:top}
+th{font-weight:600;color:#555;white-space:nowrap}tr>:first-child{padding-left:0;overflow-wrap:anywhere;min-width:6.5rem}
+.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;width:1%}
+details td{white-space:nowrap}summary{cursor:pointer;margin:.6rem 0;color:#0072b2}
+.bar{display:flex;height:1.6rem;margin-bottom:.8rem;background:#c8ccd2;border-radius:3px;overflow:hidden}
+.bar i{box-shadow:inset -1px 0 rgb(255 255 255/.5)}
 svg{display:block;width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:#333}
-.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(17rem,1fr));gap:1.2rem}
+svg .axis{fill:#777}.frontier{max-width:40rem}
+.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(17rem,100%),1fr));gap:1.2rem}
 .key{display:flex;flex-wrap:wrap;gap:.3rem 1rem;font-size:.85rem}.key b{display:inline-block;width:.8em;height:.8em;
 border-radius:50%;margin-right:.35em}
 """
@@ -58,12 +66,13 @@ def page(plan: Record) -> str:
         _table(plan),
         "<h2>Time and error by layer</h2>",
         "<p class=small>A dot for each product: to the left is faster, below is closer. A ring marks the choice.</p>",
-        _key(),
-        f'<div class="plots">{"".join(map(_plot, _plotted(plan)))}</div>',
+        _key(plan),
+        _plots(plan),
         "<h2>Models that were tried</h2>",
         "<p class=small>To the right is faster, below is closer. Filled dots were timed as a whole; the speed-up of "
         "the others is predicted. The line joins those that no other beats in both.</p>",
         _frontier(plan.trials, plan.max_drop),
+        "<h2>Notes</h2>",
         *(f"<p class=small>{_text(total)}</p>" for total in summary.totals(plan)),
         "</html>",
     ]
@@ -71,11 +80,25 @@ def page(plan: Record) -> str:
 
 
 def _text(words: str) -> str:
+    """Returns words as HTML; what is in backticks becomes code."""
+    return _CODE.sub(r"<code>\1</code>", html.escape(words).replace(" -&gt; ", " &rarr; "))
+
+
+def _breakable(path: str) -> str:
+    """Returns a path that may go on in a new line after each part of it."""
+    return _text(path).replace("/", "/<wbr>")
+
+
+def _title(words: str) -> str:
+    """Returns words as an attribute, or as the title of a part of a drawing, where there is no markup."""
     return html.escape(words)
 
 
-def _key() -> str:
-    dots = (f'<span><b style="background:{color}"></b>{kind}</span>' for kind, color in COLORS.items())
+def _key(plan: Record, rest: bool = False) -> str:
+    """Returns the names of the colors of products that were measured; with `rest`, of the rest of the model, too."""
+    colors = {kind: color for kind, color in COLORS.items() if any(line.of(kind) for line in plan.layers)}
+    colors |= {"the rest of the model": _REST} if rest else {}
+    dots = (f'<span><b style="background:{color}"></b>{kind}</span>' for kind, color in colors.items())
     return f'<p class="key">{"".join(dots)}</p>'
 
 
@@ -83,17 +106,28 @@ def _table(plan: Record) -> str:
     """Returns a short table, and one with all measurements that is shown on demand."""
     lines, others = summary.folded(plan)
     full = [summary.head(plan), *(summary.cells(plan, line) for line in lines)]
-    short = [[row[0], row[2], row[3], row[-1]] for row in full]
-    short += [[names, "", "", words] for names, words in others]
-    details = f"<details><summary>All measurements</summary>{_rows(full)}</details>"
-    return _rows(short) + (details if lines else "")
+    short = [[row[0], row[2], row[3], row[-1].replace(_LATE, "")] for row in full]
+    short += [[names, "", "", words.replace(_LATE, "")] for names, words in others]
+    late = sum(line.words.endswith(_LATE) for line in plan.layers)
+    words = f"<p class=small>Not all products of {late} layers were measured, as the time was up.</p>" if late else ""
+    details = f"<details><summary>All measurements</summary>{_rows(full, (2, 3))}</details>"
+    return _rows(short, (1, 2)) + words + (details if lines else "")
 
 
-def _rows(rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table with a head; each of several products in a cell has a line of its own."""
+def _rows(rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> str:
+    """Returns a table with a head; each of several products in a cell has a line of its own.
+
+    Args:
+      rows: the head and the others.
+      numbers: the columns whose cells are numbers.
+    """
     head, *others = rows
-    lines = ["".join(f"<th>{_text(name)}</th>" for name in head)]
-    lines += ["".join(f"<td>{_SIZE.sub('<br>', _text(cell))}</td>" for cell in row) for row in others]
+    kinds = [' class="number"' if column in numbers else "" for column in range(len(head))]
+    lines = ["".join(f"<th{kind}>{_text(name)}</th>" for kind, name in zip(kinds, head, strict=True))]
+    for row in others:
+        cells = [_SIZE.sub("<br>", _text(cell)) for cell in row]
+        cells[0] = _breakable(row[0])
+        lines.append("".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, cells, strict=True)))
     return '<div class="wide"><table>' + "".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>"
 
 
@@ -102,13 +136,15 @@ def _amdahl(plan: Record) -> str:
     if not plan.exact_ms:
         return "<p>The model was not timed.</p>"
     lines = plan.looked_at
-    parts = [(line.name, line.exact.ms, EXACT) for line in lines]
-    drawn = _bar("as it is", 1.0, plan.exact_ms, parts)
+    before, after = plan.measured_ms or (plan.exact_ms, plan.fast_ms)
+    parts = [(line.name, plan.scale * line.exact.ms, EXACT) for line in lines]
+    drawn = _bar(f"as it is: {before:.3g} ms", 1.0, plan.exact_ms, parts)
     if plan.replaced and math.isfinite(plan.fast_ms):
         chosen = [(line, line.chosen) for line in lines]
-        parts = [(line.name, (one or line.exact).ms, one.kind if one else EXACT) for line, one in chosen]
-        drawn += _bar("as planned", plan.fast_ms / plan.exact_ms, plan.fast_ms, parts)
-    return f'{drawn}{_key()}<p class="small">Light: the rest of the model. Layers were timed alone.</p>'
+        parts = [(line.name, plan.scale * (one or line.exact).ms, one.kind if one else EXACT) for line, one in chosen]
+        drawn += _bar(f"as planned: {after:.3g} ms", plan.fast_ms / plan.exact_ms, plan.fast_ms, parts)
+    words = "Layers were timed alone" + (" and scaled to their time in the model." if plan.rest_ms is not None else ".")
+    return f'{drawn}{_key(plan, rest=True)}<p class="small">{words}</p>'
 
 
 def _bar(name: str, length: float, total: float, parts: Sequence[tuple[str, float, str]]) -> str:
@@ -117,20 +153,25 @@ def _bar(name: str, length: float, total: float, parts: Sequence[tuple[str, floa
     whole, drawn = max(total, used) or 1.0, []
     for part, ms, kind in (*parts, ("the rest", whole - used, "")):
         share = 100 * ms / whole if math.isfinite(ms) else 0.0
-        title = _text(f"{part or '(the model)'}: {ms:.3g} ms {kind}")
+        title = _title(f"{part or '(the model)'}: {ms:.3g} ms {kind}")
         drawn.append(f'<i style="width:{share:.2f}%;background:{COLORS.get(kind, _REST)}" title="{title}"></i>')
     bar = f'<div class="bar" style="width:{100 * min(length, 1.0):.1f}%">{"".join(drawn)}</div>'
-    return f"<p>{name}: {total:.3g} ms</p>{bar}"
+    return f"<p>{name}</p>{bar}"
 
 
-def _plotted(plan: Record) -> list[LayerPlan]:
-    return [line for line in summary.folded(plan)[0] if len(line.options) > 1][:_PLOTS]
+def _plots(plan: Record) -> str:
+    """Draws a plot for each layer with several options; those of the largest layers are shown at once."""
+    plots = [_plot(line) for line in summary.folded(plan)[0] if len(line.options) > 1][:_MORE_PLOTS]
+    first, more = ("".join(some) for some in (plots[:_PLOTS], plots[_PLOTS:]))
+    words = f"<details><summary>{len(plots) - _PLOTS} more layers</summary>"
+    return f'<div class="plots">{first}</div>' + (f'{words}<div class="plots">{more}</div></details>' if more else "")
 
 
 def _plot(line: LayerPlan) -> str:
     """Draws a dot for each option of a line: time across, error upwards on a logarithmic scale."""
     longest = max((o.ms for o in line.options if math.isfinite(o.ms)), default=1.0)
-    parts = ['<path d="M34 8V160H292" fill="none" stroke="#999"/>']
+    parts = ['<path d="M34 8V160H292" fill="none" stroke="#999"/><text x="34" y="175" text-anchor="middle">0</text>']
+    parts.append('<text class="axis" x="38" y="10">NMSE</text>')
     for exponent in (0, -2, -4, -6):
         y = _height(10.0**exponent)
         parts.append(f'<path d="M34 {y:.1f}H292" stroke="#eee"/><text x="30" y="{y + 4:.1f}" text-anchor="end">')
@@ -140,8 +181,9 @@ def _plot(line: LayerPlan) -> str:
         ms = min(option.ms, longest)
         parts.append(_dot(34 + 252 * ms / longest, _height(option.nmse), option, line))
     return (
-        f"<div><h3>{_text(line.name or '(the model)')}</h3>"
-        f'<svg viewBox="0 0 300 180" role="img">{"".join(parts)}</svg><p class="small">{_text(line.words)}</p></div>'
+        f"<div><h3>{_breakable(line.name or '(the model)')}</h3>"
+        f'<svg viewBox="0 0 300 180" role="img">{"".join(parts)}</svg>'
+        f'<p class="small">{_text(line.words.replace(_LATE, ""))}</p></div>'
     )
 
 
@@ -153,7 +195,7 @@ def _height(error: float) -> float:
 
 def _dot(x: float, y: float, option: Option, line: LayerPlan) -> str:
     ring = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9" fill="none" stroke="#111" stroke-width="2"/>'
-    title = _text(f"{name_of(option.product, line.shape)}: {option.ms:.3g} ms, NMSE {option.nmse:.2g}")
+    title = _title(f"{name_of(option.product, line.shape)}: {option.ms:.3g} ms, NMSE {option.nmse:.2g}")
     dot = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{COLORS[option.kind]}"><title>{title}</title></circle>'
     return dot + (ring if option == line.chosen else "")
 
@@ -168,13 +210,14 @@ def _frontier(trials: Sequence[Trial], max_drop: float) -> str:
     def at(speedup: float, drop: float) -> tuple[float, float]:
         share = min(max(drop, 0), worst) / worst  # larger drops stand at the top
         across = (min(speedup, fastest) - slowest) / max(fastest - slowest, 1e-9)
-        return 60 + 560 * across, 270 - 250 * share
+        return 46 + 340 * across, 210 - 186 * share
 
-    parts = ['<path d="M60 20V270H630" fill="none" stroke="#999"/>']
+    parts = ['<path d="M46 24V210H396" fill="none" stroke="#999"/><text class="axis" x="46" y="12">drop</text>']
+    parts.append('<text class="axis" x="216" y="226" text-anchor="middle">times as fast</text>')
     if math.isfinite(max_drop):
         limit = at(1, max_drop)[1]
-        parts.append(f'<path d="M60 {limit:.1f}H630" stroke="#c33" stroke-dasharray="5"/>')
-        parts.append(f'<text x="630" y="{limit - 5:.1f}" text-anchor="end">max_drop {max_drop:.2g}</text>')
+        parts.append(f'<path d="M46 {limit:.1f}H396" stroke="#c33" stroke-dasharray="5"/>')
+        parts.append(f'<text x="396" y="{limit - 5:.1f}" text-anchor="end">max_drop {max_drop:.2g}</text>')
     best = _unbeaten(trials)
     if len(best) > 1:
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(t.speedup, t.drop) for t in best))
@@ -184,17 +227,17 @@ def _frontier(trials: Sequence[Trial], max_drop: float) -> str:
         replaced = (
             ", ".join(f"{name} {kind} {size or ''}".strip() for name, kind, size in trial.replaced[:8]) or "exact"
         )
-        title = _text(f"{replaced}: {trial.speedup:.2f}x, drop {trial.drop:.2g}")
+        title = _title(f"{replaced}: {trial.speedup:.2f}x, drop {trial.drop:.2g}")
         fill = COLORS[INT8] if trial.measured else "#fff"
-        dot = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{fill}" stroke="{COLORS[INT8]}" stroke-width="1.5">'
+        dot = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}" stroke="{COLORS[INT8]}" stroke-width="1.5">'
         parts.append(f"{dot}<title>{title}</title></circle>")
     parts.append(
-        f'<text x="52" y="24" text-anchor="end">{worst:.2g}</text><text x="52" y="274" text-anchor="end">0</text>'
+        f'<text x="38" y="28" text-anchor="end">{worst:.2g}</text><text x="38" y="214" text-anchor="end">0</text>'
     )
     parts.append(
-        f'<text x="60" y="290">{slowest:.2f}x</text><text x="620" y="290" text-anchor="end">{fastest:.2f}x</text>'
+        f'<text x="46" y="226">{slowest:.2f}x</text><text x="396" y="226" text-anchor="end">{fastest:.2f}x</text>'
     )
-    return f'<svg viewBox="0 0 680 296" role="img">{"".join(parts)}</svg>'
+    return f'<svg class="frontier" viewBox="0 0 400 232" role="img">{"".join(parts)}</svg>'
 
 
 def _unbeaten(trials: Sequence[Trial]) -> list[Trial]:

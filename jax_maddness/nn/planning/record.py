@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jax_maddness.nn.layers.kinds import EXACT
-from jax_maddness.nn.planning.verdict import LayerPlan, Trial
+from jax_maddness.nn.planning.verdict import LayerPlan, Refit, Trial
 from jax_maddness.nn.replacement import Replacement
 
 WEIGHTS = "weights of `model`"
@@ -38,6 +38,9 @@ class Record:
       measured_ms: milliseconds of the exact and the planned model, timed in turns. None: they were not, and the
         speed-up is estimated as the product of the ratios of each answer and the one before.
       held_out: number of held-out batches; 0 where there was only one batch, or in a plan of an earlier version.
+      refits: the answer, fitted again.
+      rest_ms: milliseconds of the exact model without the lines that rules ask for, timed in turns with it; None: it
+        was not measured, or the difference was within the noise.
       example: shapes and dtypes of the first batch; None in a plan that was read from a file.
     """
 
@@ -63,6 +66,8 @@ class Record:
     batch: str = ""
     measured_ms: tuple[float, float] | None = None
     held_out: int = 0
+    refits: tuple[Refit, ...] = ()
+    rest_ms: float | None = None
 
     @property
     def replaced(self) -> tuple[LayerPlan, ...]:
@@ -74,15 +79,28 @@ class Record:
         """Whether the plan has a replacement for every line that it replaces."""
         return all((layer.name, layer.by, layer.choice) in self.learned for layer in self.replaced)
 
+    def refitted(self, kind: str) -> bool:
+        """Whether the answer was fitted again in this way, and is better for it."""
+        return any(refit.kept for refit in self.refits if refit.kind == kind)
+
     @property
     def looked_at(self) -> tuple[LayerPlan, ...]:
         """The lines that were timed as they are, those of the largest share of the model's time first."""
         timed = [line for line in self.layers if line.of(EXACT)]
         return tuple(sorted(timed, key=lambda line: -line.exact.ms))
 
+    @property
+    def scale(self) -> float:
+        """The time of all lines in the model, in units of the sum of their times alone; 1 if it was not measured.
+
+        Alone, a layer reads and writes arrays that XLA keeps in caches, or never writes, in the model.
+        """
+        alone = sum(line.exact.ms for line in self.looked_at)
+        return 1.0 if self.rest_ms is None or not alone else (self.exact_ms - self.rest_ms) / alone
+
     def share(self, line: LayerPlan) -> float:
-        """Returns a line's own time as a share of the exact model's; 0 if it was not timed."""
-        return line.exact.ms / self.exact_ms if line.of(EXACT) and self.exact_ms else 0.0
+        """Returns a line's scaled time as a share of the exact model's; 0 if it was not timed."""
+        return self.scale * line.exact.ms / self.exact_ms if line.of(EXACT) and self.exact_ms else 0.0
 
     @property
     def rest(self) -> float:

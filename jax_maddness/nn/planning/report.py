@@ -17,10 +17,11 @@ from jax_maddness.nn.planning import page, summary
 from jax_maddness.nn.planning.record import Record
 from jax_maddness.nn.rules import Rule
 
-_FORMAT, _VERSION = "jax_maddness.plan", 6
+_FORMAT, _VERSION = "jax_maddness.plan", 7
 """Version 3 added `LayerPlan.unmeasured`, version 4 `Plan.fingerprint`, version 5 `Trial.measured` and factors,
-version 6 `Plan.held_out`, `Plan.measured_ms` and `LayerPlan.one_hot`; older files are read, too."""
-_READABLE = (2, 3, 4, 5, 6)
+version 6 `Plan.held_out`, `Plan.measured_ms` and `LayerPlan.one_hot`, version 7 `Plan.refits` and
+`Plan.rest_ms`; older files are read, too."""
+_READABLE = (2, 3, 4, 5, 6, 7)
 
 
 @dataclasses.dataclass
@@ -52,7 +53,7 @@ class Plan(Record):
           OSError: The file cannot be written; an existing file is unchanged.
         """
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.compare}
-        fields |= {name: [dataclasses.asdict(item) for item in fields[name]] for name in ("layers", "trials")}
+        fields |= {name: [dataclasses.asdict(item) for item in fields[name]] for name in ("layers", "trials", "refits")}
         text = json.dumps({"format": _FORMAT, "version": _VERSION} | fields, indent=1)
         replace_file(path, lambda file: file.write(text.encode()))
 

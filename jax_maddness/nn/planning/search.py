@@ -7,6 +7,7 @@
              the metric where this layer alone is replaced
     mixes:   the quickest mix whose predicted drop is small enough (`mix.py`), tried in the model
     confirm: the incumbent and the exact model, timed in turns
+    refit:   the incumbent's layers are learned once more, if `plan` is asked to (`refit.py`)
 
 A model replaces the incumbent only if its drop is at most `max_drop`, and it is faster by more than the noise, measured
 in turns. So whatever ends the search, the incumbent is a model that was measured as a whole.
@@ -26,6 +27,7 @@ from jax_maddness.nn.planning.decide import decide
 from jax_maddness.nn.planning.incumbent import Incumbent
 from jax_maddness.nn.planning.ledger import Ledger
 from jax_maddness.nn.planning.mix import Mixer
+from jax_maddness.nn.planning.refit import SHARE, Refits, refit, same_refits
 from jax_maddness.nn.planning.report import Plan
 from jax_maddness.nn.planning.verdict import Mix, Option, Product
 
@@ -33,6 +35,19 @@ _ROUNDS = 6
 """Largest number of mixes that are tried in a row."""
 _LEAST_LEARNING = 1.0
 """Seconds below which no look-ups are learned."""
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How a search is made.
+
+    Attributes:
+      only_look: times the layers as they are, and tries nothing.
+      refits: how the answer is fitted again.
+    """
+
+    only_look: bool = False
+    refits: Refits = ()
 
 
 @dataclasses.dataclass
@@ -45,7 +60,7 @@ class Search:
       clock: the time that is left.
       names: of the lines that rules ask for and that can be learned.
       write: keeps the plan; it is called after each step.
-      only_look: times the layers as they are, and tries nothing.
+      how: the search is made.
     """
 
     plan: Plan
@@ -53,16 +68,18 @@ class Search:
     clock: Clock
     names: Sequence[str]
     write: Callable[[], None]
-    only_look: bool = False
+    how: How = How()
 
     def __post_init__(self) -> None:
         self._ledger = Ledger(self.plan, self.write)
         self._incumbent = Incumbent(self._ledger, self.bench, self.clock)
         self._planned, self._done = tuple(self.names), set[str]()
+        # Those of an earlier run are of its answer, and of ops that this run does not have.
+        self._refits, self.plan.refits = self.plan.refits, ()
 
     def run(self) -> bool:
         """Measures, decides, and completes the plan; returns whether it was interrupted (Ctrl-C)."""
-        if self.only_look:
+        if self.how.only_look:
             self.plan.only_look = True
             with contextlib.suppress(TimeUpError):
                 self._look()
@@ -70,7 +87,10 @@ class Search:
             return False
         with self.clock.doing("drop", "the metric of the model as it is", always=True):
             self.plan.before = self.bench.before()  # first, as a metric that cannot be used is found in seconds
-        interrupted = self._interrupted(self._search) or self._interrupted(self._incumbent.confirm)
+        self.clock.hold(SHARE * bool(self.how.refits))
+        interrupted = self._interrupted(self._search)
+        self.clock.hold(0.0)
+        interrupted = interrupted or self._interrupted(self._incumbent.confirm) or self._interrupted(self._refit)
         self._decide()
         return interrupted
 
@@ -94,6 +114,10 @@ class Search:
             self._try_whole()
             self._refine()
 
+    def _refit(self) -> None:
+        """Fits the answer again."""
+        refit(self._ledger, self.bench, self.clock, self._incumbent.mix, self.how.refits, self._refits)
+
     def _look(self) -> None:
         """Measures the time of the model and of its layers as they are."""
         missing = [name for name in self.names if not self._ledger.line(name).of(EXACT)]
@@ -103,8 +127,8 @@ class Search:
             for name, option in zip(missing, options, strict=True):
                 self._ledger.put(dataclasses.replace(self._ledger.line(name), options=(option,)))
         if not self.plan.exact_ms:
-            with self.clock.doing("compare", "the time of the model"):
-                ((self.plan.exact_ms, _),) = self.bench.compare([{}])
+            with self.clock.doing("look", "the time of the model"):
+                self.plan.exact_ms, self.plan.rest_ms = self.bench.whole_model()
             self.plan.fast_ms = self.plan.exact_ms
 
     def _fold(self) -> None:
@@ -244,12 +268,14 @@ class Search:
         small = {name for name in self._planned if name not in self.names}
         answer = self._incumbent
         decide(self.plan, self._planned, answer.mix, small, self._done, answer.given_up)
+        self.plan.finished = self.plan.finished and same_refits(self.plan, self.how.refits)
         self.write()
 
     @property
     def _worth_it(self) -> bool:
         """Whether the model could become measurably faster; if not, nothing is left to be measured."""
-        if self.plan.best_case >= 1 + verdict.MIN_MODEL_GAIN:
+        alone = sum(line.exact.ms for line in self.plan.looked_at) / self.plan.exact_ms
+        if max(self.plan.best_case, 1 / max(1 - alone, 0.01)) >= 1 + verdict.MIN_MODEL_GAIN:
             return True
         self._done, self.names = set(self._planned), ()
         return False

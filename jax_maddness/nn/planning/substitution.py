@@ -7,6 +7,10 @@ Trials of single units are the most of a plan, so here the exact model is compil
 
 All layers but those of unit `number` compute their outputs. Those of that unit return what is `given`, and its input is
 returned, too. A trial runs the program for the input, the unit's replacement on it, and the program with its outputs.
+
+Another program, in which the outputs of all units are given, takes the time of everything else in the model. The time
+of single layers cannot be measured so: a program in which any one can be left out takes up to twice as long as the
+model, as it hinders what XLA fuses, and differences of times of whole models are noisier than the layers themselves.
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ class Substitution:
         self._model, self._batches = model, batches
         # A maximum over positions has another shape than the layer's own output.
         self._units = [unit for unit in units if unit.rule.num_candidates is None]
+        self._all = len(self._units) == len(units)
         self._places = {
             layer.path: (number, index)
             for number, unit in enumerate(self._units)
@@ -69,6 +74,28 @@ class Substitution:
     def run(self, unit: Unit, replacement: Replacement) -> Callable[[Any], Any]:
         """Returns a function from one of the batches to the outputs of the model with the unit replaced."""
         return lambda batch: self._run(batch, unit, measure.outputs(unit, replacement, self._input(batch, unit)))[0]
+
+    def rest(self, batch: Any) -> Callable[[], Any] | None:
+        """Returns a function that runs the model without the products of the units; None if some cannot be left out."""
+        shapes = self._accessible(batch)
+        if shapes.keys() != self._places.keys() or not self._all:
+            return None
+        given = {name: self._zeros_of(name, y) for name, y in self._outputs(shapes).items()}
+        program, arrays = jax.jit(self._outputs_without_units), self._model.arrays()
+        return lambda: program(arrays, batch, given)
+
+    def _outputs_without_units(self, arrays: Mapping[str, Any], batch: Any, given: Mapping[str, Array]) -> Any:
+        def hook_of(path: str) -> Hook:
+            index = self._places[path][1]
+
+            def hook(layer: Callable[[Any], Any], x: Any) -> Any:
+                y = given[_name(jax.eval_shape(layer, x), index)]
+                # The barrier keeps the input as an array that is computed, and the sum keeps it needed.
+                return y + 0 * jax.lax.optimization_barrier(x).reshape(-1)[:1].sum().astype(y.dtype)
+
+            return hook
+
+        return self._model.outputs(arrays, batch, {path: hook_of(path) for path in self._places})
 
     def _input(self, batch: Any, unit: Unit) -> Array:
         """Returns the input of the unit in the exact model. That of the last unit is kept for its next replacement."""

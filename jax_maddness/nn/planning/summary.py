@@ -7,10 +7,21 @@ import collections
 from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, LOW_RANK, REWRITTEN
 from jax_maddness.nn.planning import advice
 from jax_maddness.nn.planning.record import HELD_OUT, Record
-from jax_maddness.nn.planning.verdict import LEAST_SHARE, MIN_MODEL_GAIN, LayerPlan, Option, allowed, predicted
+from jax_maddness.nn.planning.verdict import (
+    LEAST_SHARE,
+    MIN_MODEL_GAIN,
+    TUNED,
+    LayerPlan,
+    Option,
+    Refit,
+    allowed,
+    predicted,
+)
 
 _COLUMNS = (REWRITTEN, INT8, LOW_RANK, FACTORS, CODES)
 """The products in the order of the table's columns."""
+_DIFFERENT = 0.1
+"""A difference, as a share, between the time of layers alone and in the model that is worth a sentence."""
 _NAMED = 3
 """The most layers that are named in a line for several."""
 
@@ -76,6 +87,16 @@ def _judged(plan: Record) -> str:
         return ""
     batches = "1 held-out batch" if plan.held_out == 1 else f"{plan.held_out} held-out batches"
     return f" Drops measured on {batches}, {'`held_out`' if HELD_OUT in plan.fingerprint else 'the last of `batches`'}."
+
+
+def _refit(refit: Refit) -> str:
+    """Returns a sentence on what it brought to fit the answer again."""
+    what = "Calibrated after the layers before it, each layer"
+    if refit.kind == TUNED:
+        what = f"Fine-tuned in {refit.steps} steps"
+    if refit.failed:
+        return f"{what}: not possible, {refit.failed.rstrip('.')}."
+    return f"{what}: drop {refit.before:.2g} -> {refit.after:.2g}, {'kept' if refit.kept else 'not kept'}."
 
 
 def columns(plan: Record) -> list[str]:
@@ -152,6 +173,13 @@ def totals(plan: Record) -> list[str]:
     if plan.before is not None and plan.after is not None:
         values = f"{plan.before:.4g} before, {plan.after:.4g} after; at most {plan.max_drop:.2g} less"
         lines.append(f"{plan.metric}: {values}.{_judged(plan)}")
+    lines += map(_refit, plan.refits)
+    if abs(plan.scale - 1) > _DIFFERENT:
+        alone = sum(line.exact.ms for line in plan.looked_at)
+        lines.append(
+            f"Alone, the layers take {alone:.3g} ms, in the model {plan.scale * alone:.3g} ms: their shares are scaled "
+            "to that."
+        )
     if not plan.finished and not plan.only_look:
         lines.append("The time was up before all was measured: call `plan` again with the same `path` to go on.")
     about = [text for text in (plan.machine, plan.batch and f"batch {plan.batch}", plan.versions, plan.date) if text]

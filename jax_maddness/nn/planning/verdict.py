@@ -144,6 +144,36 @@ class Trial:
         return {name: (kind, size) for name, kind, size in self.replaced}
 
 
+CALIBRATED, TUNED = "calibrated", "tuned"
+"""The kinds of a `Refit`: each layer is learned again, from its inputs after the layers before it were replaced; and
+tables are trained, all layers at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Refit:
+    """The answer of a plan, fitted again and run on the held-out batches.
+
+    Attributes:
+      kind: `CALIBRATED` or `TUNED`.
+      steps: of training; 0 for `CALIBRATED`.
+      replaced: the answer, as in `Trial`.
+      before, after: the drop without and with it.
+      failed: why it could not be done, in words.
+    """
+
+    kind: str
+    steps: int
+    replaced: tuple[tuple[str, str, int], ...]
+    before: float
+    after: float
+    failed: str = ""
+
+    @property
+    def kept(self) -> bool:
+        """Whether the answer is better with it."""
+        return self.after < self.before
+
+
 def pays(layer: LayerPlan, option: Option) -> bool:
     """Whether an option gains more than `MIN_GAIN`, and more than the noise of both measurements."""
     return gains(layer.exact.ms, option.ms, layer.exact.noise + option.noise, MIN_GAIN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -120,6 +121,7 @@ class Run:
         settings: tuple[int, int, int],
         saved: Checkpoints,
         progress: bool | None,
+        ends: Callable[[float], bool] | None = None,
     ) -> State:
         """Trains until the last step, or until `patience` evaluations in a row bring no gain.
 
@@ -130,6 +132,7 @@ class Run:
           settings: steps between evaluations, patience, and seed.
           saved: the folder of checkpoints.
           progress: show a progress bar.
+          ends: whether training ends before the next evaluation, if it takes so many seconds until then.
 
         Returns:
           The last state.
@@ -144,10 +147,12 @@ class Run:
         done = state.done - 1  # evaluations after the first one
         # Batches that the run used before its checkpoint are skipped.
         stream = itertools.islice(train_on(seed), done * every, None)
+        seconds = 0.0
         with Progress(progress, "finetune") as bar:
             bar.expect(self._steps - done * every)
             for look in range(done + 1, len(state.looks)):
-                if look - 1 - state.best_look >= patience:
+                begin = time.perf_counter()
+                if look - 1 - state.best_look >= patience or (ends is not None and ends(seconds)):
                     break
                 state = self._until_next_look(state, look, every, stream, bar)
                 error = self.loss(state.trained, evaluated_on)
@@ -155,6 +160,7 @@ class Run:
                 state.looks[look] = min(look * every, self._steps), error
                 state = state._replace(best=state.trained) if gained else state
                 saved.save(look, state)
+                seconds = max(seconds, time.perf_counter() - begin)
         if not np.isfinite(state.looks[state.best_look, 1]):
             raise ValueError(
                 "`loss` was no finite number on the held-out batches, neither for `model` nor after training: the "
