@@ -60,7 +60,8 @@ def amm(
       feature_major: whether `x` lies in memory feature by feature, as `x_by_feature.T` does inside of `jax.jit`. It
         changes the time alone, not the result: of such rows only the features that trees compare are read, 4 of them
         for each codebook, and nothing is transposed. Static under `jax.jit`. It serves ops with `SplitTrees` and
-        without a term, for more rows than `with_small_batch_tables` serves; others take the rows as ever.
+        without a term, for more rows than `with_small_batch_tables` serves; others take the rows as ever. An activation
+        or residual is then computed by XLA, after the outputs were rounded to the dtype of `x`.
       feature_major_result: with `feature_major`, whether the result is to lie so, too, so that `amm(...).T` inside of
         `jax.jit`, and the next layer with `feature_major`, transpose nothing. It changes the time alone.
 

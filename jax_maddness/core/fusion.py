@@ -205,11 +205,17 @@ def _follow(start: Step, steps: Sequence[Step], used: Uses, taken: set[Step]) ->
             one.residual = residual
             one.steps += pending
             pending.clear()
-        elif not (name in _RESHAPES and len(step.inputs) == 1 and step.outputs[0].aval.size == value.aval.size):
+        elif not (_keeps_order(step) and step.outputs[0].aval.size == value.aval.size):
             break  # a change of shape alone is no gain, but something may follow
         value = step.outputs[0]
     taken.update(one.steps)
     return one
+
+
+def _keeps_order(step: Step) -> bool:
+    """Returns whether a step gives elements another shape, if their number stays: `reshape` may transpose them, too."""
+    name, transposed = step.eqn.primitive.name, step.eqn.params.get("dimensions") is not None
+    return name in _RESHAPES and len(step.inputs) == 1 and not (name == "reshape" and transposed)
 
 
 def _alike(value: Value, other: Value) -> bool:

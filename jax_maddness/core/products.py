@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 from jax.extend.core import Primitive
-from jax.interpreters import batching
+from jax.interpreters import batching, mlir
 from jaxtyping import Array
 
 _recording = jax.make_user_context(default_value=None)
@@ -45,5 +45,13 @@ def _shape(*args: Any, stacked: Any) -> Any:
     return jax.core.ShapedArray(result.shape, result.dtype)
 
 
+def _refuse(*args: Any, **params: Any) -> Any:
+    raise NotImplementedError(
+        "A product in a fused function is to be computed while the function is traced, as in "
+        "`jax.ensure_compile_time_eval`. Compute it before."
+    )
+
+
 product.def_abstract_eval(_shape)
+mlir.register_lowering(product, _refuse)
 batching.primitive_batchers[product] = _batched

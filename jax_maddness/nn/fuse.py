@@ -8,11 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from flax import linen, nnx
 
 from jax_maddness.core import products
 from jax_maddness.core.fusion import fused
+
+_DIFFERENTIATED = ("JVPTracer", "LinearizeTracer")
+"""Classes of JAX for arrays with respect to which a derivative is being taken."""
 
 
 def fuse(model: Any) -> Callable[..., Any]:
@@ -25,11 +27,12 @@ def fuse(model: Any) -> Callable[..., Any]:
     it is. Nothing is gained where no layer is replaced, nor on other platforms than CPU.
 
     Results differ by the rounding of the activation, which is computed in float32; derivatives are those of `model`
-    itself. A call traces the model anew: put the function into `jax.jit`.
+    itself. A function that closes over what is differentiated runs as it is. A call traces the model anew: put the
+    function into `jax.jit`.
 
     Args:
-      model: a function of arrays, such as `module.apply` of a linen module; or an `nnx.Module` that does not change its
-        own state in a call, as `replace` returns it for an inference model.
+      model: a function whose results are arrays, such as `module.apply` of a linen module; or an `nnx.Module` that does
+        not change its own state in a call, as `replace` returns it for an inference model.
 
     Returns:
       A function of the same arguments.
@@ -39,7 +42,7 @@ def fuse(model: Any) -> Callable[..., Any]:
       ValueError: in a call of the function, if the module changes its own state.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax.numpy as jnp, numpy as np
       >>> from jax_maddness import FitConfig, amm, fit
       >>> x, w = jnp.float32(np.random.default_rng(0).standard_normal((64, 8))), jnp.ones((8, 4))
       >>> op = fit(x, w, num_codebooks=2, config=FitConfig("paper"), progress=False)
@@ -80,7 +83,7 @@ def _run_module(model: nnx.Module, *args: Any, **kwargs: Any) -> Any:
 
 def _run(function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
     leaves, tree = jax.tree.flatten((args, kwargs))
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, (jax.Array, np.ndarray, np.generic))]
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
 
     def of_arrays(*arrays: Any) -> Any:
         """The function of the arrays alone; other arguments, such as flags, are what they are."""
@@ -90,11 +93,16 @@ def _run(function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> A
         args, kwargs = jax.tree.unflatten(tree, given)
         return function(*args, **kwargs)
 
+    arrays = [leaves[place] for place in places]
+    with products.recorded():
+        closed, result = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
+    if any(type(constant).__name__ in _DIFFERENTIATED for constant in closed.consts):
+        return of_arrays(*arrays)  # no function with derivatives of its own may close over these
+    program = fused(closed)
+
     @jax.custom_jvp
     def run(*arrays: Any) -> Any:
-        with products.recorded():
-            closed, result = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
-        return jax.tree.unflatten(jax.tree.structure(result), fused(closed)(*arrays))
+        return jax.tree.unflatten(jax.tree.structure(result), program(*arrays))
 
     run.defjvp(lambda primals, tangents: jax.jvp(of_arrays, primals, tangents))
-    return run(*(leaves[place] for place in places))
+    return run(*arrays)

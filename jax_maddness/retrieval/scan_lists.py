@@ -21,8 +21,9 @@ from jax_maddness.core import ffi
 from jax_maddness.core.stack import on_platform
 from jax_maddness.retrieval import scan
 
-MAX_ADDED = 2**15 - 1
-"""Greatest number that is added to the sums of a list: that of a list of level 0."""
+MAX_ADDED = 2**23 - 1
+"""Greatest number that is added to the sums of a list: that of a list of level 0. Sums of entries are below `2**15`, so
+that float32 holds all of them."""
 
 
 class ListsOfCodes(NamedTuple):

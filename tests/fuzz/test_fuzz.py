@@ -19,7 +19,9 @@ def test_readers_take_their_seeds(name, tmp_path):
 
 
 def test_calls_keep_no_memory():
-    assert memory.growth("calls", memory.calls()[:2], 4000) < memory.MOST_GROWTH
+    """A leak shows every time; what other tests left to threads of this process shows once."""
+    calls = memory.calls()[:2]
+    assert any(memory.growth("calls", calls, 4000) < memory.MOST_GROWTH for _ in range(3))
 
 
 def test_a_case_that_fails_says_how_to_repeat_it(capsys):

@@ -82,6 +82,9 @@ def test_shapes_may_change_on_the_way(rng, square):
         (lambda z, x: jax.nn.leaky_relu(z), []),
         (lambda z, x: jax.nn.gelu(z.astype(jnp.bfloat16)), []),
         (lambda z, x: nnx.relu(z.T), []),
+        (lambda z, x: nnx.relu(z.ravel(order="F")), []),  # a reshape that transposes
+        (lambda z, x: nnx.relu(lax.reshape(z, (6, 5), (1, 0))), []),
+        (lambda z, x: z.ravel(order="F") + jnp.arange(30.0), []),
         (lambda z, x: z + z, []),
         (lambda z, x: z + jnp.ones(6), []),  # no residual: its shape is another
         (lambda z, x: nnx.relu(z + 1.0), []),
@@ -157,6 +160,27 @@ def test_flags_and_derivatives(rng, square):
     np.testing.assert_allclose(fuse(function)(x, twice=True)["y"], function(x, twice=True)["y"], rtol=1e-5, atol=1e-5)
     one, other = (jax.grad(lambda x, f=f: f(x, twice=True)["y"].sum())(x) for f in (fuse(function), function))
     np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_what_is_differentiated_may_be_closed_over(rng):
+    x, op = jnp.asarray(random_rows(rng, 5, 6)), random_op(rng, 6, 3, 6, weights=True)
+
+    def loss(w, wrap):
+        return wrap(lambda x: nnx.gelu(amm(x, op) + x @ w))(x).sum()
+
+    for gradient in (jax.grad, lambda f: jax.jit(jax.grad(f), static_argnums=1)):
+        one, other = (gradient(loss)(jnp.ones((6, 6)), wrap) for wrap in (fuse, lambda f: f))
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_computed_while_tracing(square):
+    def function(x):
+        with jax.ensure_compile_time_eval():
+            shift = amm(jnp.ones((1, 6)), square)
+        return nnx.relu(amm(x, square)) - shift
+
+    with pytest.raises(NotImplementedError, match="Compute it before"):
+        fuse(function)(jnp.ones((5, 6)))
 
 
 class _Block(nnx.Module):

@@ -351,3 +351,15 @@ def test_centers_of_few_distinct_vectors(rng):
     nearest, distances = centers.assign(sample, learned)
     assert len(np.unique(nearest)) == 4
     np.testing.assert_allclose(distances, 0, atol=1e-3)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_near_duplicates_do_not_drown_the_order_of_their_lists(rng, metric):
+    """Vectors a thousand times nearer to their center than centers are to each other: far lists keep their order."""
+    centers = rng.standard_normal((40, 16))
+    vectors = (np.repeat(centers, 30, 0) + 1e-3 * rng.standard_normal((1200, 16))).astype(np.float32)
+    index = build_index(vectors, 8, metric=metric, num_lists=60)
+    queries = centers[:8].astype(np.float32)
+    found, exact = (np.asarray(search(queries, index, 150, num_candidates=n, probe=60)[1]) for n in (300, 1200))
+    shared = [len(set(a) & set(b)) for a, b in zip(found, exact, strict=True)]
+    assert min(shared) >= 140

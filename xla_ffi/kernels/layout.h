@@ -65,8 +65,8 @@
 //   ranges        [lists][2]                 i32           lists of vectors: the first block, and the number of vectors
 //   levels        [queries][lists]           i32           the greatest of a query's say which lists it scans, and in
 //                                                          which order: of equal ones the first list first. To the sums
-//                                                          of a list, its level plus 2^15 - 1 is added, clamped to
-//                                                          0 .. 2^15 - 1
+//                                                          of a list, its level plus 2^23 - 1 is added, clamped to
+//                                                          0 .. 2^23 - 1
 //   queries       [queries][features]        f32|bf16|f16
 //   vectors       [vectors][features]        f32|bf16|f16  not always of the type of queries
 //   scores        [queries][k]               f32           sum over d of queries[q][d] * vectors[positions[q][i]][d],
@@ -105,14 +105,14 @@
 
 namespace jax_maddness {
 
-constexpr int64_t kLevels = 4;             // of a split tree
-constexpr int64_t kNodes = 15;             // inner nodes of a tree
-constexpr int64_t kLeaves = 16;            // codes of a codebook
-constexpr int64_t kMaxWidth = 100'000;     // of oblique trees; features and rank of factors
-constexpr int64_t kSideBySide = 64;        // vectors of a block of codes at rest
-constexpr int64_t kMaxCodebooks = 256;     // of codes at rest: sums fit 16 bits, as 256 * 127 < 2^15
-constexpr int64_t kMostAdded = INT16_MAX;  // to the sums of a list
-constexpr int64_t kTileOutputs = 64;       // of float tables, at most
+constexpr int64_t kLevels = 4;                 // of a split tree
+constexpr int64_t kNodes = 15;                 // inner nodes of a tree
+constexpr int64_t kLeaves = 16;                // codes of a codebook
+constexpr int64_t kMaxWidth = 100'000;         // of oblique trees; features and rank of factors
+constexpr int64_t kSideBySide = 64;            // vectors of a block of codes at rest
+constexpr int64_t kMaxCodebooks = 256;         // of codes at rest: sums fit 16 bits, as 256 * 127 < 2^15
+constexpr int64_t kMostAdded = (1 << 23) - 1;  // to the sums of a list: with them below 2^24, exact in f32
+constexpr int64_t kTileOutputs = 64;           // of float tables, at most
 constexpr int64_t kTileCodebooks = 128;
 constexpr int64_t kTilePieces = 64;  // rows of which pieces are added to, or from, a tile together, at most
 

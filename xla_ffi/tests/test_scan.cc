@@ -157,7 +157,8 @@ ListProblem random_lists(Random& random, const ScanProblem& scan, int64_t count)
   if (count > 0 && random.below(4) == 0) p.ranges[0] = INT32_MAX, p.ranges[1] = INT32_MAX;
   if (count > 1 && random.below(4) == 0) p.ranges[2] = 0, p.ranges[3] = INT32_MAX;
   for (int64_t i = 0; i < count * scan.queries; ++i) {
-    const int32_t levels[] = {0, -3, -32'767, -40'000, INT32_MIN, INT32_MAX, static_cast<int32_t>(-random.below(200))};
+    const int32_t levels[] = {
+        0, -3, -40'000, -8'388'607, INT32_MIN, INT32_MAX, static_cast<int32_t>(-random.below(200))};
     p.levels.push_back(levels[random.below(random.below(2) == 0 ? 7 : 2)]);
   }
   return p;
@@ -176,7 +177,7 @@ std::vector<int32_t> best_of(const ListProblem& p, int64_t begin, int64_t end) {
       const int64_t list = lists[static_cast<size_t>(i)];
       const int64_t first = std::clamp<int64_t>(p.ranges[2 * list], 0, p.scan.blocks);
       const int64_t most = std::min(p.scan.blocks - first, p.longest) * 64;
-      const int64_t added = std::clamp<int64_t>(int64_t{levels[list]} + 32'767, 0, 32'767);
+      const int64_t added = std::clamp<int64_t>(int64_t{levels[list]} + kMostAdded, 0, kMostAdded);
       for (int64_t n = 0; n < std::clamp<int64_t>(p.ranges[2 * list + 1], 0, most); ++n) {
         all.emplace_back(-p.scan.sum(q, first * 64 + n) - added, first * 64 + n);
       }

@@ -92,8 +92,8 @@ class ExactTerm(Term):
         epilogue: Epilogue = NONE,
     ) -> Float[Array, "... outputs"]:
         y = looked_up()
-        y = (y.astype(jnp.float32) + self.product(x, tables)).astype(y.dtype)
-        return epilogue.of(y) if epilogue else y
+        exact = y.astype(jnp.float32) + self.product(x, tables)
+        return (epilogue.of(exact) if epilogue else exact).astype(y.dtype)
 
     def product(self, x: Float[Array, "... features"], tables: Any) -> Float[Array, "... outputs"]:
         del tables  # the term has weights of its own
