@@ -53,7 +53,8 @@ def amm(
       op: the op that `fit` returned for `w` and `b`.
       activation: a function of `jax.nn` that follows, in the same call of the kernel, so that the outputs are not
         written and read once more: "relu", "relu6", "hard_swish", "gelu" (by tanh), "gelu_erf" (exact), "silu",
-        "sigmoid" or "tanh". It is computed in float32, to within 4e-7 of max(1, |z|); derivatives are those of the
+        "sigmoid" or "tanh". It is computed in float32, to within 4e-7 of the larger of 1 and what it is
+        applied to; derivatives are those of the
         function in `jax.nn`. Static under `jax.jit`.
       residual: an array that is added to the outputs before the activation, in the same call; of their shape and
         dtype.
