@@ -12,7 +12,7 @@ import pytest
 import jax_maddness
 
 FLOORS = """
-core.arguments core.epilogue core.pytrees core.int8 core.machine
+core.arguments core.epilogue core.jaxprs core.pytrees core.int8 core.machine
 core.trees
 core.terms.base
 core.atomic core.types core.ffi core.memory core.archive core.validate

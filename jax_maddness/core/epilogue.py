@@ -1,4 +1,4 @@
-"""What follows a product in the same kernel call: a residual is added, then an activation is applied."""
+"""Epilogues of products: in the same kernel call, a residual is added and then an activation is applied."""
 
 from __future__ import annotations
 

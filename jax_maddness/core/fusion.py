@@ -14,12 +14,9 @@ from jax.extend import core
 from jaxtyping import Array
 
 from jax_maddness.core.epilogue import ACTIVATIONS, Epilogue
-from jax_maddness.core.products import product, unrecorded
+from jax_maddness.core.jaxprs import as_closed, opened
+from jax_maddness.core.products import product
 
-# Calls that are opened to find products in them. JAX has renamed some of them from version to version.
-_OPENED = frozenset(
-    ["jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"]
-)
 Uses = dict["Value", list["Step | None"]]
 """The steps that read a value, in order; None stands for the results of the program."""
 _RESHAPES = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim")
@@ -45,7 +42,7 @@ class Step:
         """Computes the outputs."""
         primitive, params = self.eqn.primitive, self.eqn.params
         if primitive is product:
-            return [unrecorded(*args, **params)]
+            return [params["stacked"].unrecorded(*args)]
         params = {name: _inside(param) for name, param in params.items()}
         bound = primitive.get_bind_params(params)
         functions, params = bound if isinstance(bound, tuple) else ((), bound)  # the latter from JAX 0.10 on
@@ -70,7 +67,7 @@ class Fused:
 
     @property
     def outputs(self) -> list[Value]:
-        """What the last step makes."""
+        """The outputs of the last step."""
         return self.steps[-1].outputs
 
     def run(self, *args: Array) -> Sequence[Array]:
@@ -133,7 +130,7 @@ def _open(closed: core.ClosedJaxpr, inputs: Sequence[Value], steps: list[Step]) 
         return Value(atom.aval, atom.val) if isinstance(atom, core.Literal) else values[atom]
 
     for eqn in jaxpr.eqns:
-        given, inner = [value(atom) for atom in eqn.invars], _inner(eqn)
+        given, inner = [value(atom) for atom in eqn.invars], opened(eqn)
         if inner is not None and _has_product(inner):
             made = _open(inner, given, steps)
         else:
@@ -143,22 +140,6 @@ def _open(closed: core.ClosedJaxpr, inputs: Sequence[Value], steps: list[Step]) 
     return [value(atom) for atom in jaxpr.outvars]
 
 
-def _inner(eqn: Any) -> core.ClosedJaxpr | None:
-    """Returns the jaxpr of a call that may be opened."""
-    if eqn.primitive.name not in _OPENED:
-        return None
-    return next((one for param in eqn.params.values() for one in _jaxprs(param)), None)
-
-
-def _jaxprs(param: Any) -> list[core.ClosedJaxpr]:
-    """Returns the jaxprs in a parameter: of a loop, of branches, of a call."""
-    if isinstance(param, core.Jaxpr) and not param.constvars:
-        return [core.ClosedJaxpr(param, ())]
-    if isinstance(param, core.ClosedJaxpr):
-        return [param]
-    return [one for part in param for one in _jaxprs(part)] if isinstance(param, (tuple, list)) else []
-
-
 def _has_product(closed: core.ClosedJaxpr) -> bool:
     return any(
         eqn.primitive is product or any(_has_product(one) for param in eqn.params.values() for one in _jaxprs(param))
@@ -166,22 +147,20 @@ def _has_product(closed: core.ClosedJaxpr) -> bool:
     )
 
 
+def _jaxprs(param: Any) -> list[core.ClosedJaxpr]:
+    """Returns the jaxprs in a parameter: of a loop, of branches, of a call."""
+    parts = param if isinstance(param, (tuple, list)) else [param]
+    return [closed for part in parts if (closed := as_closed(part)) is not None]
+
+
 def _inside(param: Any) -> Any:
-    """Returns a parameter with the jaxprs in it fused."""
-    if isinstance(param, (tuple, list)) and any(_has_product(one) for one in _jaxprs(param)):
-        return type(param)(map(_inside, param))
-    if not isinstance(param, (core.ClosedJaxpr, core.Jaxpr)) or not any(map(_has_product, _jaxprs(param))):
+    """Returns a parameter with the jaxprs in it fused: of loops and branches, which hold their constants."""
+    if isinstance(param, (tuple, list)):
+        return type(param)(map(_inside, param)) if any(map(_has_product, _jaxprs(param))) else param
+    if not isinstance(param, core.ClosedJaxpr) or not _has_product(param):
         return param
-    (closed,) = _jaxprs(param)
-    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type) for v in closed.jaxpr.invars]
-    anew = jax.make_jaxpr(fused(closed))(*shapes)
-    if isinstance(param, core.ClosedJaxpr):
-        return anew
-    if anew.consts:
-        raise NotImplementedError(
-            "A call inside of the function holds arrays beside its arguments. Fuse what is in it."
-        )
-    return anew.jaxpr
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type) for v in param.jaxpr.invars]
+    return jax.make_jaxpr(fused(param))(*shapes)
 
 
 def _follow(start: Step, steps: Sequence[Step], used: Uses, taken: set[Step]) -> Fused:

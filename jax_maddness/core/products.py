@@ -27,13 +27,10 @@ def recorded() -> contextlib.AbstractContextManager:
 
 def is_recorded() -> bool:
     """Returns whether products are recorded now: not on axes of a mesh that types of arrays name."""
+    if _recording.value is None:
+        return False
     mesh = jax.sharding.get_abstract_mesh()
-    return _recording.value is not None and not mesh.explicit_axes and not mesh.manual_axes
-
-
-def unrecorded(*args: Array, stacked: Any) -> Array:
-    """Computes a recorded product as if it had not been recorded."""
-    return stacked.unrecorded(*args)
+    return not mesh.explicit_axes and not mesh.manual_axes
 
 
 def _batched(args: Any, dims: Any, *, stacked: Any) -> tuple[Array, int]:
@@ -47,8 +44,8 @@ def _shape(*args: Any, stacked: Any) -> Any:
 
 def _refuse(*args: Any, **params: Any) -> Any:
     raise NotImplementedError(
-        "A product in a fused function is to be computed while the function is traced, as in "
-        "`jax.ensure_compile_time_eval`. Compute it before."
+        "A product in a fused function is inside of a call that `fuse` cannot open, or is to be computed while the "
+        "function is traced, as in `jax.ensure_compile_time_eval`. Compute it before, or fuse what is in the call."
     )
 
 

@@ -32,7 +32,7 @@ from jax_maddness.nn.planning.refit import same_refits
 from jax_maddness.nn.planning.report import Plan
 from jax_maddness.nn.planning.resume import fingerprint_of, resumed
 from jax_maddness.nn.planning.score import Metric, Score, name_of
-from jax_maddness.nn.planning.search import How, Search
+from jax_maddness.nn.planning.search import Search, SearchOptions
 from jax_maddness.nn.planning.verdict import CALIBRATED, TUNED, LayerPlan
 from jax_maddness.nn.rules import Rule, decide, validated_rules
 from jax_maddness.nn.unit_rows import UnitRows
@@ -170,19 +170,21 @@ def plan(
             result.learned,
             Fitter(adapted, rows, train, call, clock).fit,
         )
-        _search(result, bench, clock, path, How(only_look, refits))
+        _search(result, bench, clock, path, SearchOptions(only_look, refits))
     return result
 
 
-def _search(result: Plan, bench: ModelBench, clock: Clock, path: str | os.PathLike[str] | None, how: How) -> None:
+def _search(
+    result: Plan, bench: ModelBench, clock: Clock, path: str | os.PathLike[str] | None, options: SearchOptions
+) -> None:
     """Completes a plan, which is written to `path` after each step; an interrupt ends the search with a warning."""
 
     def write() -> None:
-        if path is not None and not how.only_look:
+        if path is not None and not options.only_look:
             result.to_json(path)
 
     try:
-        interrupted = Search(result, bench, clock, list(bench.units), write, how).run()
+        interrupted = Search(result, bench, clock, list(bench.units), write, options).run()
     except Exception as error:
         # A model or metric of the user's may raise: the message stays its own.
         kept = f"is kept in {os.fspath(path)!r}" if path is not None else "is lost: it needs a `path`"

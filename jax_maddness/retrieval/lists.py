@@ -56,7 +56,7 @@ class Lists:
 
 
 class Bases(NamedTuple):
-    """What vectors are residuals of: the centers of their lists.
+    """The centers of lists, of which the vectors in the lists are residuals.
 
     Attributes:
       centers: as in `Lists`.

@@ -5,7 +5,7 @@ import numpy as np
 
 from jax_maddness import search
 
-FEATURES, CODEBOOKS, COUNT = 16, 4, 600
+FEATURES, CODEBOOKS, COUNT, NUM_LISTS = 16, 4, 600, 9
 jitted = jax.jit(search, static_argnames=("k", "num_candidates", "recall", "metric"))
 
 

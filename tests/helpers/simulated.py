@@ -7,7 +7,7 @@ import numpy as np
 
 from jax_maddness.nn.planning.clock import Clock, TimeUpError
 from jax_maddness.nn.planning.report import Plan
-from jax_maddness.nn.planning.search import How, Search
+from jax_maddness.nn.planning.search import Search, SearchOptions
 from jax_maddness.nn.planning.verdict import LayerPlan, Option
 
 PRODUCTS = ("codes", "factors", "int8", "low rank")
@@ -106,7 +106,7 @@ class Simulated:
         plan = plan or Plan(tuple(lines), max_drop, "metric", "machine")
         self.clock = Clock(False, max_seconds, lambda: self.now)
         write = lambda: written is None or written.append(str(plan))  # noqa: E731
-        Search(plan, self, self.clock, list(self.layers), write, How(refits=refits)).run()
+        Search(plan, self, self.clock, list(self.layers), write, SearchOptions(refits=refits)).run()
         return plan
 
     def whole(self, kind):

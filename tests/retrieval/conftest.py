@@ -1,7 +1,7 @@
 """Vectors, queries and indexes that several files of tests share."""
 
 import pytest
-from helpers.neighbours import CODEBOOKS, COUNT, clustered
+from helpers.neighbours import CODEBOOKS, COUNT, NUM_LISTS, clustered
 
 from jax_maddness import build_index
 from jax_maddness.retrieval.index import METRICS
@@ -20,6 +20,11 @@ def queries():
 @pytest.fixture(scope="session")
 def indexes(vectors):
     return {metric: build_index(vectors, CODEBOOKS, metric=metric) for metric in METRICS}
+
+
+@pytest.fixture(scope="session")
+def listed(vectors):
+    return {metric: build_index(vectors, CODEBOOKS, metric=metric, num_lists=NUM_LISTS) for metric in METRICS}
 
 
 @pytest.fixture(params=METRICS)

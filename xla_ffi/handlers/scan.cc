@@ -19,11 +19,9 @@ constexpr int64_t kMostScratch = int64_t{4} << 20;  // bytes, of a task with sev
 
 // A task is a range of vectors and some queries. Where there are many queries, every task has all vectors; else the
 // best vectors of the ranges are merged.
-struct Split {
-  int64_t workers, query_parts, ranges = 1;
-
+struct Split : Division {
   Split(const Tier& tier, const ScanProblem& problem, const ffi::ThreadPool& pool)
-      : workers(useful_workers(problem.cycles(), pool)) {
+      : Division{useful_workers(problem.cycles(), pool)} {
     int64_t most = kMostQueries;
     while (most > 1 && scratch_bytes(tier, problem, problem.vectors, most) > kMostScratch) most /= 2;
     query_parts = divide_up(problem.queries, most);
@@ -38,15 +36,13 @@ struct Split {
 
 // The vectors and the queries of a task, and the scratch memory that each worker needs for one.
 struct Task {
-  int64_t range;  // number of the range of vectors
   Range vectors, queries;
   Database database;
   QueryTables tables;
 
   Task(int64_t task, const Split& split, const ScanProblem& problem, const Database& all, const QueryTables& of_all)
-      : range(task / split.query_parts),
-        vectors(part(range, split.ranges, problem.vectors, kSideBySide)),
-        queries(part(task % split.query_parts, split.query_parts, problem.queries, 1)),
+      : vectors(part(split.range_of(task), split.ranges, problem.vectors, kSideBySide)),
+        queries(split.queries_of(task, problem)),
         database{all.codes + vectors.begin * all.pairs, all.pairs, vectors.begin, vectors.count},
         tables{of_all.values + queries.begin * of_all.codebooks * kLeaves, queries.count, of_all.codebooks} {}
 
@@ -59,19 +55,11 @@ struct Task {
 void scan_in_parts(const Tier& tier, const ScanProblem& problem, const Database& database, const QueryTables& tables,
                    const Best& best, ffi::ThreadPool& pool) {
   const Split split(tier, problem, pool);
-  const int64_t each = Task::most_scratch(tier, split, problem);
-  const int64_t results = split.ranges == 1 ? 0 : split.ranges * problem.queries * problem.k;
-  const size_t bytes = static_cast<size_t>(each * split.workers + results * 8 + split.ranges * 8);
-  char* const memory = scratch_of_this_thread().at_least(bytes);
-  auto* const of_ranges = reinterpret_cast<int32_t*>(memory + each * split.workers);
-  const Best parts = split.ranges == 1 ? best : Best{of_ranges, of_ranges + results, problem.k};
-  parallel_for(pool, split.query_parts * split.ranges, split.workers, [&](int64_t task, int64_t worker) noexcept {
-    const Task own(task, split, problem, database, tables);
-    const int64_t to = (own.range * problem.queries + own.queries.begin) * problem.k;
-    tier.scan(own.database, own.tables, {parts.sums + to, parts.positions + to, problem.k}, memory + each * worker);
-  });
-  if (split.ranges == 1) return;
-  merge(parts, split.ranges, problem.queries, best, reinterpret_cast<int64_t*>(of_ranges + 2 * results));
+  scan_and_merge(split, problem, Task::most_scratch(tier, split, problem), best, pool,
+                 [&](int64_t task, const Best& part, void* scratch) noexcept {
+                   const Task own(task, split, problem, database, tables);
+                   tier.scan(own.database, own.tables, part, scratch);
+                 });
 }
 
 // The sums of ranges of vectors for some queries each.

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "xla_ffi/handlers/common.h"
+#include "xla_ffi/handlers/parallel.h"
 #include "xla_ffi/handlers/validate.h"
 
 namespace jax_maddness {
@@ -71,6 +72,36 @@ inline void merge(const Best& of_ranges, int64_t ranges, int64_t queries, const 
       ++taken[from];
     }
   }
+}
+
+// The tasks of a scan: each is a range, of vectors or of lists, and some of the queries.
+struct Division {
+  int64_t workers, query_parts = 1, ranges = 1;
+
+  int64_t range_of(int64_t task) const { return task / query_parts; }
+  Range queries_of(int64_t task, const ScanProblem& problem) const {
+    return part(task % query_parts, query_parts, problem.queries, 1);
+  }
+};
+
+// Runs scan(task, best, scratch) for every task, each with `each` bytes of scratch memory, and merges what the ranges
+// found.
+template <typename Scan>
+void scan_and_merge(const Division& division, const ScanProblem& problem, int64_t each, const Best& best,
+                    ffi::ThreadPool& pool, const Scan& scan) {
+  const int64_t workers = division.workers, ranges = division.ranges;
+  const int64_t results = ranges == 1 ? 0 : ranges * problem.queries * problem.k;
+  char* const memory =
+      scratch_of_this_thread().at_least(static_cast<size_t>(each * workers + results * 8 + ranges * 8));
+  auto* const of_ranges = reinterpret_cast<int32_t*>(memory + each * workers);
+  const Best parts = ranges == 1 ? best : Best{of_ranges, of_ranges + results, problem.k};
+  parallel_for(pool, division.query_parts * ranges, workers, [&](int64_t task, int64_t worker) noexcept {
+    const int64_t first = division.queries_of(task, problem).begin;
+    const int64_t to = (division.range_of(task) * problem.queries + first) * problem.k;
+    scan(task, Best{parts.sums + to, parts.positions + to, problem.k}, memory + each * worker);
+  });
+  if (ranges == 1) return;
+  merge(parts, ranges, problem.queries, best, reinterpret_cast<int64_t*>(of_ranges + 2 * results));
 }
 
 }  // namespace jax_maddness

@@ -4,7 +4,6 @@
 #include "xla/ffi/api/ffi.h"
 #include "xla_ffi/handlers/common.h"
 #include "xla_ffi/handlers/handlers.h"
-#include "xla_ffi/handlers/parallel.h"
 #include "xla_ffi/handlers/scan.h"
 #include "xla_ffi/handlers/validate.h"
 
@@ -34,42 +33,30 @@ Lists check_lists(const ScanProblem& problem, const Named& ranges, const Named& 
 
 // A task is some queries, or some of the lists of one query, whose best vectors are then merged. Lists are taken to be
 // as long as they are on average.
-struct Split {
-  int64_t workers, query_parts, ranges = 1;
-
-  Split(const ScanProblem& problem, const Lists& lists, const ffi::ThreadPool& pool)
-      : workers(useful_workers(problem.cycles() * static_cast<double>(lists.probe) / static_cast<double>(lists.count),
-                               pool)),
-        query_parts(std::min(problem.queries, kTasksPerWorker * workers)) {
-    if (workers > 1) ranges = std::min(divide_up(2 * workers, query_parts), lists.probe);
-  }
-};
+Division divide(const ScanProblem& problem, const Lists& lists, const ffi::ThreadPool& pool) {
+  const double share = static_cast<double>(lists.probe) / static_cast<double>(lists.count);
+  Division division{useful_workers(problem.cycles() * share, pool)};
+  division.query_parts = std::min(problem.queries, kTasksPerWorker * division.workers);
+  if (division.workers > 1)
+    division.ranges = std::min(divide_up(2 * division.workers, division.query_parts), lists.probe);
+  return division;
+}
 
 void scan_in_parts(const Tier& tier, const ScanProblem& problem, const Database& database, const Lists& lists,
                    const QueryTables& tables, const Best& best, ffi::ThreadPool& pool) {
-  const Split split(problem, lists, pool);
+  const Division division = divide(problem, lists, pool);
   const size_t scratch = tier.scan_lists_scratch_bytes(lists.probe, problem.codebooks, problem.k);
   const auto each = static_cast<int64_t>((scratch + 63) / 64 * 64);
-  const int64_t results = split.ranges == 1 ? 0 : split.ranges * problem.queries * problem.k;
-  const size_t bytes = static_cast<size_t>(each * split.workers + results * 8 + split.ranges * 8);
-  char* const memory = scratch_of_this_thread().at_least(bytes);
-  auto* const of_ranges = reinterpret_cast<int32_t*>(memory + each * split.workers);
-  const Best parts = split.ranges == 1 ? best : Best{of_ranges, of_ranges + results, problem.k};
-  parallel_for(pool, split.query_parts * split.ranges, split.workers, [&](int64_t task, int64_t worker) noexcept {
-    const int64_t range = task / split.query_parts;
-    const Range queries = part(task % split.query_parts, split.query_parts, problem.queries, 1);
-    const Range some = part(range, split.ranges, lists.probe, 1);
+  scan_and_merge(division, problem, each, best, pool, [&](int64_t task, const Best& of_task, void* memory) noexcept {
+    const Range queries = division.queries_of(task, problem);
+    const Range some = part(division.range_of(task), division.ranges, lists.probe, 1);
     Lists own = lists;
     own.levels += queries.begin * lists.count;
     own.begin = some.begin;
     own.end = some.begin + some.count;
-    const int64_t to = (range * problem.queries + queries.begin) * problem.k;
-    tier.scan_lists(database, own,
-                    {tables.values + queries.begin * tables.codebooks * kLeaves, queries.count, tables.codebooks},
-                    {parts.sums + to, parts.positions + to, problem.k}, memory + each * worker);
+    const uint8_t* const values = tables.values + queries.begin * tables.codebooks * kLeaves;
+    tier.scan_lists(database, own, {values, queries.count, tables.codebooks}, of_task, memory);
   });
-  if (split.ranges == 1) return;
-  merge(parts, split.ranges, problem.queries, best, reinterpret_cast<int64_t*>(of_ranges + 2 * results));
 }
 
 ffi::Error scan_lists(ffi::ThreadPool pool, AnyBuffer codes_, AnyBuffer tables_, AnyBuffer ranges_, AnyBuffer levels_,

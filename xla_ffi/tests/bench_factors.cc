@@ -91,11 +91,8 @@ void bench(const Tier& tier, bool json) {
 
 int main(int argc, char** argv) {
   using namespace jax_maddness::testing;
-  const bool json = argc > 1 && std::strcmp(argv[1], "--json") == 0;
-  const int first = json ? 2 : 1;
-  for (const jax_maddness::Tier* tier : supported_tiers()) {
-    bool wanted = argc == first;
-    for (int i = first; i < argc; ++i) wanted = wanted || std::strcmp(argv[i], tier->name) == 0;
-    if (wanted) bench(*tier, json);
+  const Asked asked(argc, argv);
+  for (const jax_maddness::Tier* tier : asked.tiers) {
+    bench(*tier, asked.json);
   }
 }

@@ -276,16 +276,12 @@ void bench_epilogue(const Tier& tier, bool json) {
 
 int main(int argc, char** argv) {
   using namespace jax_maddness::testing;
-  const bool json = argc > 1 && std::strcmp(argv[1], "--json") == 0;
-  const int first = json ? 2 : 1;
-  for (const jax_maddness::Tier* tier : supported_tiers()) {
-    bool wanted = argc == first;
-    for (int i = first; i < argc; ++i) wanted = wanted || std::strcmp(argv[i], tier->name) == 0;
-    if (!wanted) continue;
-    bench_encode(*tier, json);
-    bench_encode_oblique(*tier, json);
-    bench_aggregate(*tier, json);
-    bench_epilogue(*tier, json);
-    bench_scan(*tier, json);
+  const Asked asked(argc, argv);
+  for (const jax_maddness::Tier* tier : asked.tiers) {
+    bench_encode(*tier, asked.json);
+    bench_encode_oblique(*tier, asked.json);
+    bench_aggregate(*tier, asked.json);
+    bench_epilogue(*tier, asked.json);
+    bench_scan(*tier, asked.json);
   }
 }

@@ -140,15 +140,9 @@ void bench(const Tiers& tiers, const Call& call, bool json) {
 
 int main(int argc, char** argv) {
   using namespace jax_maddness::testing;
-  const bool json = argc > 1 && std::strcmp(argv[1], "--json") == 0;
-  const int first = json ? 2 : 1;
-  Tiers tiers;
-  for (const jax_maddness::Tier* tier : supported_tiers()) {
-    bool wanted = argc == first && std::strcmp(tier->name, "scalar") != 0;
-    for (int i = first; i < argc; ++i) wanted = wanted || std::strcmp(argv[i], tier->name) == 0;
-    if (wanted) tiers.push_back(tier);
-  }
-  if (!json) {
+  const Asked asked(argc, argv);
+  const Tiers& tiers = asked.tiers;
+  if (!asked.json) {
     std::printf("%-14s%7s%7s%7s%7s", "", "rows", "D", "C", "M");
     for (const auto* tier : tiers) std::printf("%12s", tier->name);
     std::printf("%10s\n", "1st/best");
@@ -160,6 +154,6 @@ int main(int argc, char** argv) {
                                 {512, 32, 512},
                                 {768, 48, 768},
                                 {1024, 64, 64}}) {
-    for (const int64_t rows : {1, 2, 4, 8, 16, 32, 64, 256}) bench(tiers, {rows, d, c, m}, json);
+    for (const int64_t rows : {1, 2, 4, 8, 16, 32, 64, 256}) bench(tiers, {rows, d, c, m}, asked.json);
   }
 }

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "xla_ffi/tests/testing.h"
+
 namespace jax_maddness::testing {
 
 using Clock = std::chrono::steady_clock;
@@ -51,6 +53,21 @@ double median_cycles(const Run& run) {
   std::nth_element(cycles.begin(), cycles.begin() + cycles.size() / 2, cycles.end());
   return cycles[cycles.size() / 2];
 }
+
+// What a micro-benchmark is asked for: [--json] [tier ...], by default all tiers of this CPU.
+struct Asked {
+  bool json;
+  std::vector<const Tier*> tiers;
+
+  Asked(int argc, char** argv) : json(argc > 1 && std::strcmp(argv[1], "--json") == 0) {
+    char** const names = argv + (json ? 2 : 1);
+    char** const end = argv + argc;
+    for (const Tier* tier : supported_tiers()) {
+      const auto is_named = [tier](const char* name) { return std::strcmp(name, tier->name) == 0; };
+      if (names == end || std::any_of(names, end, is_named)) tiers.push_back(tier);
+    }
+  }
+};
 
 }  // namespace jax_maddness::testing
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK, REWRITTEN
 from jax_maddness.nn.planning import summary
 from jax_maddness.nn.planning.record import Record
-from jax_maddness.nn.planning.verdict import LayerPlan, Option, Trial, name_of, within
+from jax_maddness.nn.planning.verdict import NOT_ALL, LayerPlan, Option, Trial, name_of, within
 
 COLORS = {
     EXACT: "#555555",
@@ -27,8 +27,6 @@ _LEAST_ERROR = 1e-6
 _SIZE = re.compile("; (?=[rC] = [0-9]+: [0-9])")
 """The separator of products of several sizes in a cell."""
 _CODE = re.compile("`([^`]+)`")
-_LATE = "; other products were not measured, as the time was up"
-"""Words of a verdict that are said once below the short table."""
 _PLOTS, _MORE_PLOTS = 6, 24
 """The most layers whose plots are shown at once, and the most that have a plot."""
 _STYLE = """
@@ -106,12 +104,17 @@ def _table(plan: Record) -> str:
     """Returns a short table, and one with all measurements that is shown on demand."""
     lines, others = summary.folded(plan)
     full = [summary.head(plan), *(summary.cells(plan, line) for line in lines)]
-    short = [[row[0], row[2], row[3], row[-1].replace(_LATE, "")] for row in full]
-    short += [[names, "", "", words.replace(_LATE, "")] for names, words in others]
-    late = sum(line.words.endswith(_LATE) for line in plan.layers)
+    short = [[row[0], row[2], row[3], _briefly(row[-1])] for row in full]
+    short += [[names, "", "", _briefly(words)] for names, words in others]
+    late = sum(line.words.endswith(NOT_ALL) for line in plan.layers)
     words = f"<p class=small>Not all products of {late} layers were measured, as the time was up.</p>" if late else ""
     details = f"<details><summary>All measurements</summary>{_rows(full, (2, 3))}</details>"
     return _rows(short, (1, 2)) + words + (details if lines else "")
+
+
+def _briefly(words: str) -> str:
+    """Returns a verdict without what is said once, below the short table."""
+    return words.removesuffix(f"; {NOT_ALL}")
 
 
 def _rows(rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> str:
@@ -183,7 +186,7 @@ def _plot(line: LayerPlan) -> str:
     return (
         f"<div><h3>{_breakable(line.name or '(the model)')}</h3>"
         f'<svg viewBox="0 0 300 180" role="img">{"".join(parts)}</svg>'
-        f'<p class="small">{_text(line.words.replace(_LATE, ""))}</p></div>'
+        f'<p class="small">{_text(_briefly(line.words))}</p></div>'
     )
 
 

@@ -38,8 +38,8 @@ _LEAST_LEARNING = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class How:
-    """How a search is made.
+class SearchOptions:
+    """The options of a search.
 
     Attributes:
       only_look: times the layers as they are, and tries nothing.
@@ -60,7 +60,7 @@ class Search:
       clock: the time that is left.
       names: of the lines that rules ask for and that can be learned.
       write: keeps the plan; it is called after each step.
-      how: the search is made.
+      options: of the search.
     """
 
     plan: Plan
@@ -68,7 +68,7 @@ class Search:
     clock: Clock
     names: Sequence[str]
     write: Callable[[], None]
-    how: How = How()
+    options: SearchOptions = SearchOptions()
 
     def __post_init__(self) -> None:
         self._ledger = Ledger(self.plan, self.write)
@@ -79,7 +79,7 @@ class Search:
 
     def run(self) -> bool:
         """Measures, decides, and completes the plan; returns whether it was interrupted (Ctrl-C)."""
-        if self.how.only_look:
+        if self.options.only_look:
             self.plan.only_look = True
             with contextlib.suppress(TimeUpError):
                 self._look()
@@ -87,7 +87,7 @@ class Search:
             return False
         with self.clock.doing("drop", "the metric of the model as it is", always=True):
             self.plan.before = self.bench.before()  # first, as a metric that cannot be used is found in seconds
-        self.clock.hold(SHARE * bool(self.how.refits))
+        self.clock.hold(SHARE * bool(self.options.refits))
         interrupted = self._interrupted(self._search)
         self.clock.hold(0.0)
         interrupted = interrupted or self._interrupted(self._incumbent.confirm) or self._interrupted(self._refit)
@@ -116,7 +116,7 @@ class Search:
 
     def _refit(self) -> None:
         """Fits the answer again."""
-        refit(self._ledger, self.bench, self.clock, self._incumbent.mix, self.how.refits, self._refits)
+        refit(self._ledger, self.bench, self.clock, self._incumbent.mix, self.options.refits, self._refits)
 
     def _look(self) -> None:
         """Measures the time of the model and of its layers as they are."""
@@ -268,7 +268,7 @@ class Search:
         small = {name for name in self._planned if name not in self.names}
         answer = self._incumbent
         decide(self.plan, self._planned, answer.mix, small, self._done, answer.given_up)
-        self.plan.finished = self.plan.finished and same_refits(self.plan, self.how.refits)
+        self.plan.finished = self.plan.finished and same_refits(self.plan, self.options.refits)
         self.write()
 
     @property

@@ -18,6 +18,8 @@ MIN_OUTPUTS = 4
 LEAST_SHARE, FOLDED_SHARE = 0.005, 0.02
 """A layer with less than the first share of the model's time is not looked at, unless all such layers together have
 more than the second."""
+NOT_ALL = "other products were not measured, as the time was up"
+"""The last words of the verdict of a line of which not all options were measured."""
 
 
 Product = tuple[str, int]
@@ -237,7 +239,7 @@ def decided(layer: LayerPlan, product: Product | None, max_drop: float, instead:
         words += f": {layer.speedup(option):.1f}x"
         words += "" if option.drop is None else f", alone a drop of {option.drop:.2g}"
     if layer.unmeasured and (product is not None or allowed(layer)):
-        notes.append("other products were not measured, as the time was up")
+        notes.append(NOT_ALL)
     kind, size = (layer.by, None) if product is None else product
     return dataclasses.replace(layer, choice=size, by=kind, words="; ".join([words, *notes]))
 

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from jax_maddness.core.jaxprs import opened
+
 MIXED = -1
 """Takes the place of an axis where elements are not kept apart."""
-# Calls that are opened. JAX has renamed some of them from version to version.
-_NESTED = "jit pjit closed_call core_call checkpoint remat2 custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr"
 # Elementwise primitives. One that is missing here counts as mixing features, so that layers before it stay.
 _ONE_BY_ONE = """
     abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos cosh
@@ -25,7 +25,7 @@ _ONE_BY_ONE = """
     min mul name ne neg nextafter not or pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt square sub tan
     tanh xor
 """
-_OPENED, _ELEMENTWISE = (frozenset(names.split()) for names in (_NESTED, _ONE_BY_ONE))
+_ELEMENTWISE = frozenset(_ONE_BY_ONE.split())
 _REDUCE = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or")
 _WINDOWS = ("reduce_window_sum", "reduce_window_max", "reduce_window_min")
 
@@ -151,26 +151,14 @@ def _open(jaxpr: Any, constants: list[Value], inputs: list[Value], steps: list[S
 
     for eqn in jaxpr.eqns:
         given = [value(atom) for atom in eqn.invars]
-        inner = _nested(eqn)
+        inner = opened(eqn)
         if inner is None:
             made = [Value(_shape(var)) for var in eqn.outvars]
             steps.append(Step(eqn.primitive.name, eqn.params, given, made, bool(eqn.effects)))
         else:
-            made = _open(*inner, given, steps)
+            made = _open(inner.jaxpr, [Value(np.shape(c)) for c in inner.consts], given, steps)
         values.update(zip(eqn.outvars, made, strict=True))
     return [value(atom) for atom in jaxpr.outvars]
-
-
-def _nested(eqn: Any) -> tuple[Any, list[Value]] | None:
-    """Returns the jaxpr that a step calls, and its constants; None if the step is no call that is opened."""
-    if eqn.primitive.name not in _OPENED:
-        return None
-    for param in eqn.params.values():
-        if isinstance(param, core.ClosedJaxpr):
-            return param.jaxpr, [Value(np.shape(c)) for c in param.consts]
-        if isinstance(param, core.Jaxpr) and not param.constvars:
-            return param, []
-    return None
 
 
 def _broadcast(step: Step, axis: int) -> list[int | None]:
