@@ -176,6 +176,7 @@ bench: $(VENV)/.bench $(BUILD)/bench/.built  ## amm beside XLA f32, bf16, int8 a
 bench-kernels: $(BUILD)/bench/.built  ## Look-ups, products and encodings per cycle of every tier, without Python.
 	$(BUILD)/bench/xla_ffi/tests/bench_kernels
 	$(BUILD)/bench/xla_ffi/tests/bench_factors
+	$(BUILD)/bench/xla_ffi/tests/bench_outputs
 	$(BUILD)/bench/xla_ffi/tests/bench_tiers
 
 # More, or less, with SEARCH="--quick"; benchmarks/search.py --help lists the options.
@@ -284,7 +285,7 @@ $(BIN)/python:
 
 $(BUILD)/bench/.built: $(CXX_TESTS)
 	cmake -S . -B $(BUILD)/bench -DJAX_MADDNESS_PYTHON=OFF -DJAX_MADDNESS_TESTS=ON
-	cmake --build $(BUILD)/bench --parallel $(JOBS) --target bench_kernels bench_factors bench_tiers bench_limits
+	cmake --build $(BUILD)/bench --parallel $(JOBS) --target bench_kernels bench_factors bench_outputs bench_tiers bench_limits
 	touch $@
 
 $(BUILD)/cpp/.built: $(CXX_TESTS)

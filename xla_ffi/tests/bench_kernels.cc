@@ -245,32 +245,6 @@ void bench_scan(const Tier& tier, bool json) {
   }
 }
 
-void bench_epilogue(const Tier& tier, bool json) {
-  constexpr int64_t kRows = 64, kOutputs = 768;
-  constexpr std::pair<const char*, Activation> kActivations[] = {{"relu", Activation::kRelu},
-                                                                 {"gelu", Activation::kGelu},
-                                                                 {"exact gelu", Activation::kExactGelu},
-                                                                 {"silu", Activation::kSilu},
-                                                                 {"tanh", Activation::kTanh}};
-  if (!json) std::printf("%-8s epilogue, cycles for 16 outputs\n%20s%10s%10s\n", tier.name, "", "f32", "bf16");
-  std::vector<float> z, y(kRows * kOutputs);
-  Random random(4);
-  for (int64_t i = 0; i < kRows * kOutputs; ++i) z.push_back(random.normal());
-  for (const auto& [name, activation] : kActivations) {
-    double cycles[2];
-    for (const FloatType type : {FloatType::kF32, FloatType::kBF16}) {
-      const Output to = {y.data(), type, kOutputs};
-      cycles[static_cast<int>(type)] =
-          median_cycles([&] { tier.epilogue(z.data(), kOutputs, kRows, kOutputs, {activation, nullptr, 0}, to); }) /
-          (kRows * kOutputs / 16);
-    }
-    std::printf(json ? "{\"tier\": \"%s\", \"kernel\": \"epilogue\", \"activation\": \"%s\", "
-                       "\"cycles_f32\": %.2f, \"cycles_bf16\": %.2f}\n"
-                     : "%.0s%20s%10.1f%10.1f\n",
-                tier.name, name, cycles[0], cycles[1]);
-  }
-}
-
 }  // namespace
 }  // namespace jax_maddness::testing
 
@@ -281,7 +255,6 @@ int main(int argc, char** argv) {
     bench_encode(*tier, asked.json);
     bench_encode_oblique(*tier, asked.json);
     bench_aggregate(*tier, asked.json);
-    bench_epilogue(*tier, asked.json);
     bench_scan(*tier, asked.json);
   }
 }
