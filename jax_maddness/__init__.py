@@ -42,6 +42,7 @@ from jax_maddness.learn.costs import CostModel, measure_costs
 from jax_maddness.learn.evaluate import FitReport, evaluate
 from jax_maddness.learn.fit import fit
 from jax_maddness.retrieval.build import build_index
+from jax_maddness.retrieval.capacity import with_capacity
 from jax_maddness.retrieval.change import add_vectors, remove_vectors
 from jax_maddness.retrieval.files import load_index, save_index
 from jax_maddness.retrieval.index import VectorIndex
@@ -113,6 +114,7 @@ __all__ = [
     "shard_index",
     "supported_tiers",
     "top_k",
+    "with_capacity",
     "with_small_batch_tables",
 ]
 

@@ -72,6 +72,7 @@ def calls(tmp_path_factory):
         "search": {"queries": rows[:4], "index": index},
         "shard_index": {"index": index, "mesh": jax.make_mesh((1,), ("i",)), "axis": "i"},
         "top_k": {"x": rows[:4], "op_or_index": op},
+        "with_capacity": {"index": index, "capacity": 400},
         "with_small_batch_tables": {"op": op},
         "CostModel": {"machine": "a machine", **dict.fromkeys(PARTS, 0.0)},
         "FitConfig": {},

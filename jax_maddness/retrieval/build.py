@@ -202,16 +202,17 @@ def encode(
     trees: ObliqueTrees | None,
     bar: Progress | None,
     bases: Bases | None = None,
+    gram: jax.Array | None = None,
 ) -> UInt8[np.ndarray, "vectors codebooks"]:
     """Returns the codes of vectors as `augmented` made them: by `trees`, or by `criterion` without them.
 
-    If there are `bases`, these have been subtracted from the vectors.
+    If there are `bases`, these have been subtracted from the vectors. `gram` is as for `quantizer.encode`.
     """
     step = (lambda: None) if bar is None else bar.step
     if bar is not None:
         bar.stage("codes")
     if trees is None:
-        return criteria.encode(learned, encoded, criterion, step, bases)
+        return criteria.encode(learned, encoded, criterion, step, bases, gram)
     codes = [
         np.asarray(encode_by_trees(jnp.asarray(encoded[at : at + quantizer.BLOCK]), trees))
         for at in range(0, len(encoded), quantizer.BLOCK)

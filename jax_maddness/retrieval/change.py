@@ -5,23 +5,23 @@ All functions run outside of `jax.jit`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int32, Integer
 
+from jax_maddness.core.arguments import flag
 from jax_maddness.learn.data.modes import modes
-from jax_maddness.retrieval import centers, scan
+from jax_maddness.retrieval import centers, in_place
 from jax_maddness.retrieval import validate as arguments
-from jax_maddness.retrieval.build import encode, pack
+from jax_maddness.retrieval.build import encode
+from jax_maddness.retrieval.capacity import living, with_capacity
 from jax_maddness.retrieval.frame import Frame, augmented, unit32
 from jax_maddness.retrieval.index import VectorIndex, whole
-from jax_maddness.retrieval.lists import Bases, Lists, arranged, bases_of
-from jax_maddness.retrieval.lists import places as of_places
+from jax_maddness.retrieval.lists import Bases, Lists
+from jax_maddness.retrieval.rearrange import Added, rearranged
 
 
 def add_vectors(
@@ -30,12 +30,16 @@ def add_vectors(
     ids: Integer[ArrayLike, " added"] | Sequence[int] | None = None,
     *,
     bias: Float[ArrayLike, " added"] | None = None,
+    donate: bool = False,
 ) -> VectorIndex:
-    """Returns an index with `vectors` besides those of `index`, which is unchanged.
+    """Returns an index with `vectors` besides those of `index`, which is unchanged unless `donate` is True.
 
     The new vectors are encoded with the prototypes of `index`, which were learned from other vectors: build a new index
     when the distribution of the vectors has changed. The measured recall is kept from the index that was built. Call
     the function outside of `jax.jit`.
+
+    All arrays are made anew, and searches are compiled for their new shapes, unless `index` has room for the vectors;
+    see `with_capacity`.
 
     Args:
       index: an index that `build_index` made. A sharded index is gathered to one device.
@@ -43,6 +47,8 @@ def add_vectors(
       ids: their ids, distinct int32, `[added]`, none of which `index` has; None: those that follow its greatest id.
       bias: number that is added to the products of each new vector, `[added]`; required if `index` was built with
         `bias`, and not allowed otherwise.
+      donate: whether the new vectors may be written into the arrays of an index with room. `index` must then not be
+        used any more: JAX raises an error where it is. False: these arrays are copied first.
 
     Returns:
       The new index, on one device.
@@ -59,29 +65,64 @@ def add_vectors(
       >>> index.count, index.ids[-2:].tolist()
       (1002, [5000, 5001])
     """
-    index = whole(index)
+    index, donate = whole(index), flag(donate, "donate")
     biased = index.bias is not None and index.metric == "ip"
     if (bias is None) == biased:
         raise ValueError("`bias` is to be given if, and only if, `index` was built with one.")
     rows = arguments.rows(arguments.array(vectors, "vectors"), index.metric, index.num_features, "vectors")
-    added = None if bias is None else arguments.bias(bias, len(rows))
-    old = np.asarray(index.ids)
-    new, order = arguments.names(ids, len(rows), int(old.max(initial=-1)) + 1)
-    if len(duplicates := np.intersect1d(old, new)):
-        raise ValueError(
-            f"`ids` has {len(duplicates)} that are there already, such as {duplicates[0]}. `remove_vectors` them first."
-        )
-    rows, added = rows[order], None if added is None else added[order]
+    numbers = None if bias is None else arguments.bias(bias, len(rows))
+    names, order, places = _named(index, ids, len(rows))
     with modes():
-        encoded, added = _encodable(rows, added, index)
-        bases = None if index.lists is None else _based(encoded, index.lists)
-        _within_bounds(encoded, index)
-        codes = encode(encoded, index.quantizer, index.criterion, index.trees, None, bases)
-        names = np.concatenate([old, new])
-        rows = unit32(rows) if index.metric == "cosine" else rows
-        if index.vectors is not None:
-            rows = arguments.held(rows, index.vectors.dtype, "vectors")
-        return _rearranged(index, names, np.argsort(names), codes, rows, added, bases)
+        added = _encoded(index, names, rows[order], None if numbers is None else numbers[order])
+        if places is None:
+            return rearranged(index, living(index), added)
+        grown = in_place.written(index, added, places, donate)
+        if grown is None:
+            grown = rearranged(index, living(index), added)
+            grown = with_capacity(grown, in_place.enough(index, len(rows)))
+        return grown
+
+
+def _named(
+    index: VectorIndex, ids: Any, number: int
+) -> tuple[Int32[np.ndarray, " added"], np.ndarray, in_place.Places | None]:
+    """Returns the ids of new vectors in ascending order, the original position of each, and their places in a room."""
+    places = None
+    if index.room is None:
+        old = np.asarray(index.ids)
+        names, order = arguments.names(ids, number, int(old.max(initial=-1)) + 1)
+        known = np.intersect1d(old, names)
+    elif ids is None:
+        places = in_place.places(index, np.full(number, -1))
+        names, order = arguments.names(None, number, places.greatest + 1)
+        known = names[:0]
+    else:
+        names, order = arguments.names(ids, number)
+        places = in_place.places(index, names)
+        known = names[places.known()]
+    if len(known):
+        raise ValueError(
+            f"`ids` has {len(known)} that are there already, such as {known[0]}. `remove_vectors` them first."
+        )
+    return names, order, places
+
+
+def _encoded(
+    index: VectorIndex,
+    names: Int32[np.ndarray, " added"],
+    rows: Float[np.ndarray, "added features"],
+    numbers: Float[np.ndarray, " added"] | None,
+) -> Added:
+    """Returns new vectors with their codes, as the index keeps them."""
+    encoded, numbers = _encodable(rows, numbers, index)
+    bases = None if index.lists is None else _based(encoded, index.lists)
+    _within_bounds(encoded, index)
+    gram = None if index.room is None else index.room.gram
+    codes = encode(encoded, index.quantizer, index.criterion, index.trees, None, bases, gram)
+    rows = unit32(rows) if index.metric == "cosine" else rows
+    if index.vectors is not None:
+        rows = arguments.held(rows, index.vectors.dtype, "vectors")
+    return Added(names, codes, rows, numbers, bases)
 
 
 def _encodable(
@@ -108,19 +149,26 @@ def _within_bounds(encoded: Float[np.ndarray, "added features+1"], index: Vector
 
     Farther ones, such as -1e9 for a mask, would drown the vector.
     """
-    constants, mean = np.asarray(index.quantizer.constants), float(index.quantizer.center[-1])
+    constants, mean = np.asarray(index.quantizer.constants), float(np.asarray(index.quantizer.center)[-1])
     least, most = mean + float(constants.min(1).sum()), mean + float(constants.max(1).sum())
     encoded[:, -1] = np.clip(encoded[:, -1], least, most)
 
 
-def remove_vectors(index: VectorIndex, ids: Integer[ArrayLike, " removed"] | Sequence[int]) -> VectorIndex:
-    """Returns an index without the vectors that have the given ids; `index` is unchanged.
+def remove_vectors(
+    index: VectorIndex, ids: Integer[ArrayLike, " removed"] | Sequence[int], *, donate: bool = False
+) -> VectorIndex:
+    """Returns an index without the vectors that have the given ids; `index` is unchanged unless `donate` is True.
 
     The prototypes and the measured recall are kept. Call the function outside of `jax.jit`.
+
+    All arrays are made anew, and searches are compiled for their new shapes, unless `index` has room; see
+    `with_capacity`.
 
     Args:
       index: an index that `build_index` made. A sharded index is gathered to one device.
       ids: distinct ids of the vectors to remove, integers, `[removed]`. For a mask, pass `np.flatnonzero(mask)` of ids.
+      donate: whether the result may use the arrays of an index with room. `index` must then not be used any more.
+        False: these arrays are copied.
 
     Returns:
       The new index, on one device.
@@ -135,43 +183,17 @@ def remove_vectors(index: VectorIndex, ids: Integer[ArrayLike, " removed"] | Seq
       >>> remove_vectors(build_index(vectors, 4), ids=[0, 999]).count
       998
     """
-    index = whole(index)
-    old = np.asarray(index.ids)
-    removed = arguments.removed(ids, old)
+    index, donate = whole(index), flag(donate, "donate")
+    distinct = arguments.distinct(ids)
+    if index.room is None:
+        old = np.asarray(index.ids)
+        arguments.refuse_unknown(np.setdiff1d(distinct, old))
+        with modes():
+            return rearranged(index, np.flatnonzero(~np.isin(old, distinct)))
     with modes():
-        return _rearranged(index, old, np.flatnonzero(~np.isin(old, removed)))
-
-
-def _rearranged(
-    index: VectorIndex,
-    names: np.ndarray,
-    order: np.ndarray,
-    codes: np.ndarray | None = None,
-    rows: np.ndarray | None = None,
-    added: np.ndarray | None = None,
-    bases: Bases | None = None,
-) -> VectorIndex:
-    """Appends `rows` and their codes to the vectors of `index`, and takes the vectors in the given order."""
-
-    def with_new(old: Any, new: np.ndarray | None) -> Any:
-        if old is None:
-            return None
-        both = np.asarray(old) if new is None else np.concatenate([np.asarray(old), new.astype(old.dtype)])
-        return jnp.asarray(both[order])
-
-    places = slice(index.count) if index.lists is None else of_places(index.lists, index.count)
-    all_codes = with_new(np.asarray(scan.unpack(index.codes))[places, : index.num_codebooks], codes)
-    lists = index.lists
-    if lists is not None:
-        old = bases_of(lists, index.count)
-        of_vectors = with_new(old.of_vectors, None if bases is None else bases.of_vectors)
-        all_codes, lists = arranged(np.asarray(all_codes), Bases(old.centers, np.asarray(of_vectors)), lists.probe)
-    return dataclasses.replace(
-        index,
-        codes=pack(jnp.asarray(all_codes)),
-        lists=lists,
-        ids=jnp.asarray(names[order]),
-        bias=with_new(index.bias, added),
-        vectors=with_new(index.vectors, rows),
-        count=len(order),
-    )
+        places = in_place.places(index, distinct)
+        arguments.refuse_unknown(distinct[~places.known()])
+        less = in_place.without(index, places.positions, donate)
+        if less is None:
+            less = with_capacity(rearranged(index, np.setdiff1d(living(index), places.positions)), index.capacity)
+        return less

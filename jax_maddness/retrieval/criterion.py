@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from jax_maddness.retrieval import lengths, quantizer
 from jax_maddness.retrieval.lists import Bases
@@ -66,13 +66,15 @@ def encode(
     criterion: Criterion,
     step: Callable[[], None] = lambda: None,
     bases: Bases | None = None,
+    gram: Array | None = None,
 ) -> UInt8[np.ndarray, "rows codebooks"]:
     """Encodes vectors by a criterion; the other arguments are those of `quantizer.encode`."""
     if len(criterion) in (1, 2):
         share, last = criterion[0], lengths.of_numbers(len(learned.prototypes), False)
-        return lengths.encode(learned, x, share, step, int(criterion[1]) if len(criterion) == 2 else last, bases)
+        return lengths.encode(learned, x, share, step, int(criterion[1]) if len(criterion) == 2 else last, bases, gram)
     term = SecondTerm(*criterion) if criterion else None
-    return quantizer.encode(learned, x, sweeps=quantizer.sweeps_of(bases), step=step, term=term, bases=bases)
+    sweeps = quantizer.sweeps_of(bases)
+    return quantizer.encode(learned, x, sweeps=sweeps, step=step, term=term, bases=bases, gram=gram)
 
 
 def about(

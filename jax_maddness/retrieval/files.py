@@ -21,7 +21,8 @@ from jax_maddness.core.trees.base import validate_finite
 from jax_maddness.core.types import LEAVES, ObliqueTrees
 from jax_maddness.retrieval import scan
 from jax_maddness.retrieval.calibrate import TOPS
-from jax_maddness.retrieval.index import METRICS, VectorIndex, whole
+from jax_maddness.retrieval.capacity import with_capacity
+from jax_maddness.retrieval.index import METRICS, VectorIndex
 from jax_maddness.retrieval.lists import Lists, longest_of, validate_lists
 from jax_maddness.retrieval.quantizer import Quantizer
 from jax_maddness.retrieval.second_term import SecondTerm
@@ -43,7 +44,8 @@ def save_index(path: str | os.PathLike[str], index: VectorIndex) -> None:
 
     Args:
       path: the file. No suffix is added.
-      index: an index that `build_index` made. A sharded index is gathered first, and its sharding is not saved.
+      index: an index that `build_index` made. A sharded index is gathered first, and its sharding is not saved; nor
+        is the room that `with_capacity` gave.
 
     Raises:
       TypeError: `path` is not a path, or `index` is not an index, or is traced.
@@ -60,7 +62,7 @@ def save_index(path: str | os.PathLike[str], index: VectorIndex) -> None:
       ...     load_index(pathlib.Path(folder) / "vectors.index").count
       1000
     """
-    index = whole(index)
+    index = with_capacity(index, None)
     arrays: dict[str, Any] = {
         "codes": index.codes,
         **{f"quantizer.{name}": a for name, a in index.quantizer._asdict().items()},

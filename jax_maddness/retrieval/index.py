@@ -13,6 +13,7 @@ from jax_maddness.core.pytrees import pytree
 from jax_maddness.core.types import ObliqueTrees
 from jax_maddness.retrieval.lists import Lists
 from jax_maddness.retrieval.quantizer import Quantizer
+from jax_maddness.retrieval.room import Room
 
 METRICS = ("ip", "l2", "cosine")
 """Inner product, Euclidean distance and cosine."""
@@ -34,7 +35,8 @@ class VectorIndex:
       vectors: the vectors for rescoring, of length 1 for "cosine"; None: scores can only be approximate.
       trees: split trees that encode vectors, if the index was built with `method="trees"`; otherwise None.
       metric: "ip", "l2" or "cosine".
-      count: number of vectors; the arrays of a sharded index are padded to more rows than that.
+      capacity: number of positions: that of the vectors, or, in an index with room, that for which arrays have rows;
+        the arrays of a sharded index are padded to more than that.
       recall: recall that was measured when the index was built: rows of a number of candidates and, for each of
         `calibrate.TOPS`, the share of the true neighbors among them; with lists, the number of lists that are scanned
         is the last number of a row, and rows that take longer follow.
@@ -45,6 +47,8 @@ class VectorIndex:
       criterion: the numbers of the criterion by which codes are chosen; see `criterion.py`. Empty: by the error of
         products alone, as in files of version 1 and 2, or by `trees`.
       mesh, axis: the devices over which the vectors are sharded, and the axis of the mesh; None: it is not sharded.
+      room: which positions have vectors, in an index that `with_capacity` made: `ids` has -1 where there is none yet,
+        and keeps the id of a removed vector. None: all.
 
     Example:
       >>> from jax_maddness import build_index
@@ -60,7 +64,7 @@ class VectorIndex:
     vectors: Float[Array, "vectors features"] | None
     trees: ObliqueTrees | None
     metric: str = dataclasses.field(metadata={"static": True})
-    count: int = dataclasses.field(metadata={"static": True})
+    capacity: int = dataclasses.field(metadata={"static": True})
     recall: tuple[tuple[float, ...], ...] = dataclasses.field(default=(), metadata={"static": True})
     origin: Float[Array, " features"] | None = None
     exponent: int = dataclasses.field(default=0, metadata={"static": True})
@@ -68,6 +72,17 @@ class VectorIndex:
     mesh: jax.sharding.Mesh | None = dataclasses.field(default=None, metadata={"static": True})
     axis: str | None = dataclasses.field(default=None, metadata={"static": True})
     lists: Lists | None = None
+    room: Room | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of vectors; an array if the index has room and is traced."""
+        return self.capacity if self.room is None else self.room.count
+
+    @property
+    def in_use(self) -> int | Int32[Array, ""]:
+        """Number of positions that have, or had, a vector: an array if the index has room."""
+        return self.capacity if self.room is None else self.room.used
 
     @property
     def num_features(self) -> int:
@@ -95,11 +110,14 @@ class VectorIndex:
 
     def __repr__(self) -> str:
         if not hasattr(self.quantizer, "prototypes") or getattr(self.quantizer.prototypes, "ndim", 0) < 3:
-            return f"VectorIndex(metric={self.metric!r}, count={self.count})"
+            return f"VectorIndex(metric={self.metric!r}, capacity={self.capacity})"
         kept = "none" if self.vectors is None else self.vectors.dtype.name
         lists = "" if self.lists is None else f"{self.lists.num_lists:,} lists, "
+        known = self.room is None or (isinstance(self.room.used, jax.Array) and isinstance(self.count, int))
+        count = f"{self.count:,} " if known else ""
+        room = "" if self.room is None else f"room for {self.capacity:,}, "
         return (
-            f"VectorIndex({self.count:,} x {self.num_features}, {self.metric}, {self.num_codebooks} codebooks, {lists}"
+            f"VectorIndex({count}x {self.num_features}, {room}{self.metric}, {self.num_codebooks} codebooks, {lists}"
             f"exact vectors: {kept}, {self.nbytes:,} bytes)"
         )
 
@@ -122,7 +140,7 @@ def whole(index: VectorIndex) -> VectorIndex:
             "`index` is sharded over several processes, and this one has only its own vectors. It can be searched; to "
             "change, save or reshard it, use the index that was passed to `shard_index`."
         )
-    blocks = -(-index.count // index.codes.shape[-1])
+    blocks = -(-index.capacity // index.codes.shape[-1])
 
     def cut(a: Array | None, size: int) -> Any:
         return None if a is None else jax.device_put(np.asarray(a)[:size])
@@ -133,9 +151,9 @@ def whole(index: VectorIndex) -> VectorIndex:
         quantizer=jax.tree.map(lambda a: jax.device_put(np.asarray(a)), index.quantizer),
         trees=jax.tree.map(lambda a: jax.device_put(np.asarray(a)), index.trees),
         origin=jax.tree.map(lambda a: jax.device_put(np.asarray(a)), index.origin),
-        ids=cut(index.ids, index.count),
-        bias=cut(index.bias, index.count),
-        vectors=cut(index.vectors, index.count),
+        ids=cut(index.ids, index.capacity),
+        bias=cut(index.bias, index.capacity),
+        vectors=cut(index.vectors, index.capacity),
         mesh=None,
         axis=None,
     )

@@ -96,6 +96,7 @@ def encode(
     step: Callable[[], None] = lambda: None,
     last: int = 1,
     bases: Bases | None = None,
+    gram: jax.Array | None = None,
 ) -> UInt8[np.ndarray, "rows codebooks"]:
     """Encodes vectors: first their prototypes, then the constant that is nearest to what is left of their numbers.
 
@@ -106,9 +107,10 @@ def encode(
       step: is called after each block of vectors.
       last: how many of the last codebooks have constants and no prototypes.
       bases: what the vectors are residuals of, in an index with lists.
+      gram: as for `quantizer.encode`.
     """
     # The encoder of the last codebooks is zero: their codes are 0.
-    codes = quantizer.encode(learned, x, sweeps=quantizer.sweeps_of(bases), step=step)
+    codes = quantizer.encode(learned, x, sweeps=quantizer.sweeps_of(bases), step=step, gram=gram)
     if not last or not len(x):
         return codes
     constants = np.asarray(learned.constants)

@@ -118,7 +118,7 @@ def local(
       index: an index, or one shard of it.
       k: number of vectors for each query.
       num_candidates: number of candidates that are rescored, or 0.
-      count: number of vectors that take part; None: all.
+      count: number of positions that take part; None: all that are in use.
       given: restrictions of the queries, with ids.
       log_sum: whether to return terms of the sum of exponentials; needs candidates.
     """
@@ -126,8 +126,11 @@ def local(
     if not rows:
         none = jnp.zeros((scaled.rows.shape[0], 0), jnp.float32)
         return Found(*best(none, none.astype(jnp.int32), k), exact_terms(none) if log_sum else None)
-    given = None if given is None else given.positions(index.ids, index.count if count is None else count)
-    count = jnp.asarray(index.count if count is None else count, jnp.int32)
+    in_use = index.in_use if count is None else count
+    given = None if given is None else given.positions(index.ids, in_use)
+    if index.room is not None:
+        given = (given or Restrictions()).without(index.room.removed, scaled.rows.shape[0])
+    count = jnp.asarray(in_use, jnp.int32)
     terms = None
     if not num_candidates:
         scores, positions = _proposed(scaled, index, k, count, given)
@@ -215,7 +218,7 @@ def candidates_of(
     given: Restrictions | None = None,
 ) -> Int32[Array, "queries candidates"]:
     """Returns the positions of the vectors that look-ups propose, best first; -1 where there are fewer."""
-    count = jnp.asarray(index.count if count is None else count, jnp.int32)
+    count = jnp.asarray(index.in_use if count is None else count, jnp.int32)
     return _proposed(scaled, index, num_candidates, count, given)[1]
 
 

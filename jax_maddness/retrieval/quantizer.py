@@ -44,6 +44,8 @@ SWEEPS = 4
 """Number of times that `encode` chooses the code of every codebook."""
 SWEEPS_OF_RESIDUALS = 2
 """The same for residuals of centers: on image descriptors 4 hardly find more, and many vectors take long to encode."""
+_FEW = (1, 8)
+"""Sizes of blocks of few vectors, as `add_vectors` is given; others are padded to `shapes.ROWS` and more."""
 _LLOYD_STEPS = 10
 _RIDGE = 0.1  # in rows; small, as it has to regularize the prototypes of rare codes only
 _dot = functools.partial(jnp.matmul, precision="highest")
@@ -191,10 +193,14 @@ def regress(
 
 def _blocks(x: np.ndarray, codes: np.ndarray, center: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Yields rows minus `center`, their codes and the number of rows, in padded blocks of one size, to compile once."""
-    size = min(BLOCK, shapes.rounded(len(x), shapes.ROWS))
+    few = next((size for size in _FEW if len(x) <= size), None)
+    size = few or min(BLOCK, shapes.rounded(len(x), shapes.ROWS))
     for at in range(0, len(x), size):
         rows, code = x[at : at + size] - center, codes[at : at + size]
-        yield shapes.pad(rows, size, x.shape[1]), shapes.pad(code, size, codes.shape[1]), len(rows)
+        if len(rows) < size:
+            yield shapes.pad(rows, size, x.shape[1]), shapes.pad(code, size, codes.shape[1]), len(rows)
+        else:
+            yield rows, code, size
 
 
 @jax.jit
@@ -217,6 +223,7 @@ def encode(
     step: Callable[[], None] = lambda: None,
     term: SecondTerm | None = None,
     bases: Bases | None = None,
+    gram: Float[Array, "codes codes"] | None = None,
 ) -> UInt8[np.ndarray, "rows codebooks"]:
     """Encodes vectors by coordinate descent: chooses the code of each codebook in turn, `sweeps` times.
 
@@ -230,6 +237,7 @@ def encode(
       step: is called after each block of `BLOCK` vectors, to report progress.
       term: the second term of the error, if it has one.
       bases: what the vectors are residuals of; the second term is that of the vectors themselves.
+      gram: the result of `gram_of`, which takes longer than to encode a few vectors; None: it is computed here.
     """
     codes = np.zeros((len(x), len(quantizer.prototypes)), np.uint8) if start is None else start
     improved = []
@@ -237,7 +245,8 @@ def encode(
     for rows, code, count in _blocks(x, codes, np.asarray(quantizer.center)):
         of_rows = slice(at, at + count)
         base = None if term is None or bases is None else shapes.pad(bases.at(of_rows), len(rows), x.shape[1])
-        improved.append(np.asarray(_improve(quantizer, rows, code, start is not None, sweeps, term, base))[:count])
+        better = _improve(quantizer, rows, code, start is not None, sweeps, term, base, gram)
+        improved.append(np.asarray(better)[:count])
         at += count
         step()
     return np.concatenate([codes[:0], *improved])
@@ -249,6 +258,19 @@ def sweeps_of(bases: Bases | None) -> int:
 
 
 @jax.jit
+def gram_of(quantizer: Quantizer) -> Float[Array, "codes codes"]:
+    """Returns the products of all prototypes with all rows of the encoder."""
+    prototypes, encoder = _flat(quantizer)
+    return _dot(prototypes, encoder.T)
+
+
+def _flat(quantizer: Quantizer) -> tuple[Float[Array, "codes features+1"], Float[Array, "codes features+1"]]:
+    """Returns the prototypes, with their constants, and the encoder, a row for each code of each codebook."""
+    prototypes = jnp.concatenate([quantizer.prototypes, quantizer.constants[..., None]], -1)
+    return prototypes.reshape(-1, prototypes.shape[-1]), quantizer.encoder.reshape(-1, prototypes.shape[-1])
+
+
+@jax.jit
 def _improve(
     quantizer: Quantizer,
     x: Array,
@@ -257,6 +279,7 @@ def _improve(
     sweeps: Array,
     term: SecondTerm | None,
     base: Array | None,
+    gram: Array | None,
 ) -> UInt8[Array, "rows codebooks"]:
     """Chooses the code of each codebook in turn, given the codes of the others.
 
@@ -267,9 +290,8 @@ def _improve(
     The second term adds `(u.x - mean - sum_p u.p) u.k - (u.k)^2 / 2`.
     """
     codebooks = len(quantizer.prototypes)
-    prototypes = jnp.concatenate([quantizer.prototypes, quantizer.constants[..., None]], -1)
-    prototypes, encoder = (a.reshape(codebooks * LEAVES, -1) for a in (prototypes, quantizer.encoder))
-    gram = _dot(prototypes, encoder.T)
+    prototypes, encoder = _flat(quantizer)
+    gram = gram_of(quantizer) if gram is None else gram
     gains = x @ encoder.T - jnp.diagonal(gram) / 2
     codebook = jnp.arange(codebooks * LEAVES) // LEAVES
     gram = jnp.where(codebook[:, None] == codebook, 0.0, gram)

@@ -87,6 +87,11 @@ class Restrictions(NamedTuple):
 
         return self._replace(exclude=of(self.exclude), always=of(self.always))
 
+    def without(self, removed: Int32[Array, " removed"], queries: int) -> Restrictions:
+        """Returns restrictions, which have positions, that exclude more of these, the same for all queries."""
+        shared = jnp.broadcast_to(removed[None, :], (queries, removed.shape[0]))
+        return self._replace(exclude=shared if self.exclude is None else jnp.concatenate([self.exclude, shared], 1))
+
     def excluded(self, positions: Int32[Array, "queries k"]) -> Bool[Array, "queries k"]:
         """Returns whether vectors at positions are excluded, or are none (-1)."""
         result = positions < 0
@@ -175,7 +180,7 @@ def validated(leading: tuple[int, ...], count: int, exclude: Any, always: Any, s
 
     Args:
       leading: the leading dimensions of the queries.
-      count: number of vectors.
+      count: number of positions of the index, or of outputs.
       exclude, always, score_bias: the arguments of `search`.
 
     Raises:

@@ -68,7 +68,7 @@ def sample(
     if validate.integer(num_candidates, "num_candidates") < 1:
         raise ValueError(f"`num_candidates` is {num_candidates}; expected at least 1.")
     x = validate.row_array(x, "x")
-    outputs = op_or_index.count if isinstance(op_or_index, VectorIndex) else op_or_index.num_outputs
+    outputs = op_or_index.capacity if isinstance(op_or_index, VectorIndex) else op_or_index.num_outputs
     noise = jax.random.gumbel(key, (*x.shape[:-1], outputs), jnp.float32) * _temperature(temperature, x.shape[:-1])
     if score_bias is not None:
         noise = noise + _score_bias(score_bias, noise.shape)

@@ -134,7 +134,7 @@ def _arguments(
     queries = _validated(queries, index, metric)
     k = validate.integer(k, "k")
     if recall is not None:
-        row = calibrate.row(index.recall, validate.share(recall, "recall"), k, index.count)
+        row = calibrate.row(index.recall, validate.share(recall, "recall"), k, index.capacity)
         num_candidates, index = int(row[0]), _probing(index, None if index.lists is None else int(row[-1]), None)
     k, num_candidates = validate_counts(k, num_candidates)
     if num_candidates and index.vectors is None:
@@ -148,7 +148,7 @@ def _arguments(
             "`always` names vectors to rescore, but `num_candidates` is 0. Take candidates, or leave it out."
         )
     refuse_mapped_axes("search")
-    return queries, index, k, num_candidates, validated(queries.shape[:-1], index.count, **restrictions)
+    return queries, index, k, num_candidates, validated(queries.shape[:-1], index.capacity, **restrictions)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "num_candidates", "log_sum"), inline=True)
@@ -216,7 +216,7 @@ def _sharded(
     rows_per_shard = len(index.ids) // mesh.shape[axis]
 
     def on_shard(scaled: Scaled, shard: VectorIndex, given: Restrictions | None) -> Found:
-        count = jnp.clip(index.count - lax.axis_index(axis) * rows_per_shard, 0, rows_per_shard)
+        count = jnp.clip(index.capacity - lax.axis_index(axis) * rows_per_shard, 0, rows_per_shard)
         *results, terms = local(scaled, shard, k, num_candidates, count, given, log_sum)
         scores, ids = (lax.all_gather(a, axis, axis=1, tiled=True) for a in results)
         return Found(*best(scores, ids, k), None if terms is None else gathered(terms, axis))

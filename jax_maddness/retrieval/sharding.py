@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_maddness.core import arguments
 from jax_maddness.retrieval import scan
-from jax_maddness.retrieval.index import VectorIndex, whole
+from jax_maddness.retrieval.capacity import with_capacity
+from jax_maddness.retrieval.index import VectorIndex
 
 
 def shard_index(index: VectorIndex, mesh: jax.sharding.Mesh, axis: str) -> VectorIndex:
@@ -22,7 +23,8 @@ def shard_index(index: VectorIndex, mesh: jax.sharding.Mesh, axis: str) -> Vecto
     at least as high. Only the best `k` of each shard are communicated. Call the function outside of `jax.jit`.
 
     Args:
-      index: an index that `build_index` made. One that is sharded already is gathered first.
+      index: an index that `build_index` made. One that is sharded already is gathered first, and room
+        (`with_capacity`) is taken away.
       mesh: the mesh of devices.
       axis: name of the axis of `mesh` along which the vectors are spread.
 
@@ -40,7 +42,7 @@ def shard_index(index: VectorIndex, mesh: jax.sharding.Mesh, axis: str) -> Vecto
       >>> shard_index(index, jax.make_mesh((1,), ("devices",)), "devices").ids.shape
       (1024,)
     """
-    index = whole(index)
+    index = with_capacity(index, None)
     if index.lists is not None:
         raise ValueError("`index` has lists, which cannot be sharded. Build it without `num_lists`.")
     arguments.instance(mesh, "mesh", jax.sharding.Mesh, "`jax.make_mesh` returns one")

@@ -127,8 +127,8 @@ def top_k(
                 "An index has its own vectors and bias, and must be for 'ip'. Leave out `w` and `bias`: "
                 "`build_index(w.T, bias=bias)`."
             )
-        if validate.integer(k, "k") > op_or_index.count:
-            raise ValueError(f"`k` is {k}, but `index` has {op_or_index.count} outputs. Ask for fewer.")
+        if validate.integer(k, "k") > op_or_index.capacity:
+            raise ValueError(f"`k` is {k}, but `index` has {op_or_index.capacity} outputs. Ask for fewer.")
         restrictions: dict[str, Any] = {"exclude": exclude, "always": always, "score_bias": score_bias}
         if not arguments.flag(log_sum, "log_sum"):
             return search(x, op_or_index, k, num_candidates=num_candidates, recall=recall, **restrictions)

@@ -40,8 +40,8 @@ def with_exact_top(
     def on_rows(x: Array, index: VectorIndex) -> Array:
         rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
         finite = jnp.isfinite(rows).all(-1, keepdims=True)
-        scaled, count = scaled_queries(jnp.where(finite, rows, 0.0), index), jnp.int32(index.count)
-        if num_candidates >= index.count:
+        scaled, count = scaled_queries(jnp.where(finite, rows, 0.0), index), jnp.int32(index.capacity)
+        if num_candidates >= index.capacity:
             y = unscaled(all_exact(scaled, index, count, None), scaled, index, True)
         else:
             positions = candidates_of(scaled, index, num_candidates, count)
@@ -50,7 +50,7 @@ def with_exact_top(
             y = unscaled(approximate_scores(scaled, index, count, None), scaled, index, False)
             y = jnp.minimum(lax.stop_gradient(y), _next_below(least.astype(x.dtype)).astype(jnp.float32))
             y = y.at[jnp.arange(y.shape[0], dtype=jnp.int32)[:, None], positions].set(exact)
-        return jnp.where(finite, y, jnp.nan).reshape(*x.shape[:-1], index.count).astype(x.dtype)
+        return jnp.where(finite, y, jnp.nan).reshape(*x.shape[:-1], index.capacity).astype(x.dtype)
 
     return by_rows(on_rows, x, x.ndim - 1, index)
 

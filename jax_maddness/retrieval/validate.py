@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int32, Integer
 
 from jax_maddness.core.arguments import choice
 from jax_maddness.core.validate import ROW_DTYPES
@@ -180,22 +180,26 @@ def names(ids: Any, count: int, first: int = 0) -> tuple[Int32[np.ndarray, " vec
     return names[order].astype(np.int32), order
 
 
-def removed(ids: Any, known: Int32[np.ndarray, " vectors"]) -> Int32[np.ndarray, " removed"]:
-    """Returns the ids to remove, which must be distinct and among `known`.
+def distinct(ids: Any) -> Integer[np.ndarray, " removed"]:
+    """Returns the ids to remove, in ascending order.
 
     Raises:
       TypeError: they are not integers.
-      ValueError: they have another shape than `[removed]`, or one of them is not known or there twice.
+      ValueError: they have another shape than `[removed]`, or one of them is there twice.
     """
     names = _integers(ids)
     if names.ndim != 1:
         raise ValueError(f"`ids` has shape {names.shape}; expected [removed]. Pass one id as `[id]`.")
-    distinct, counts = np.unique(names, return_counts=True)
-    if len(unknown := np.setdiff1d(distinct, known)):
-        raise ValueError(f"`ids` has {len(unknown)} that are not in `index`, such as {unknown[0]}.")
-    if len(twice := distinct[counts > 1]):
+    ordered, counts = np.unique(names, return_counts=True)
+    if len(twice := ordered[counts > 1]):
         raise ValueError(f"`ids` has {len(twice)} more than once, such as {twice[0]}. Pass `np.unique(ids)`.")
-    return distinct
+    return ordered
+
+
+def refuse_unknown(unknown: Integer[np.ndarray, " unknown"]) -> None:
+    """Raises ValueError if there are ids to remove that the index does not have."""
+    if len(unknown):
+        raise ValueError(f"`ids` has {len(unknown)} that are not in `index`, such as {unknown[0]}.")
 
 
 def _integers(ids: Any) -> np.ndarray:

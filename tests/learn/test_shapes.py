@@ -1,9 +1,9 @@
 """Padded shapes: layers of a model share their compilations, and padding changes nothing."""
 
-import jax
 import numpy as np
 import pytest
 from helpers.ops import random_oblique_trees, random_rows
+from helpers.programs import count_compilations
 
 from jax_maddness import FitConfig, SplitTrees, encode, fit
 from jax_maddness.learn.data import shapes
@@ -52,19 +52,3 @@ def test_layers_of_a_model_share_compilations(rng, method):
         compiled.append(names)
     assert compiled[1] == []
     assert compiled[2] == []
-
-
-class count_compilations:  # noqa: N801
-    """The names of what JAX compiles inside of the block."""
-
-    def __enter__(self):
-        self.names = []
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-        return self.names
-
-    def _listen(self, event, duration, **details):
-        if event == "/jax/core/compile/backend_compile_duration":
-            self.names.append(details.get("fun_name", "?"))
-
-    def __exit__(self, *_):
-        jax.monitoring.unregister_event_duration_listener(self._listen)

@@ -190,7 +190,7 @@ def prototype(value):
         (prototype(jnp.nan), "quantizer.prototypes is not finite"),
         ({"recall": ((12, 0.5, 0.25, 1.5),)}, "recall"),
         ({"recall": ((12, 0.5, 0.25, float("nan")),)}, "recall"),
-        ({"count": 69}, "codes is|ids is"),
+        ({"capacity": 69}, "codes is|ids is"),
         ({"exponent": 128, "metric": "ip"}, "exponent"),
         ({"bias": None}, "origin"),
         ({"origin": jnp.ones(5)}, "origin"),

@@ -61,7 +61,7 @@ def top_outputs(x: Array, form: Form, arrays: Mapping[str, Any], top: int, num_c
         vectors=vectors,
         trees=None,
         metric="ip",
-        count=len(vectors),
+        capacity=len(vectors),
     )
     candidates = min(num_candidates, len(vectors))
     return form.map_rows(lambda rows: with_exact_top(jnp.squeeze(rows, -2), index, min(top, candidates), candidates), x)
