@@ -27,10 +27,11 @@ def with_capacity(index: VectorIndex, capacity: int | None) -> VectorIndex:
     Programs are compiled for the shapes of an index. One with room keeps its shapes while `add_vectors` and
     `remove_vectors` change it, so that nothing is compiled anew, and with `donate=True` these write in place:
 
-    - New vectors follow the others, or take the places of removed ones that had their ids. An id between those of other
-      vectors rearranges everything, as without room.
+    - New vectors follow the others, or take the places of removed ones that had their ids. With an id between those of
+      other vectors, all are moved into the order of ids.
     - More vectors than `capacity` double it, once or several times. Searches are then compiled for the new shapes.
-    - Up to 64 removed vectors keep their places. One more, or a lack of places, has the others moved together.
+    - Up to 64 removed vectors keep their places. One more, or a lack of places, has the others moved together, which
+      takes as long as to copy them.
 
     Searches return what they return without room. Masks of `exclude` and `score_bias` are as long as `index.ids`, the
     capacity; what they say of positions without a vector plays no part. Those have the id -1, and removed vectors may
@@ -68,7 +69,7 @@ def with_capacity(index: VectorIndex, capacity: int | None) -> VectorIndex:
         raise ValueError(f"`capacity` is {capacity}, but `index` has {index.count} vectors. Take more.")
     with modes():
         if index.room is not None and len(index.room.on_host()[1]):
-            index = without_room(index)
+            index = moved(index, living(index))
         arrays = (index.codes, index.ids, index.bias, index.vectors)
         codes, ids, bias, vectors = _resized(arrays, np.int32(index.in_use), capacity)
         gram = gram_of(index.quantizer) if index.trees is None else None
@@ -90,6 +91,33 @@ def living(index: VectorIndex) -> Int32[np.ndarray, " vectors"]:
         return np.arange(index.capacity, dtype=np.int32)
     used, removed = index.room.on_host()
     return np.delete(np.arange(used, dtype=np.int32), removed)
+
+
+def moved(index: VectorIndex, kept: Int32[np.ndarray, " kept"]) -> VectorIndex:
+    """Returns an index with room and as many positions, the first of which have the vectors at positions `kept`.
+
+    Args:
+      index: an index with room.
+      kept: positions, in ascending order of their ids.
+    """
+    assert index.room is not None
+    order = np.zeros(len(index.codes) * scan.BLOCK, np.int32)
+    order[: len(kept)] = kept
+    arrays = _moved((index.codes, index.ids, index.bias, index.vectors), order, np.int32(len(kept)))
+    codes, ids, bias, vectors = arrays
+    room = Room.of(len(kept), np.zeros(0, np.int32), index.room.gram)
+    return dataclasses.replace(index, codes=codes, ids=ids, bias=bias, vectors=vectors, room=room)
+
+
+@jax.jit
+def _moved(arrays: tuple[Any, ...], order: Int32[Array, " places"], used: Array) -> tuple[Any, ...]:
+    """Returns codes, ids, biases and vectors in another order, of which so many positions are in use."""
+    codes, ids, bias, vectors = arrays
+    of_places = jnp.moveaxis(codes, 1, 2).reshape(order.shape[0], -1)[order]
+    codes = jnp.moveaxis(of_places.reshape(codes.shape[0], scan.BLOCK, -1), 1, 2)
+    order = order[: ids.shape[0]]
+    names = jnp.where(jnp.arange(ids.shape[0], dtype=jnp.int32) < used, ids[order], -1)
+    return codes, names, *(None if a is None else a[order] for a in (bias, vectors))
 
 
 @functools.partial(jax.jit, static_argnums=2)

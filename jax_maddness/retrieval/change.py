@@ -17,7 +17,7 @@ from jax_maddness.learn.data.modes import modes
 from jax_maddness.retrieval import centers, in_place
 from jax_maddness.retrieval import validate as arguments
 from jax_maddness.retrieval.build import encode
-from jax_maddness.retrieval.capacity import living, with_capacity
+from jax_maddness.retrieval.capacity import living
 from jax_maddness.retrieval.frame import Frame, augmented, unit32
 from jax_maddness.retrieval.index import VectorIndex, whole
 from jax_maddness.retrieval.lists import Bases, Lists
@@ -76,11 +76,7 @@ def add_vectors(
         added = _encoded(index, names, rows[order], None if numbers is None else numbers[order])
         if places is None:
             return rearranged(index, living(index), added)
-        grown = in_place.written(index, added, places, donate)
-        if grown is None:
-            grown = rearranged(index, living(index), added)
-            grown = with_capacity(grown, in_place.enough(index, len(rows)))
-        return grown
+        return in_place.written(index, added, places, donate)
 
 
 def _named(
@@ -193,7 +189,4 @@ def remove_vectors(
     with modes():
         places = in_place.places(index, distinct)
         arguments.refuse_unknown(distinct[~places.known()])
-        less = in_place.without(index, places.positions, donate)
-        if less is None:
-            less = with_capacity(rearranged(index, np.setdiff1d(living(index), places.positions)), index.capacity)
-        return less
+        return in_place.without(index, places.positions, donate)

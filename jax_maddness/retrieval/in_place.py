@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int32, Integer, UInt8
 
 from jax_maddness.retrieval import scan
-from jax_maddness.retrieval.capacity import with_capacity
+from jax_maddness.retrieval.capacity import living, moved, with_capacity
 from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.rearrange import Added
 from jax_maddness.retrieval.restrict import Restrictions
@@ -41,15 +41,16 @@ class Places(NamedTuple):
         """Returns whether the index has a vector with each id."""
         return (self.positions >= 0) & ~among(self.positions, self.removed)
 
-    def free(self, names: Int32[np.ndarray, " ids"]) -> Int32[np.ndarray, " ids"] | None:
+    def free(self, names: Int32[np.ndarray, " ids"]) -> tuple[Int32[np.ndarray, " ids"], bool]:
         """Returns positions, possibly beyond the capacity, for vectors with these ids, which ascend and are not known.
 
-        None: there is none, as the order of ids has some of them between those of other vectors.
+        The second result says whether the ids of all vectors then ascend. If some are between those of others, all
+        follow the others.
         """
         later = names > self.greatest
-        if not (later | (self.positions >= 0)).all():
-            return None
-        return np.where(later, self.used + np.cumsum(later) - 1, self.positions).astype(np.int32)
+        in_order = bool((later | (self.positions >= 0)).all())
+        appended = later | (not in_order)
+        return np.where(appended, self.used + np.cumsum(appended) - 1, self.positions).astype(np.int32), in_order
 
 
 def places(index: VectorIndex, names: Integer[np.ndarray, " ids"]) -> Places:
@@ -67,8 +68,8 @@ def _look_up(ids: Array, used: Array, names: Array) -> tuple[Any, Array]:
     return positions, jnp.where(used > 0, ids[jnp.maximum(used - 1, 0)], -1)
 
 
-def written(index: VectorIndex, added: Added, own: Places, donate: bool) -> VectorIndex | None:
-    """Returns an index with new vectors, or None if their ids are between those of others.
+def written(index: VectorIndex, added: Added, own: Places, donate: bool) -> VectorIndex:
+    """Returns an index with new vectors.
 
     Args:
       index: an index with room. If it has too little, the capacity of the result is doubled.
@@ -76,40 +77,42 @@ def written(index: VectorIndex, added: Added, own: Places, donate: bool) -> Vect
       own: the places of their ids.
       donate: whether to write into the arrays of `index`.
     """
-    at = own.free(added.ids)
-    if at is not None and at[-1] >= index.capacity:
-        index, donate = with_capacity(index, enough(index, len(at))), True  # its arrays are copies
+    at, in_order = own.free(added.ids)
+    if at[-1] >= index.capacity:
+        index, donate = with_capacity(index, _enough(index, len(at))), True  # its arrays are copies
         own = places(index, added.ids)
-        at = own.free(added.ids)
-    if at is None:
-        return None
+        at, in_order = own.free(added.ids)
     size = _power_of_two(len(at))
     beyond = np.full(size - len(at), len(index.codes) * scan.BLOCK)  # is dropped
     vectors = None if index.vectors is None else added.vectors.astype(index.vectors.dtype)
     new = [None if a is None else _padded(a, size) for a in (_packed(added.codes), added.ids, added.bias, vectors)]
     arrays = _write(_arrays(index, donate), np.concatenate([at, beyond]).astype(np.int32), new)
-    return _replaced(index, arrays, max(own.used, int(at[-1]) + 1), own.removed[~among(own.removed, at)])
+    index = _replaced(index, arrays, max(own.used, int(at[-1]) + 1), own.removed[~among(own.removed, at)])
+    if in_order:
+        return index
+    kept = living(index)
+    return moved(index, kept[np.argsort(np.asarray(index.ids)[kept])])
 
 
-def without(index: VectorIndex, positions: Int32[np.ndarray, " removed"], donate: bool) -> VectorIndex | None:
-    """Returns an index without the vectors at some positions, or None if too many were removed.
+def without(index: VectorIndex, positions: Int32[np.ndarray, " removed"], donate: bool) -> VectorIndex:
+    """Returns an index without the vectors at some positions.
 
     Args:
       index: an index with room.
       positions: the positions, which have vectors.
-      donate: whether to write into the arrays of `index`.
+      donate: whether to use the arrays of `index`.
     """
     assert index.room is not None
     used, removed = index.room.on_host()
     left, removed = trimmed(used, np.concatenate([removed, positions]))
     if len(removed) > REMOVED:
-        return None
+        return moved(index, np.setdiff1d(living(index), positions))
     codes, ids, bias, vectors = _arrays(index, donate)
     ids = ids if left == used else _forget(ids, np.int32(left))
     return _replaced(index, (codes, ids, bias, vectors), left, removed)
 
 
-def enough(index: VectorIndex, number: int) -> int:
+def _enough(index: VectorIndex, number: int) -> int:
     """Returns the capacity, doubled until there is room for so many vectors more."""
     capacity = index.capacity
     while capacity < index.count + number:

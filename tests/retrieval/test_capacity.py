@@ -185,9 +185,13 @@ def test_nothing_is_compiled_while_vectors_come_and_go(indexes, queries):
             index = add_vectors(index, clustered(first, 2), [3 * first + 3, 500 + first], donate=True)  # again, follows
             index = remove_vectors(index, [500 + first], donate=True)  # the last
             find(queries, index)
+            index = add_vectors(index, clustered(first, 1), [first + 1])  # between others, copied
+            more = remove_vectors(index, list(FIRST)[-REMOVED:])  # more than keep their places
+            find(queries, more)
         assert not names or first == 3
     assert find._cache_size() == 1
-    assert index.count == COUNT + 4 * 2
+    assert index.count == COUNT + 4 * 3
+    assert more.count == index.count - REMOVED
 
 
 def test_capacity_doubles_and_places_of_removed_vectors_are_used_again(indexes):
