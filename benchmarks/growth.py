@@ -26,6 +26,8 @@ from benchmarks.records import Record
 VECTORS, FEATURES, CODEBOOKS, CANDIDATES, K = 55_896, 384, 24, 64, 10
 CHANGES = {"add 1": 1, "add 100": 100, "remove 1": 0}
 """How many vectors come with each change."""
+ROUND = ("add 1", "add 100", "remove 1", "add 100")
+"""The order of changes, in which no number of vectors comes back: its search would be compiled already."""
 
 
 def embeddings(count: int) -> np.ndarray:
@@ -74,8 +76,8 @@ def measure(vectors: np.ndarray, new: np.ndarray, rounds: int) -> list[Record]:
     removed = np.random.default_rng(1).permutation(len(vectors))[: rounds + 1, None]
     for turn in range(rounds + 1):
         search = functools.partial(run, vectors[turn : turn + 1])
-        for name, number in CHANGES.items():
-            rows, at = new[at : at + number], at + number
+        for name in ROUND:
+            rows, at = new[at : at + CHANGES[name]], at + CHANGES[name]
             for index in growing.values():
                 index.change(name, rows, removed[turn], search)
     return [
@@ -107,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     measured.add_option(parser)
     args = parser.parse_args(argv)
     run = measured.Run("growth", argv)
-    rows = embeddings(args.vectors + sum(CHANGES.values()) * (args.rounds + 1))
+    rows = embeddings(args.vectors + sum(CHANGES[name] for name in ROUND) * (args.rounds + 1))
     records = measure(rows[: args.vectors], rows[args.vectors :], args.rounds)
     run.finish(records, table(records), save=args.save)
 

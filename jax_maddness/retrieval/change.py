@@ -71,8 +71,8 @@ def add_vectors(
         raise ValueError("`bias` is to be given if, and only if, `index` was built with one.")
     rows = arguments.rows(arguments.array(vectors, "vectors"), index.metric, index.num_features, "vectors")
     numbers = None if bias is None else arguments.bias(bias, len(rows))
-    names, order, places = _named(index, ids, len(rows))
     with modes():
+        names, order, places = _named(index, ids, len(rows))
         added = _encoded(index, names, rows[order], None if numbers is None else numbers[order])
         if places is None:
             return rearranged(index, living(index), added)

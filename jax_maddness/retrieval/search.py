@@ -59,13 +59,13 @@ def search(
       probe: number of lists that are scanned for each query, at least 1, if `index` has lists. None: as many as held
         99 % of the 10 nearest vectors when it was built.
       metric: the metric of the index, which a caller may state for readers of the code; another metric is an error.
-      exclude: ids of vectors that are not returned, or a mask, True for those, in the order of ids; for each query, or
-        the same for all. The result is as if the index did not have them. Ids that it does not have, such as -1, play
-        no part. A few ids cost next to nothing; where a mask leaves few candidates, all codes are sorted.
+      exclude: ids of vectors that are not returned, or a mask, True for those, in the order of `index.ids`; for each
+        query, or the same for all. The result is as if the index did not have them. Ids that it does not have, such as
+        -1, play no part. A few ids cost next to nothing; where a mask leaves few candidates, all codes are sorted.
       always: ids of vectors that are rescored beside the candidates, whatever their codes say; for each query, or the
         same for all. `exclude` goes first.
-      score_bias: finite numbers that are added to the scores of each vector, in the order of ids, for "ip"; for each
-        query, or the same for all. Candidates are chosen with it. All codes are sorted for it, which takes longer.
+      score_bias: finite numbers that are added to the scores of each vector, in the order of `index.ids`, for "ip"; for
+        each query, or the same for all. Candidates are chosen with it. All codes are sorted for it, which takes longer.
 
     Returns:
       The scores, float32, best first, and the ids, int32. If there are fewer than `k` vectors that are not excluded,

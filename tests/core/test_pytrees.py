@@ -19,6 +19,7 @@ from jax_maddness import Int8Product, Int8ProductByRow, OutlierRows, VectorIndex
 from jax_maddness.core.terms.kinds import TERMS
 from jax_maddness.core.trees.kinds import KINDS
 from jax_maddness.retrieval.quantizer import Quantizer
+from jax_maddness.retrieval.room import Room
 
 
 def assert_equal(one, other):
@@ -58,7 +59,9 @@ def index_of(trees, **static):
 def test_whatever_else_is_public_can_be_exported_and_stored(rng):
     rule = OutlierRows(jnp.arange(2.0), jnp.ones(2), jnp.float32(3))
     trees = random_oblique_trees(rng, 6, 3)
-    for value in (rule, index_of(None, origin=jnp.ones(5), exponent=-3), index_of(trees), index_of(None).quantizer):
+    room = Room.of(3, np.array([1]), jnp.ones((48, 48)))
+    indexes = index_of(None, origin=jnp.ones(5), exponent=-3), index_of(trees), index_of(None, room=room)
+    for value in (rule, *indexes, index_of(None).quantizer):
         exported = export.export(jax.jit(lambda value: value))(value)
         assert_equal(export.deserialize(exported.serialize()).call(value), value)
         blank = jax.tree.map(jnp.zeros_like, value)

@@ -21,6 +21,7 @@ from jax_maddness import (
     search,
     shard_index,
     top_k,
+    with_capacity,
 )
 from jax_maddness.retrieval.index import METRICS
 
@@ -98,6 +99,10 @@ def test_flags_play_no_part(flag, rows, vectors, indexes, layer, usual):
         np.testing.assert_array_equal(index.codes, indexes["l2"].codes)
         again = add_vectors(remove_vectors(index, [3, 5]), vectors[[3, 5]], [3, 5])
         np.testing.assert_array_equal(again.codes, index.codes)
+        roomy = remove_vectors(with_capacity(index, 2 * COUNT), [3, 5])
+        assert_close({"": search(rows, roomy, 5)}, {"": search(rows, remove_vectors(index, [3, 5]), 5)})
+        roomy = add_vectors(roomy, vectors[[3, 5]], [3, 5], donate=True)
+        np.testing.assert_array_equal(with_capacity(roomy, None).codes, index.codes)
         _, ids = search(np.float64(rows), again, 5, num_candidates=32)
         np.testing.assert_array_equal(ids, usual["l2, 32"][1])
 
