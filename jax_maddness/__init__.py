@@ -50,6 +50,7 @@ from jax_maddness.retrieval.max_over_positions import max_over_positions
 from jax_maddness.retrieval.outlier_rows import OutlierRows, amm_with_exact_rows, fit_outlier_rows
 from jax_maddness.retrieval.sample import sample
 from jax_maddness.retrieval.search import search
+from jax_maddness.retrieval.search_within import search_within
 from jax_maddness.retrieval.sharding import shard_index
 from jax_maddness.retrieval.top_k import top_k
 
@@ -110,6 +111,7 @@ __all__ = [
     "save",
     "save_index",
     "search",
+    "search_within",
     "shard_index",
     "supported_tiers",
     "top_k",

@@ -70,6 +70,7 @@ def calls(tmp_path_factory):
         "save_index": {"path": folder / "index", "index": index},
         "save_model": {"path": folder / "model", "model": fast},
         "search": {"queries": rows[:4], "index": index},
+        "search_within": {"queries": rows[:4], "index": index, "min_score": 1.0},
         "shard_index": {"index": index, "mesh": jax.make_mesh((1,), ("i",)), "axis": "i"},
         "top_k": {"x": rows[:4], "op_or_index": op},
         "with_small_batch_tables": {"op": op},
