@@ -47,6 +47,7 @@ from jax_maddness.retrieval.files import load_index, save_index
 from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.log_sum import LogSum
 from jax_maddness.retrieval.max_over_positions import max_over_positions
+from jax_maddness.retrieval.measure_recall import measure_recall
 from jax_maddness.retrieval.outlier_rows import OutlierRows, amm_with_exact_rows, fit_outlier_rows
 from jax_maddness.retrieval.sample import sample
 from jax_maddness.retrieval.search import search
@@ -105,6 +106,7 @@ __all__ = [
     "load_index",
     "max_over_positions",
     "measure_costs",
+    "measure_recall",
     "remove_vectors",
     "retain_freed_memory",
     "sample",

@@ -60,6 +60,7 @@ def calls(tmp_path_factory):
         "load_model": {"path": folder / "model", "model": net},
         "max_over_positions": {"x": rows, "op": op},
         "measure_costs": {},
+        "measure_recall": {"queries": x[:4], "index": index},
         "plan": {"model": net, **learning, "max_seconds": 1.0},
         "fuse": {"model": fast},
         "prune_unused_outputs": {"model": fast, "batch": batches[0]},
