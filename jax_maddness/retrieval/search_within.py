@@ -41,9 +41,9 @@ def search_within(
 
     Which vectors are found is approximate, their scores are not: look-ups propose `num_candidates` vectors for each
     query, and exact products decide. Where at least a half of the candidates pass, the query is searched again with
-    twice as many, up to all vectors, from which point on its result is exact. A vector is missed if its code is so far
-    off that it is no candidate, above all where fewer than `num_candidates / 2` vectors pass. With `num_candidates` of
-    at least `index.count`, everything is exact.
+    twice as many, up to all vectors, with which its result is exact. A vector is missed if its code is so far off that
+    it is not among the candidates, of which there are more than twice as many as vectors that are found. With
+    `num_candidates` of at least `index.count`, everything is exact.
 
     The number of vectors that are found differs between queries, so that the function runs outside of `jax.jit`, and
     its results are in one array, query by query, as faiss has them.
