@@ -132,7 +132,7 @@ def plan(
     clock = Clock(progress, float(max_seconds))
     rules, adapted = validate.plannable(validated_rules(rules)), adapt(model, call)
     given = list(peek(batches)[1])
-    layers = layers_of(adapted, given[0])
+    layers = validate.layers_to_plan(layers_of(adapted, given[0]))
     to_plan = units(decide(layers, rules))
     own = held_out_batches.validated(held_out, adapted, given[0])
     change = diff(layers, rules, to_plan)
