@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: test-oldest test-newest help demo example-cnn example-magika example-minilm example-ocr \
   example-photos example-search example-whisper example-serving example-distributed \
   test test-fast test-python test-cpp \
-  test-emulated test-aarch64 test-threads fuzz bench bench-kernels bench-search bench-int8 layers quality plan-pictures bazel-test lint format docs docs-links doctor clean
+  test-emulated test-aarch64 test-threads fuzz bench bench-kernels bench-search bench-int8 bench-heads layers quality plan-pictures bazel-test lint format docs docs-links doctor clean
 
 help:  ## Lists the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -199,6 +199,10 @@ layers: $(VENV)/.harvest  ## Real layers of twelve pretrained models: error agai
 # Others' int8 is measured where installed: pip install onnxruntime onnx openvino torch.
 bench-int8: $(VENV)/.examples  ## Our int8 product beside XLA's, ONNX Runtime's, OpenVINO's and torch's, on one thread.
 	taskset -c 1 $(BIN)/python -m benchmarks.int8_libraries
+
+# torch and faiss are measured, too, where they are installed.
+bench-heads: $(VENV)/.harvest $(VENV)/.speech-models $(RECORDINGS)/.fetched  ## The greatest of the outputs of real models, by an index and by rivals; 15 minutes.
+	taskset -c 1 $(BIN)/python -m benchmarks.heads
 
 plan-pictures: $(VENV)/.examples  ## Pictures in docs/ of the page of the plan that `make example-minilm` wrote; needs Chromium.
 	$(BIN)/python -m benchmarks.plan_pictures minilm_plan.json

@@ -6,7 +6,7 @@ The heads of CIFAR-10 and CIFAR-100 of Blalock & Guttag (2021, section 5) have t
 stand feature by feature, and writes its result so; ours reads and writes both, and XLA's and NumPy's exact products
 stand beside them. Contents are random: they do not change the time. The rows change from call to call, freed memory is
 retained, rounds are interleaved; the command prints a table of milliseconds and of ratios to XLA's product, and draws
-it.
+it. The last column has what the authors published, from another machine.
 """
 
 from __future__ import annotations
@@ -33,6 +33,15 @@ CODEBOOKS = (2, 4, 8, 16, 32, 64)
 EXACT = ("XLA f32", "NumPy f32")
 ORDERS = {"rows": "row by row", "features": "x feature by feature", "both": "x and y feature by feature"}
 """Orders of x and y in memory, and their names in tables."""
+PUBLISHED = {
+    10: {0: 5.784, 4: 0.035, 8: 0.064, 16: 0.127, 32: 0.278, 64: 0.704},
+    100: {0: 17.164, 4: 0.217, 8: 0.312, 16: 0.562, 32: 1.099, 64: 2.118},
+}
+"""Milliseconds that the paper's authors measured, by outputs and codebooks; 0: by the exact product of Eigen.
+
+The medians of five in github.com/dblalock/bolt, experiments/python/amm_results.py (commit 13e55ffe), where the method's
+name is "multisplit". One thread of another CPU; results are integers of 8 bits, not yet rescaled.
+"""
 _SETS = 4  # of rows, 20 MB each: more than caches hold
 
 
@@ -70,16 +79,31 @@ def _changing(
 
 
 def table(records: Sequence[Record]) -> str:
-    """Returns a row for each number of outputs and codebooks: milliseconds, and in brackets the speed-up over XLA."""
-    lines = [f"| outputs | codebooks | {', ms | '.join([*EXACT, *ORDERS.values()])}, ms |", "|---" * 7 + "|"]
+    """Returns a row for each number of outputs and codebooks: milliseconds, and in brackets the speed-up over XLA.
+
+    The last column is of `PUBLISHED`, and its speed-up over the exact product there.
+    """
+    lines = [f"| outputs | codebooks | {', ms | '.join([*EXACT, *ORDERS.values(), 'published'])}, ms |"]
+    lines.append("|---" * 8 + "|")
     for outputs in dict.fromkeys(r["outputs"] for r in records):
         own = {(r["product"], r["codebooks"]): r for r in records if r["outputs"] == outputs}
         exact = [f"{own[name, 0]['ms']:.3f}" for name in EXACT]
         for codebooks in sorted({c for _, c in own if c}):
             ours = [own[order, codebooks] for order in ORDERS]
             cells = [f"{r['ms']:.3f} ({r['speedup']:.1f}x)" for r in ours]
-            lines.append(f"| {outputs} | {codebooks} | {' | '.join([*exact, *cells])} |")
+            lines.append(f"| {outputs} | {codebooks} | {' | '.join([*exact, *cells, published(outputs, codebooks)])} |")
     return "\n".join(lines)
+
+
+def published(outputs: int, codebooks: int) -> str:
+    """Returns what the authors measured, and its speed-up over their exact product.
+
+    Example:
+      >>> published(10, 4)
+      '0.035 (165.3x)'
+    """
+    own = PUBLISHED.get(outputs, {})
+    return f"{own[codebooks]:.3f} ({own[0] / own[codebooks]:.1f}x)" if codebooks in own else ""
 
 
 def picture(path: pathlib.Path, records: Sequence[Record]) -> None:

@@ -48,9 +48,11 @@ from jax_maddness.retrieval.files import load_index, save_index
 from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.log_sum import LogSum
 from jax_maddness.retrieval.max_over_positions import max_over_positions
+from jax_maddness.retrieval.measure_recall import measure_recall
 from jax_maddness.retrieval.outlier_rows import OutlierRows, amm_with_exact_rows, fit_outlier_rows
 from jax_maddness.retrieval.sample import sample
 from jax_maddness.retrieval.search import search
+from jax_maddness.retrieval.search_within import search_within
 from jax_maddness.retrieval.sharding import shard_index
 from jax_maddness.retrieval.top_k import top_k
 
@@ -105,12 +107,14 @@ __all__ = [
     "load_index",
     "max_over_positions",
     "measure_costs",
+    "measure_recall",
     "remove_vectors",
     "retain_freed_memory",
     "sample",
     "save",
     "save_index",
     "search",
+    "search_within",
     "shard_index",
     "supported_tiers",
     "top_k",

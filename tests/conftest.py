@@ -56,6 +56,16 @@ def pytest_configure(config):
     config.pluginmanager.register(MemoryGuard(MAX_WORKER_MEMORY))
 
 
+def pytest_collection_modifyitems(items):
+    """Long tests come first, in both halves of the list, of which two workers take one each: at the end of a run, when
+    each steals from the other, only short ones are left, so that neither ends long after the other.
+    """
+    long = [item for item in items if item.get_closest_marker("slow")]
+    short = [item for item in items if not item.get_closest_marker("slow")]
+    # Each worker has as many tests of both kinds, so that half of the list is where the second one begins.
+    items[:] = [*long[::2], *short[: len(short) // 2], *long[1::2], *short[len(short) // 2 :]]
+
+
 @pytest.fixture(params=["jax", *ffi.supported_tiers()])
 def tier(request):
     """Pure JAX, then every tier that this CPU supports: a new one is tested the day it is added."""

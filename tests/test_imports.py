@@ -15,7 +15,7 @@ FLOORS = """
 core.arguments core.epilogue core.jaxprs core.pytrees core.int8 core.machine
 core.trees
 core.terms.base
-core.atomic core.types core.ffi core.memory core.archive core.validate
+core.atomic core.types core.ffi core.memory core.mapped core.archive core.validate
 core.products
 core.stack core.aggregate core.encode core.look_up core.greatest
 core.terms

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue
         records += harvested
-        (folder / INDEX).write_text(json.dumps(records, indent=1) + "\n")
+        write_index(folder, records)
         print(f"{name}: {len(harvested)} layers in {time.perf_counter() - start:.0f} s", flush=True)
     if not records:
         sys.exit("No layer was harvested.")
@@ -72,6 +72,11 @@ def read_index(folder: pathlib.Path) -> list[dict[str, Any]]:
     """Returns the records of a folder, none if it has no index."""
     index = folder / INDEX
     return json.loads(index.read_text()) if index.exists() else []
+
+
+def write_index(folder: pathlib.Path, records: Sequence[dict[str, Any]]) -> None:
+    """Writes the records of a folder."""
+    (folder / INDEX).write_text(json.dumps(records, indent=1) + "\n")
 
 
 def harvest(name: str, model: Model, limits: dict[str, int], folder: pathlib.Path) -> list[dict[str, Any]]:

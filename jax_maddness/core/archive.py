@@ -9,6 +9,9 @@ The file is a zip archive of plain members, stored without compression, as NumPy
 The reasons for this format: every language can read zip and JSON, `numpy.load(path)` opens the arrays without this
 package, and nothing in the file can be executed (it has no pickle). bfloat16, which `.npy` does not know, is stored as
 its bits in uint16, with the true dtype in the header. The digests detect damage; they are not a signature.
+
+Members start such that the entries of an array begin at a multiple of 64 bytes, by an extra field of the zip format
+that every reader skips: arrays can be mapped into memory (`mapped.py`), and JAX takes them from there without a copy.
 """
 
 from __future__ import annotations
@@ -21,12 +24,13 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, BinaryIO, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 
+from jax_maddness.core import mapped as mapping
 from jax_maddness.core.atomic import path_name, replace_file, validate_regular
 
 DTYPES = ("uint8", "int8", "int32", "float32", "float16", "bfloat16")
@@ -80,6 +84,7 @@ def read(
     noun: str,
     assemble: Callable[[dict[str, Any], Reader], _T],
     dtypes: tuple[str, ...] = DTYPES,
+    mapped: Collection[str] = (),
 ) -> _T:
     """Reads a file that `write` wrote, and returns the result of `assemble(header, reader)`.
 
@@ -91,6 +96,7 @@ def read(
       assemble: is called with the validated header, and a function that reads and validates all arrays. It may raise
         ValueError.
       dtypes: the dtypes that are allowed.
+      mapped: names of arrays that stay in the file: they are mapped into memory, and their digests are not compared.
 
     Raises:
       TypeError: `path` is not a path.
@@ -105,7 +111,7 @@ def read(
             validate_sizes(archive, os.fstat(file.fileno()).st_size)
             header = _header(archive, kind, newest)
         with _one_error(name, noun, lacks_memory=True):
-            return assemble(header, lambda: _arrays(archive, header["arrays"], dtypes))
+            return assemble(header, lambda: _arrays(archive, header["arrays"], dtypes, mapped))
 
 
 @contextlib.contextmanager
@@ -134,11 +140,13 @@ def validate_sizes(archive: zipfile.ZipFile, num_bytes: int) -> None:
         raise ValueError("its members are larger than the file.")
 
 
-def _arrays(archive: zipfile.ZipFile, described: dict[str, Any], dtypes: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _arrays(
+    archive: zipfile.ZipFile, described: dict[str, Any], dtypes: tuple[str, ...], mapped: Collection[str]
+) -> dict[str, np.ndarray]:
     members = {_HEADER, *(f"{name}.npy" for name in described)}
     if sorted(archive.namelist()) != sorted(members):
         raise ValueError(f"it has the members {archive.namelist()!r:.200}; expected {sorted(members)!r:.200}.")
-    return {name: _array(archive, name, described[name], dtypes) for name in described}
+    return {name: _array(archive, name, described[name], dtypes, name in mapped) for name in described}
 
 
 def _header(archive: zipfile.ZipFile, kind: str, newest: int) -> dict[str, Any]:
@@ -166,17 +174,23 @@ def digest_header(header: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _array(archive: zipfile.ZipFile, name: str, described: Any, dtypes: tuple[str, ...]) -> np.ndarray:
+def _array(archive: zipfile.ZipFile, name: str, described: Any, dtypes: tuple[str, ...], is_mapped: bool) -> np.ndarray:
     if not isinstance(described, dict) or described.get("dtype") not in dtypes:
         raise ValueError(f"{name} is described by {described!r:.200}; expected a dtype of {', '.join(dtypes)}.")
     dtype = jnp.dtype(described["dtype"])
+    if is_mapped:
+        array = parsed(mapping.member(archive, f"{name}.npy"), name, dtype)
+        mapping.validate_alignment(array, name)
+        if [array.dtype.name, list(array.shape)] != [described["dtype"], described.get("shape")]:
+            raise ValueError(f"{name} does not have the shape that its header states: it was changed.")
+        return array
     array = parsed(archive.read(f"{name}.npy"), name, dtype)
     if describe(array) != described:
         raise ValueError(f"{name} does not have the shape and digest that its header states: it was changed.")
     return array
 
 
-def parsed(data: bytes, name: str, dtype: np.dtype) -> np.ndarray:
+def parsed(data: bytes | memoryview, name: str, dtype: np.dtype) -> np.ndarray:
     """Returns the array in a `.npy` file of version 1.0, in C order, without a copy.
 
     NumPy's own reader evaluates the header as Python, and allocates what it asks for, before it compares the size.
@@ -212,4 +226,6 @@ def _npy(array: np.ndarray) -> bytes:
 
 def _write(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     """Adds a member with a fixed date, so that equal contents make equal files."""
-    archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
+    info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    info.extra = mapping.padding(archive.start_dir, name, len(data))
+    archive.writestr(info, data)

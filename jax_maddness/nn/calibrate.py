@@ -140,7 +140,10 @@ def learn_unit(
     w, bias = unit.w, unit.bias
     kind, size = unit.choice
     if kind == TOP:
-        return ProductReplacement(kind, product_arrays(learn_top_outputs(rows[0][:, 0], w[0, 0], bias[0, 0], size)))
+        product = learn_top_outputs(rows[0][:, 0], w[0, 0], bias[0, 0], size)
+        if unit.first.is_table:
+            del product["vectors"]  # the rows of the table, which the model keeps
+        return ProductReplacement(kind, product_arrays(product))
     if kind not in (CODES, FACTORS):
         return ProductReplacement(kind, learn_product(kind, size, rows, w, bias, unit.steps))
     kernel = None

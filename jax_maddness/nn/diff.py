@@ -117,6 +117,7 @@ def _change(layer: Layer, rule: Rule | None, unit: Unit | None) -> Change:
     after = num_products * by_product[product]
     after += num_products * 4 * m * d if unit.rule.needs_kernel else 0
     after += before if layer.keeps_kernel else 0
+    after -= 4 * m * d if layer.is_table and product == TOP else 0  # the exact weights are the table
     others = [other.path for other in unit.layers if other is not layer]
     reason = f"one op with {', '.join(others)}" if others else ""
     return Change(layer.path, layer.kind, layer.shape, product, size, reason, before, after)

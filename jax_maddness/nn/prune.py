@@ -130,7 +130,7 @@ class _Pruning:
         ops = model.op_places()
         self._ops = {path: ops[spec.owner] for path, spec in self.specs.items()}
         hooks = {path: marked(path) for path in (*self.specs, *self._exact)}
-        self._traced = trace(lambda named, batch: model.outputs(named, batch, hooks), model.arrays(), batch)
+        self._traced = trace(lambda named, batch: model.outputs(named, batch, hooks, True), model.arrays(), batch)
 
     def run(self) -> PruneReport:
         """Prunes before one replaced layer after the other; those that read the same features are done together."""

@@ -61,7 +61,8 @@ class Rule:
       top: for an output layer of which only the greatest outputs matter, as where tokens are chosen: the layer returns
         all outputs, of which the `top` greatest are found by look-ups and exact products, as by `top_k`. They are
         exact, and so are the other candidates; all others are approximate and kept below them. `num_codebooks` is then
-        one for every 4 features by default. A layer with one product that is not in a scan.
+        one for every 4 features by default. A layer with one product that is not in a scan; or a table of embeddings
+        (`Embed`), of which `attend` is that product, and calls stay as they are.
 
     Raises:
       TypeError: An attribute is of another type. Integers of NumPy are taken, bools are no integers.

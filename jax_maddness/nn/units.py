@@ -122,9 +122,8 @@ def units(chosen: Sequence[tuple[Layer, Rule]]) -> list[Unit]:
     by_input: dict[Hashable, list[tuple[Layer, Rule]]] = {}
     for layer, rule in chosen:
         _validate(layer, rule)
-        by_input.setdefault(_input_key(layer) if rule.share and rule.product != TOP else layer.path, []).append(
-            (layer, rule)
-        )
+        shares = rule.share and rule.product != TOP and not layer.is_table
+        by_input.setdefault(_input_key(layer) if shares else layer.path, []).append((layer, rule))
     return [Unit(tuple(layer for layer, _ in group), group[0][1]) for group in by_input.values()]
 
 

@@ -40,7 +40,8 @@ def with_capacity(index: VectorIndex, capacity: int | None) -> VectorIndex:
     Call the function outside of `jax.jit`.
 
     Args:
-      index: an index that `build_index` made. A sharded index is gathered to one device.
+      index: an index that `build_index` made. A sharded index is gathered to one device, and vectors that stay in a
+        file (`load_index(mmap=True)`) are read into memory.
       capacity: number of vectors, at least that of `index`. None: no room, as `build_index` and `load_index` return an
         index; `ids` are then those of the vectors. `save_index` and `shard_index` take the room away, too.
 

@@ -7,6 +7,7 @@ version that can represent it, so that older releases can read it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 from typing import Any
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_maddness.core import archive, validate
+from jax_maddness.core import archive, arguments, mapped, validate
 from jax_maddness.core.pytrees import register_with_flax
 from jax_maddness.core.trees.base import validate_finite
 from jax_maddness.core.types import LEAVES, ObliqueTrees
@@ -34,6 +35,8 @@ _TREES = tuple(field.name for field in dataclasses.fields(ObliqueTrees) if field
 _LISTS = ("centers", "ranges", "positions")
 _OPTIONAL = ("bias", "vectors", "origin")
 _FLOATS = (*(f"quantizer.{name}" for name in Quantizer._fields), "bias", "origin", "lists.centers")
+_IN_FILE = ("vectors",)
+"""Arrays that stay in the file with `mmap=True`."""
 _LARGEST = np.iinfo(np.int32).max
 
 
@@ -90,13 +93,21 @@ def save_index(path: str | os.PathLike[str], index: VectorIndex) -> None:
     archive.write(path, FORMAT, version, static, on_host)
 
 
-def load_index(path: str | os.PathLike[str]) -> VectorIndex:
+def load_index(path: str | os.PathLike[str], *, mmap: bool = False) -> VectorIndex:
     """Reads an index that `save_index` wrote.
 
     The contents are validated: digests, shapes, dtypes and the ranges of values. Nothing in the file is executed.
 
+    With `mmap=True` the exact vectors stay in the file, which may be larger than the memory, and a search on CPUs reads
+    those of its candidates alone. Codes and everything else are in memory as always. Of the vectors, shape, dtype and
+    size are then validated, but neither their digest nor that they are finite, for which all of them would have to be
+    read: load the file without `mmap` once to validate it. Pass the index to compiled functions as an argument; a
+    function that only refers to it would hold a copy. The file must not be changed as long as the index is used;
+    writing another index to its path (`save_index`) or removing it is safe.
+
     Args:
       path: the file.
+      mmap: whether the exact vectors stay in the file.
 
     Returns:
       The index, on the default device; `shard_index` shards it. See `save_index` for an example.
@@ -104,11 +115,15 @@ def load_index(path: str | os.PathLike[str]) -> VectorIndex:
     Raises:
       TypeError: `path` is not a path.
       OSError: there is no such file, or it cannot be opened.
-      ValueError: the file is truncated, damaged, not an index, or of a newer version; the message says which.
+      ValueError: the file is truncated, damaged, not an index, or of a newer version; the message says which. With
+        `mmap`, the default device is no CPU, or a version before this argument wrote the file: save it again.
     """
     register_with_flax()
+    in_file = _IN_FILE if arguments.flag(mmap, "mmap") else ()
     try:
-        return archive.read(path, FORMAT, VERSION, "an index", _assemble)
+        return archive.read(
+            path, FORMAT, VERSION, "an index", functools.partial(_assemble, in_file=in_file), mapped=in_file
+        )
     except ValueError:
         if _is_op(path):
             raise ValueError(
@@ -126,15 +141,15 @@ def _is_op(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _assemble(header: dict[str, Any], read: archive.Reader) -> VectorIndex:
+def _assemble(header: dict[str, Any], read: archive.Reader, in_file: tuple[str, ...]) -> VectorIndex:
     described = header.get("arrays")
     of_trees, of_lists = {f"trees.{name}" for name in _TREES}, {f"lists.{name}" for name in _LISTS}
     names = set(described) - set(_OPTIONAL) if isinstance(described, dict) else set()
     if names not in ({*_REQUIRED, *trees, *lists} for trees in (set(), of_trees) for lists in (set(), of_lists)):
         raise ValueError(f"it lists the arrays {described!r:.200}; expected {', '.join(_REQUIRED)}.")
     arrays = read()
-    _validate(arrays, header)
-    data = {name: jnp.asarray(a) for name, a in arrays.items()}
+    _validate(arrays, header, in_file)
+    data = {name: mapped.on_device(a, name) if name in in_file else jnp.asarray(a) for name, a in arrays.items()}
     return VectorIndex(
         data["codes"],
         Quantizer(*(data[f"quantizer.{name}"] for name in Quantizer._fields)),
@@ -167,8 +182,11 @@ def _trees(arrays: dict[str, Any]) -> ObliqueTrees | None:
     return ObliqueTrees.of_arrays(named, arrays["quantizer.center"].size) if named else None
 
 
-def _validate(arrays: dict[str, np.ndarray], static: dict[str, Any]) -> None:
-    """Raises ValueError unless an index with these arrays and static fields is one that `build_index` could make."""
+def _validate(arrays: dict[str, np.ndarray], static: dict[str, Any], in_file: tuple[str, ...] = ()) -> None:
+    """Raises ValueError unless an index with these arrays and static fields is one that `build_index` could make.
+
+    The values of arrays that stay in the file are not read.
+    """
     metric, count, exponent = static.get("metric"), static.get("count"), static.get("exponent", 0)
     if metric not in METRICS or type(count) is not int or not 0 <= count <= _LARGEST:
         raise ValueError(f"its metric is {metric!r} and its count {count!r}; expected {METRICS} and an integer.")
@@ -182,7 +200,7 @@ def _validate(arrays: dict[str, np.ndarray], static: dict[str, Any]) -> None:
     if has_lists and metric == "l2" and criterion and criterion[1] not in range(len(arrays["quantizer.prototypes"])):
         raise ValueError(f"its criterion is {criterion!r}; expected a number of codebooks as the second number.")
     for name, a in arrays.items():
-        if name in _FLOATS or name == "vectors":
+        if name in {*_FLOATS, "vectors"} - {*in_file}:
             validate_finite(name, a.astype(np.float32))
     if has_lists:
         named = {name: arrays[f"lists.{name}"] for name in _LISTS}

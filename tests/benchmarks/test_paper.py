@@ -14,7 +14,7 @@ def test_a_run_prints_the_table_and_draws_it(monkeypatch, capsys, tmp_path):
     paper.main(["--seconds", "0.1", "--output", str(tmp_path / "picture.png")])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(lines) == 1 + 2 * 2
-    assert all(line.count("|") == 8 and line.count("x)") == 3 for line in lines[1:])
+    assert all(line.count("|") == 9 and line.count("x)") == 3 for line in lines[1:])
     assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 

@@ -72,6 +72,14 @@ def assert_equal_ops(one, other):
         np.testing.assert_array_equal(a, b)
 
 
+def assert_same_contents(path, other):
+    """Two archives have the same members in the same order; where these begin may differ."""
+    with zipfile.ZipFile(path) as one, zipfile.ZipFile(other) as two:
+        assert one.namelist() == two.namelist()
+        for name in one.namelist():
+            assert one.read(name) == two.read(name), name
+
+
 def rewritten(path, **changes):
     """The file with changed members, consistent as a zip archive."""
     with zipfile.ZipFile(path) as archive:

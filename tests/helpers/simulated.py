@@ -29,6 +29,7 @@ class Simulated:
       fitted: the product of those that were fitted.
       knows: times of products are known before they are learned.
       fails: calls `fails(kind of step, name, product)`, which may raise.
+      examples: of which the metric is a share.
     """
 
     layers: dict
@@ -41,6 +42,7 @@ class Simulated:
     factors: dict = dataclasses.field(default_factory=dict)
     fitted: float = 1.0
     now: float = 0.0
+    examples: int = 0
 
     def takes(self, kind, name="", product=None):
         """Time goes by; learning is interrupted when the time of the plan is up."""
@@ -52,7 +54,7 @@ class Simulated:
 
     def before(self):
         self.takes("drop")
-        return 1.0
+        return 1.0, self.examples
 
     def exact(self, names):
         self.takes("look")

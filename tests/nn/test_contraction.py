@@ -90,6 +90,17 @@ def test_blocks_of_patches_change_nothing(monkeypatch, rng, block):
     np.testing.assert_array_equal(y, form.patches(form.prepared(x), form.out_positions(x))[..., 0, :])
 
 
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
+def test_a_1x1_convolution_has_no_blocks(monkeypatch, rng, strides):
+    """Its patches are the positions, however many: blocks would copy the input and the result."""
+    form = Convolution((1, 1), strides, (1, 1), "SAME")
+    x = jnp.asarray(rng.standard_normal((5, 9, 6, 2)), jnp.float32)
+    monkeypatch.setattr(convolution, "BLOCK", 1)
+    run = lambda x: form.map_rows(lambda patches: patches[..., 0, :], x)  # noqa: E731
+    np.testing.assert_array_equal(run(x), x[:, :: strides[0], :: strides[1]])
+    assert "scan" not in str(jax.make_jaxpr(run)(x))
+
+
 @pytest.mark.parametrize(
     ("equation", "why"),
     [

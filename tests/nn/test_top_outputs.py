@@ -103,6 +103,10 @@ def test_heads_of_other_kinds(batches):
         assert y.shape == exact.shape
         flat, wanted = (a.reshape(8, 20, -1) for a in (y, exact))
         check(flat, wanted, 1, 0.97)
+    module = nn.Einsum((TOKENS, FEATURES), "btd,md->btm")
+    model = module, module.init(jax.random.key(0), x)
+    fast, variables = replace(model, Rule(".*", top=1), batches[:3])
+    check(fast.apply(variables, x), module.apply(model[1], x), 1, 0.97)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

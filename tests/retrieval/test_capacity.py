@@ -15,10 +15,12 @@ from jax_maddness import (
     build_index,
     disabled_export_checks,
     load_index,
+    measure_recall,
     remove_vectors,
     sample,
     save_index,
     search,
+    search_within,
     shard_index,
     top_k,
     with_capacity,
@@ -146,6 +148,26 @@ def test_outputs_samples_and_log_sums_are_those_without_room(indexes, queries, r
     assert np.isin(drawn, plain.ids).all()
 
 
+def test_ranges_and_measured_recall_are_those_without_room(indexes, queries, rng):
+    roomy, plain = with_some_removed(indexes["l2"], rng)
+    for num_candidates, mask in ((8, None), (COUNT, rng.random(1000) < 0.3)):
+        got, want = (
+            search_within(
+                queries,
+                index,
+                max_distance=8.0,
+                num_candidates=num_candidates,
+                exclude=None if mask is None else mask[index.ids],
+            )
+            for index in (roomy, plain)
+        )
+        assert len(want[2]) > len(queries)
+        np.testing.assert_array_equal(got[0], want[0])
+        assert_equal(got[1:], want[1:])
+    shares = [measure_recall(queries, index, 5, num_candidates=9) for index in (roomy, plain)]
+    assert shares[0] == shares[1]
+
+
 def test_fewer_than_k_vectors_and_none(indexes, queries):
     index = remove_vectors(with_capacity(indexes["l2"], CAPACITY), list(FIRST)[:-2], donate=True)
     for num_candidates in (0, 5, CAPACITY):
@@ -226,6 +248,9 @@ def test_files_and_shards_have_no_room(indexes, tmp_path, rng):
     save_index(tmp_path / "without", plain)
     assert (tmp_path / "with").read_bytes() == (tmp_path / "without").read_bytes()
     assert_same(load_index(tmp_path / "with"), plain)
+    in_file = with_capacity(load_index(tmp_path / "with", mmap=True), CAPACITY)
+    in_file = remove_vectors(add_vectors(in_file, VECTORS[:1], [9999], donate=True), [9999], donate=True)
+    assert_same(with_capacity(in_file, None), plain)
     mesh = jax.make_mesh((4,), ("v",))
     assert_same(shard_index(roomy, mesh, "v"), shard_index(plain, mesh, "v"))
     assert with_capacity(shard_index(plain, mesh, "v"), CAPACITY).count == plain.count

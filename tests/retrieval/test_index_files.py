@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.golden import fractions
+from helpers.golden import assert_same_contents, fractions
 from helpers.ops import random_oblique_trees
 
 from jax_maddness import VectorIndex, load_index, save, save_index, search, shard_index
@@ -102,7 +102,7 @@ def test_the_golden_file_still_loads_and_is_still_written(path, name, make):
     golden = DATA / f"{name}.index"
     assert_same(load_index(golden), make())
     save_index(path, make())
-    assert path.read_bytes() == golden.read_bytes()
+    assert_same_contents(path, golden)
 
 
 @pytest.mark.parametrize("num_candidates", [12, 100])

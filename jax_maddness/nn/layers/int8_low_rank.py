@@ -64,6 +64,11 @@ def product_arrays(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return {_PREFIX + name: array for name, array in arrays.items()}
 
 
+def with_table(arrays: Mapping[str, Any], table: Array) -> Mapping[str, Any]:
+    """Adds the exact vectors to the arrays of `attend`: the rows of the table, which are not held twice."""
+    return {**arrays, _PREFIX + "vectors": table} if _PREFIX + "codes" in arrays else arrays
+
+
 def multiply(x: Array, form: Form, arrays: Mapping[str, Any], top: int = 1, num_candidates: int = 1) -> Array:
     """Computes all outputs of the product for a layer's input.
 

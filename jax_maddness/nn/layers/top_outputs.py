@@ -13,6 +13,7 @@ from jax_maddness.nn.layers.form import Form
 from jax_maddness.retrieval.build import build_index
 from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.quantizer import Quantizer
+from jax_maddness.retrieval.rescore import FLOATS
 from jax_maddness.retrieval.top_outputs import with_exact_top
 
 
@@ -51,6 +52,7 @@ def top_outputs(x: Array, form: Form, arrays: Mapping[str, Any], top: int, num_c
       The outputs, [*row_shape, outputs], in the dtype of `x`.
     """
     prototypes, vectors = arrays["prototypes"], arrays["vectors"]
+    vectors = vectors if vectors.dtype in FLOATS else vectors.astype(jnp.float32)
     # What encodes further vectors plays no part in a search.
     no_encoder = jnp.zeros((*prototypes.shape[:2], prototypes.shape[2] + 1), jnp.float32)
     index = VectorIndex(

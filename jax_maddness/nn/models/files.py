@@ -30,7 +30,8 @@ from jax_maddness.nn.models.view import Model
 FORMAT = "jax_maddness.model"
 VERSION = 4
 """Version 3 renamed a field of `Spec` and the arrays of an `ExactKernel`; older files are read with the new names.
-Version 4 added `Spec.keeps_kernel` and the form `AxisContraction`."""
+Version 4 added `Spec.keeps_kernel`, the form `AxisContraction`, and top outputs of tables of embeddings, which have no
+vectors beside the table."""
 _FORMS = {form.__name__: form for form in FORMS}
 _SIGNED, _UNSIGNED = (tuple(f"{kind}{bits}" for bits in (8, 16, 32, 64)) for kind in ("int", "uint"))
 _OLD_FIELD, _OLD_PREFIX = "maximum", "checked_"

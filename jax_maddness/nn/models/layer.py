@@ -14,6 +14,9 @@ from jax_maddness.nn.layers.contraction import AxisContraction, Contraction
 from jax_maddness.nn.layers.convolution import Convolution
 from jax_maddness.nn.layers.form import Form
 
+TABLE = "Embed"
+"""The name of Flax's tables of embeddings. `attend`, a product with all rows, makes one an output layer, too."""
+
 
 @dataclasses.dataclass
 class Call:
@@ -54,7 +57,8 @@ class Layer:
       calls: of one run of the model.
       form: the layer's form; None if the layer is not supported.
       steps: number of steps of the scan, or members of the vmap, that the layer is in; 0: it is in none.
-      keeps_kernel: others read the kernel, as a `WeightNorm` around the layer does, so that it stays in the model.
+      keeps_kernel: others read the kernel, as a `WeightNorm` around the layer or calls of a table of embeddings do, so
+        that it stays in the model.
       reason: the reason why it cannot be replaced; "" if it can.
     """
 
@@ -74,6 +78,11 @@ class Layer:
     def parent(self) -> str:
         """The path of the module that the layer is in."""
         return self.path.rpartition("/")[0]
+
+    @property
+    def is_table(self) -> bool:
+        """Whether its kernel is a table of embeddings [outputs, features]: `attend` multiplies, calls look rows up."""
+        return self.kind == TABLE
 
     @property
     def dtype(self) -> str | None:
@@ -170,6 +179,11 @@ def _einsum(module: Any, call: Call) -> Form:
     return Contraction.of_einsum(call.equation or module.einsum_str, call.kernel_shape)
 
 
+def _attend(module: Any, call: Call) -> Form:
+    del module
+    return Contraction("...a", "ba", "...b", call.kernel_shape)
+
+
 def _conv(module: Any, call: Call) -> Form:
     del call
     size = _as_tuple(module.kernel_size)
@@ -191,6 +205,7 @@ _MAKERS: Mapping[str, Callable[[Any, Call], Form]] = {
     "DenseGeneral": _general,
     "Einsum": _einsum,
     "Conv": _conv,
+    TABLE: _attend,
 }
 """Functions that make the form of a layer, by the names of Flax's classes."""
 

@@ -12,12 +12,12 @@ from flax.traverse_util import unflatten_dict
 
 from jax_maddness.nn.layers.approximate import Spec
 from jax_maddness.nn.models.layer import Call, Hook, Layer, Tap, equation_of, first_array, hooked
-from jax_maddness.nn.models.linen_modules import KINDS, Replaced, flat, place_of
+from jax_maddness.nn.models.linen_modules import KINDS, Replaced, flat, kernel_of, place_of, product_method
 from jax_maddness.nn.models.places import floating, joined, op_places, parts_of
 from jax_maddness.nn.models.traces import apart
 
 _STEP = "maddness_step"
-_WEIGHTS = ("kernel", "bias")
+_WEIGHTS, _TABLE = ("kernel", "bias"), "embedding"
 
 
 class LinenModel:
@@ -31,22 +31,22 @@ class LinenModel:
 
     def layers(self, batch: Any) -> list[Layer]:
         params = flat(nn.meta.unbox(self.model[1]).get("params", {}))
-        kernels = {place[:-1]: value for place, value in params.items() if place[-1] == "kernel"}
+        kernels = {place[:-1]: value for place, value in params.items() if place[-1] in ("kernel", _TABLE)}
         layers: dict[str, Layer] = {}
 
         def tap(path: str, call: Call, module: nn.Module) -> None:
             if path not in layers:
                 name = type(module).__name__
                 name = name if type(module) in KINDS else f"{name} (not flax's own)"
-                place = parts_of(path)
-                layers[path] = Layer(
-                    path, name, module.clone(parent=None), kernels[place], params.get((*place, "bias"))
-                )
+                place, is_table = parts_of(path), isinstance(module, nn.Embed)
+                bias = params.get((*place, "bias"))
+                layers[path] = Layer(path, name, module.clone(parent=None), kernels[place], bias, keeps_kernel=is_table)
             layers[path].calls.append(call)
 
         run = self._tapped({joined(place): 0 for place in kernels}, tap)
         jax.eval_shape(run, self.model[1], batch)  # the model is traced, nothing is computed
-        for place in kernels.keys() - {parts_of(path) for path in layers}:
+        uncalled = {place[:-1] for place in params if place[-1] == "kernel"} - {parts_of(path) for path in layers}
+        for place in uncalled:  # tables of embeddings whose rows are only looked up are no layers
             layers[joined(place)] = Layer(joined(place), "?", None, kernels[place], None)
         for layer in layers.values():
             layer.complete()
@@ -84,12 +84,11 @@ class LinenModel:
     def _tapped(self, paths: Container[str], tap: Callable[[str, Call, nn.Module], None]) -> Callable[[Any, Any], None]:
         def intercept(following: Callable[..., Any], args: tuple, kwargs: Any, context: Any) -> Any:
             module, y = context.module, following(*args, **kwargs)
-            if context.method_name != "__call__" or joined(module.path) not in paths or module.scope is None:
+            is_product = context.method_name == product_method(module)
+            if not is_product or joined(module.path) not in paths or module.scope is None:
                 return y
-            kernel, bias, step = (
-                nn.meta.unbox(module.scope.get_variable("params", name)) for name in ("kernel", "bias", _STEP)
-            )
-            if kernel is not None:
+            bias, step = (nn.meta.unbox(module.scope.get_variable("params", name)) for name in ("bias", _STEP))
+            if (kernel := kernel_of(module)) is not None:
                 equation = equation_of(args, kwargs) if isinstance(module, nn.Einsum) else None
                 tap(joined(module.path), Call(first_array(args, kwargs), y, kernel, bias, step, equation), module)
             return y
@@ -113,12 +112,15 @@ class LinenModel:
         variables = nn.meta.replace_boxed(nn.FrozenDict(self.model[1]).unfreeze(), new)
         return LinenModel((self.model[0], variables), self._call)
 
-    def outputs(self, arrays: Mapping[str, Any], batch: Any, hooks: Mapping[str, Hook] | None = None) -> Any:
+    def outputs(
+        self, arrays: Mapping[str, Any], batch: Any, hooks: Mapping[str, Hook] | None = None, of_layers: bool = False
+    ) -> Any:
         inside: set[str] = set()  # a lifted module calls another one with the same path
 
         def intercept(following: Callable[..., Any], args: tuple, kwargs: Any, context: Any) -> Any:
             path = joined(context.module.path)
-            if not hooks or path not in hooks or context.method_name != "__call__" or path in inside:
+            method = product_method(context.module) if of_layers else "__call__"
+            if not hooks or path not in hooks or context.method_name != method or path in inside:
                 return following(*args, **kwargs)
             inside.add(path)
             try:

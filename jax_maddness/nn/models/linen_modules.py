@@ -12,11 +12,12 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from jax_maddness.nn.layers.approximate import Spec, apply
+from jax_maddness.nn.layers.int8_low_rank import with_table
 from jax_maddness.nn.models.layer import first_array
 from jax_maddness.nn.models.places import parts_of
 from jax_maddness.nn.models.traces import apart
 
-KINDS = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv)
+KINDS = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv, nn.Embed)
 """The layers that can be replaced. Subclasses may compute more than these, and cannot."""
 COLLECTION = "maddness"
 """Collection of the arrays of ops. A lifted transform only hands on the collections that it was written for: stacked
@@ -81,7 +82,10 @@ def _interceptor(specs: Mapping[str, Spec], depth: int) -> Callable[..., Any]:
         module = context.module
         path = "/".join(module.path[depth:])
         if path in specs and _is_layer(context):
-            return apply(first_array(args, kwargs), specs[path], _arrays(module, path, specs[path], around))
+            arrays = _arrays(module, path, specs[path], around)
+            if isinstance(module, nn.Embed):
+                arrays = with_table(arrays, kernel_of(module))
+            return apply(first_array(args, kwargs), specs[path], arrays)
         following = _narrower(module, following) if pruned else following
         ops = module.scope.variables().get(COLLECTION) if module.scope else None
         if not ops:
@@ -110,7 +114,18 @@ def _narrower(module: nn.Module, following: Callable[..., Any]) -> Callable[...,
 
 
 def _is_layer(context: nn.module.InterceptorContext) -> bool:
-    return context.method_name == "__call__" and isinstance(context.module, KINDS)
+    return context.method_name == product_method(context.module) and isinstance(context.module, KINDS)
+
+
+def product_method(module: nn.Module) -> str:
+    """Returns the name of the method that computes the product of a layer."""
+    return "attend" if isinstance(module, nn.Embed) else "__call__"
+
+
+def kernel_of(module: nn.Module) -> Any:
+    """Returns what a bound layer multiplies by, its kernel or its table of embeddings; None if it has none."""
+    assert module.scope is not None
+    return nn.meta.unbox(module.scope.get_variable("params", "embedding" if isinstance(module, nn.Embed) else "kernel"))
 
 
 def _arrays(

@@ -15,6 +15,7 @@ from jax_maddness.nn.models.nnx_modules import (
     Around,
     Tables,
     children,
+    kernel_of,
     makers_of,
     step_of,
     with_calls,
@@ -24,7 +25,7 @@ from jax_maddness.nn.models.nnx_modules import (
 from jax_maddness.nn.models.places import floating, joined, op_places, parts_of
 from jax_maddness.nn.models.traces import apart
 
-KINDS = (nnx.Linear, nnx.LinearGeneral, nnx.Einsum, nnx.Conv)
+KINDS = (nnx.Linear, nnx.LinearGeneral, nnx.Einsum, nnx.Conv, nnx.Embed)
 """The layers that can be replaced. Subclasses may compute more than these, and cannot."""
 
 
@@ -45,7 +46,7 @@ class NnxModel:
         layers = {}
         # Modules are visited once, under one path, even where several attributes refer to them.
         for path, module in nnx.iter_modules(self.model):
-            if isinstance(getattr(module, "kernel", None), nnx.Variable):
+            if kernel_of(module) is not None:
                 layers[joined(path)] = _layer(joined(path), module)
         for place, layer in _all_places(self.model, layers.values()):
             layer.others += (place,)
@@ -56,6 +57,7 @@ class NnxModel:
             called[path] = None
 
         jax.eval_shape(*self.tapped(dict.fromkeys(layers, 0), tap), batch)  # the model is traced, nothing is computed
+        layers = {path: layer for path, layer in layers.items() if path in called or not _only_looked_up(layer)}
         for layer in layers.values():
             layer.complete()
         return [layers[path] for path in [*called, *(path for path in layers if path not in called)]]
@@ -72,7 +74,7 @@ class NnxModel:
     def tapped(self, steps: Mapping[str, int], tap: Tap) -> tuple[Callable[[Any, Any], None], Any]:
         def around_of(path: str) -> Around:
             def around(module: Any, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-                kernel, bias = module.kernel[...], getattr(module, "bias", None)
+                kernel, bias = kernel_of(module)[...], getattr(module, "bias", None)
                 bias = bias[...] if isinstance(bias, nnx.Variable) else None
                 y = call(*args, **kwargs)
                 x, equation = first_array(args, kwargs), equation_of(args, kwargs)
@@ -102,7 +104,9 @@ class NnxModel:
         variables = [(place, _with_value(v, arrays[joined(place)])) for place, v in nnx.to_flat_state(state)]
         return NnxModel(nnx.merge(graph, nnx.from_flat_state(variables)), self._call)
 
-    def outputs(self, arrays: Mapping[str, Any], batch: Any, hooks: Mapping[str, Hook] | None = None) -> Any:
+    def outputs(
+        self, arrays: Mapping[str, Any], batch: Any, hooks: Mapping[str, Hook] | None = None, of_layers: bool = False
+    ) -> Any:
         model = self.with_arrays(arrays).model
         if not hooks:
             return self._call(model, batch)
@@ -110,8 +114,9 @@ class NnxModel:
         def around_of(hook: Hook) -> Around:
             return lambda module, call, args, kwargs: hooked(hook, call, args, kwargs)
 
+        arounds = {path: around_of(hook) for path, hook in hooks.items()}
         with apart():
-            return self._call(with_calls(model, {path: around_of(hook) for path, hook in hooks.items()}), batch)
+            return self._call(with_calls(model, arounds, of_layers=of_layers), batch)
 
     def replaced(self, specs: Mapping[str, Spec], arrays: Mapping[str, Mapping[str, Any]]) -> NnxModel:
         tables = {owner: Tables(named) for owner, named in arrays.items()}
@@ -189,7 +194,13 @@ def _layer(path: str, module: Any) -> Layer:
     kind, bias = type(module).__name__, getattr(module, "bias", None)
     if type(module) not in KINDS and isinstance(module, KINDS):
         kind = f"{kind} (not flax's own)"  # and so none of the supported kinds
-    return Layer(path, kind, module, module.kernel.get_value(), bias.get_value() if bias is not None else None)
+    kernel, is_table = kernel_of(module).get_value(), isinstance(module, nnx.Embed)
+    return Layer(path, kind, module, kernel, None if bias is None else bias.get_value(), keeps_kernel=is_table)
+
+
+def _only_looked_up(layer: Layer) -> bool:
+    """Whether a layer that is not called is a table of embeddings, which is then none."""
+    return isinstance(layer.module, nnx.Embed)
 
 
 def _all_places(model: nnx.Module, layers: Iterable[Layer]) -> Iterator[tuple[str, Layer]]:

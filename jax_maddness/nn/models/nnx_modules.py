@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jax_maddness.nn.layers.approximate import Spec, apply
+from jax_maddness.nn.layers.int8_low_rank import with_table
 from jax_maddness.nn.models.places import joined
 
 
@@ -95,30 +96,69 @@ class Approximate(nnx.Module):
         The equation of an einsum is always that of the model that was replaced: the spec has it.
         """
         del einsum_str
-        arrays = {name: table[...] for name, table in self.tables.arrays.items()}
-        y = apply(inputs, self.spec, arrays)
-        return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
+        return _sharded(apply(inputs, self.spec, self._arrays()), out_sharding)
+
+    def _arrays(self) -> dict[str, Any]:
+        return {name: table[...] for name, table in self.tables.arrays.items()}
+
+
+class ApproximateEmbed(Approximate):
+    """Replaces `attend` of a table of embeddings by look-ups; calls look up its rows as before.
+
+    Attributes:
+      embedding: the table. Where the greatest outputs are exact, they are products with its rows.
+    """
+
+    def __init__(self, spec: Spec, tables: Tables, layer: Any):
+        super().__init__(spec, tables, layer)
+        self.embedding = layer.embedding
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Array:
+        """Looks up rows of the table, exactly."""
+        itself: Any = self
+        return nnx.Embed.__call__(itself, *args, **kwargs)
+
+    def attend(self, query: Array, out_sharding: Any = None) -> Array:
+        """Computes the products of `query` with all rows of the table, nearly."""
+        return _sharded(apply(query, self.spec, with_table(self._arrays(), self.embedding[...])), out_sharding)
+
+
+def _sharded(y: Array, out_sharding: Any) -> Array:
+    return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
+
+
+def kernel_of(module: Any) -> Any:
+    """Returns the variable that a layer multiplies by, its kernel or its table of embeddings; None if it has none."""
+    kernel = getattr(module, "embedding" if isinstance(module, nnx.Embed) else "kernel", None)
+    return kernel if isinstance(kernel, nnx.Variable) else None
+
+
+def _product_method(kind: type) -> str:
+    """Returns the name of the method that computes the product of a layer."""
+    return "attend" if issubclass(kind, nnx.Embed | ApproximateEmbed) else "__call__"
 
 
 Around = Callable[[nnx.Module, Callable[..., Any], tuple, dict[str, Any]], Any]
-"""`around(module, call, args, kwargs)` is called in place of `call(*args, **kwargs)`, the module's own method."""
+"""`around(module, call, args, kwargs)` is called in place of `call(*args, **kwargs)`, a method of the module."""
 _STEP = "maddness_step"
 
 
 @functools.cache
-def _intercepted(kind: type) -> type:
-    """Returns a subclass whose calls go through the attribute `maddness_around`; nothing else about it differs."""
+def _intercepted(kind: type, method: str) -> type:
+    """Returns a subclass one method of which goes through the attribute `maddness_around`; nothing else differs."""
 
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+    def intercepted(self: Any, *args: Any, **kwargs: Any) -> Any:
         around = vars(self).get("maddness_around")
-        call = functools.partial(kind.__call__, self)
+        call = functools.partial(getattr(kind, method), self)
         return call(*args, **kwargs) if around is None else around(self, call, args, kwargs)
 
-    names = {"__call__": __call__, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    names = {method: intercepted, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
     return type(kind.__name__, (kind,), names)
 
 
-def with_calls(model: nnx.Module, arounds: Mapping[str, Around], steps: Mapping[str, int] | None = None) -> Any:
+def with_calls(
+    model: nnx.Module, arounds: Mapping[str, Around], steps: Mapping[str, int] | None = None, of_layers: bool = True
+) -> Any:
     """Returns a copy of `model` in which calls of the modules at some paths are intercepted.
 
     The modules keep their attributes, their arrays and their class, of which they are a subclass.
@@ -128,6 +168,7 @@ def with_calls(model: nnx.Module, arounds: Mapping[str, Around], steps: Mapping[
       arounds: by path.
       steps: by path, the number of members of modules whose arrays are stacked; `step_of` then tells which one is
         called.
+      of_layers: the products are intercepted: for a table of embeddings, `attend`, and not calls.
 
     Raises:
       ValueError: There is no such module.
@@ -139,11 +180,11 @@ def with_calls(model: nnx.Module, arounds: Mapping[str, Around], steps: Mapping[
     for path, around in arounds.items():
         module: Any = modules[path]
         kind: Any = type(module)
-        module.__class__ = _intercepted(kind)
+        module.__class__ = _intercepted(kind, _product_method(kind) if of_layers else "__call__")
         module.maddness_around = around
         if count := (steps or {}).get(path):
             # A variable of the kernel's type is sliced wherever the kernel is. Floats, so that it has a gradient.
-            setattr(module, _STEP, type(module.kernel)(jnp.arange(count, dtype=jnp.float32)))
+            setattr(module, _STEP, type(kernel_of(module))(jnp.arange(count, dtype=jnp.float32)))
     return clone
 
 
@@ -157,7 +198,11 @@ def makers_of(specs: Mapping[str, Spec], tables: Mapping[str, Tables]) -> dict[s
     """Returns the `makers` with which `with_modules` replaces layers; `tables` by the specs' owners."""
 
     def maker(spec: Spec) -> Callable[[Any], nnx.Module]:
-        return lambda layer: Approximate(spec, tables[spec.owner], layer)
+        def make(layer: Any) -> nnx.Module:
+            kind = ApproximateEmbed if isinstance(layer, nnx.Embed | ApproximateEmbed) else Approximate
+            return kind(spec, tables[spec.owner], layer)
+
+        return make
 
     return {path: maker(spec) for path, spec in specs.items()}
 

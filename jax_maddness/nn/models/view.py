@@ -25,7 +25,7 @@ class Model(Protocol):
     def layers(self, batch: Any) -> list[Layer]:
         """Returns every layer with a kernel, in the order in which a run on `batch`, which is only traced, calls them.
 
-        Layers that the run does not call come last.
+        Layers that the run does not call come last. A table of embeddings is a layer if the run calls its `attend`.
         """
 
     def modules(self, batch: Any) -> list[str]:
@@ -54,13 +54,16 @@ class Model(Protocol):
     def with_arrays(self, arrays: Mapping[str, Any]) -> Model:
         """Returns the model with other arrays, for all of its places."""
 
-    def outputs(self, arrays: Mapping[str, Any], batch: Any, hooks: Mapping[str, Hook] | None = None) -> Any:
+    def outputs(
+        self, arrays: Mapping[str, Any], batch: Any, hooks: Mapping[str, Hook] | None = None, of_layers: bool = False
+    ) -> Any:
         """Returns the outputs of the model with other arrays.
 
         Args:
           arrays: for all places of the model.
           batch: an input.
           hooks: called in place of modules, replaced or not, by path.
+          of_layers: hooks are called in place of products: for a table of embeddings, of `attend`, and not of calls.
         """
 
     def replaced(self, specs: Mapping[str, Spec], arrays: Mapping[str, Mapping[str, Any]]) -> Model:

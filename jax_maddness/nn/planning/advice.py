@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from jax_maddness.core.types import SMALL_BATCH
 from jax_maddness.nn.layers.kinds import REWRITTEN
+from jax_maddness.nn.planning.confidence import needed
 from jax_maddness.nn.planning.record import Record
 from jax_maddness.nn.planning.verdict import LayerPlan
 
@@ -30,6 +31,7 @@ def advice(plan: Record) -> list[str]:
         *_one_hot(plan),
         *_small_batches(plan),
         *_groups(plan),
+        *_few_examples(plan),
     ]
 
 
@@ -102,6 +104,16 @@ def _groups(plan: Record) -> list[str]:
         "{count} convolutions with groups have {share:.0%} of the time; XLA computes them slowly on CPUs. "
         'Depthwise ones are computed faster, with the same result, by `Rule(product="rewritten")`.',
     )
+
+
+def _few_examples(plan: Record) -> list[str]:
+    """Held-out examples that are too few to show a drop as small as the limit."""
+    if not plan.is_approximate or plan.largest_drop is None or not 0 < plan.max_drop < plan.largest_drop:
+        return []
+    return [
+        f"{plan.examples:,} held-out examples are few for a drop of at most {plan.max_drop:.2g}: pass more of them as "
+        f"`held_out`, {needed(plan.max_drop):,} or more."
+    ]
 
 
 def _if_large(plan: Record, lines: Sequence[LayerPlan], words: str) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Sequence
 
+from jax_maddness.nn.layers.kinds import REWRITTEN
 from jax_maddness.nn.planning import measure, verdict
 from jax_maddness.nn.planning.bench import Bench
 from jax_maddness.nn.planning.clock import Clock, TimeUpError
@@ -81,7 +82,8 @@ class Incumbent:
         # The exact model, which may be many times as slow, is not timed again: times are in units of its first time.
         speedup = plan.exact_ms / plan.fast_ms * old / new
         self.ledger.put_trial(dataclasses.replace(trial, speedup=speedup, measured=True))
-        if verdict.gains(old, new, old_noise + noise, verdict.MIN_MODEL_GAIN):
+        least = verdict.MIN_MODEL_GAIN if _is_exact(mix) or not _is_exact(self.mix) else verdict.MIN_APPROXIMATE_GAIN
+        if verdict.gains(old, new, old_noise + noise, least):
             plan.measured_ms = None if self.mix else (old, new)
             self.mix, plan.fast_ms = mix, plan.exact_ms / speedup
             self.clock.best(f"{speedup:.2f}x at drop {max(drop, 0.0):.2g}")
@@ -114,6 +116,11 @@ class Incumbent:
             self.given_up = exact / fast
             self.ledger.put_trial(dataclasses.replace(trial, speedup=self.given_up))
             self.mix, plan.fast_ms, plan.measured_ms = {}, plan.exact_ms, None
+
+
+def _is_exact(mix: Mix) -> bool:
+    """Whether a mix computes what the exact model does, up to rounding."""
+    return all(kind == REWRITTEN for kind, _ in mix.values())
 
 
 def _gain(timing: tuple[float, float]) -> float:

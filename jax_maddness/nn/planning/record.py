@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jax_maddness.nn.layers.kinds import EXACT
+from jax_maddness.nn.layers.kinds import EXACT, REWRITTEN
+from jax_maddness.nn.planning.confidence import largest_drop
 from jax_maddness.nn.planning.verdict import LayerPlan, Refit, Trial
 from jax_maddness.nn.replacement import Replacement
 
@@ -38,6 +39,7 @@ class Record:
       measured_ms: milliseconds of the exact and the planned model, timed in turns. None: they were not, and the
         speed-up is estimated as the product of the ratios of each answer and the one before.
       held_out: number of held-out batches; 0 where there was only one batch, or in a plan of an earlier version.
+      examples: number of held-out examples, if the metric is a share of them, as an accuracy is; otherwise 0.
       refits: the answer, fitted again.
       rest_ms: milliseconds of the exact model without the lines that rules ask for, timed in turns with it; None: it
         was not measured, or the difference was within the noise.
@@ -68,6 +70,7 @@ class Record:
     held_out: int = 0
     refits: tuple[Refit, ...] = ()
     rest_ms: float | None = None
+    examples: int = 0
 
     @property
     def replaced(self) -> tuple[LayerPlan, ...]:
@@ -82,6 +85,18 @@ class Record:
     def refitted(self, kind: str) -> bool:
         """Whether the answer was fitted again in this way, and is better for it."""
         return any(refit.kept for refit in self.refits if refit.kind == kind)
+
+    @property
+    def largest_drop(self) -> float | None:
+        """The most that a metric that is a share may drop on other examples; None where nothing tells."""
+        if self.examples < 1 or not self.held_out or self.before is None or self.after is None:
+            return None
+        return largest_drop(self.before - self.after, self.examples) if self.is_approximate else 0.0
+
+    @property
+    def is_approximate(self) -> bool:
+        """Whether a line is replaced by another product than its own, rewritten."""
+        return any(line.by != REWRITTEN for line in self.replaced)
 
     @property
     def looked_at(self) -> tuple[LayerPlan, ...]:

@@ -17,11 +17,11 @@ from jax_maddness.nn.planning import page, summary
 from jax_maddness.nn.planning.record import Record
 from jax_maddness.nn.rules import Rule
 
-_FORMAT, _VERSION = "jax_maddness.plan", 7
+_FORMAT, _VERSION = "jax_maddness.plan", 8
 """Version 3 added `LayerPlan.unmeasured`, version 4 `Plan.fingerprint`, version 5 `Trial.measured` and factors,
 version 6 `Plan.held_out`, `Plan.measured_ms` and `LayerPlan.one_hot`, version 7 `Plan.refits` and
-`Plan.rest_ms`; older files are read, too."""
-_READABLE = (2, 3, 4, 5, 6, 7)
+`Plan.rest_ms`, version 8 `Plan.examples`; older files are read, too."""
+_READABLE = (2, 3, 4, 5, 6, 7, 8)
 
 
 @dataclasses.dataclass

@@ -13,6 +13,7 @@ import numpy as np
 
 from jax_maddness.nn.models.model import Model
 from jax_maddness.nn.nmse import nmse
+from jax_maddness.nn.planning.confidence import examples_of
 
 Metric = Callable[[Any, Any], Any]
 """`metric(model's output, batch)`: a number, the larger the better."""
@@ -33,6 +34,8 @@ class Score:
       batches: the held-out batches.
       spread: by how much two scores of the exact model on one batch differ, once it was scored: not 0 for a metric that
         is random.
+      examples: number of held-out examples, once the exact model was scored, if the metric is a share of them, as an
+        accuracy is; otherwise 0.
     """
 
     def __init__(self, model: Model, batches: Sequence[Any], metric: Metric | None):
@@ -40,6 +43,7 @@ class Score:
         self.batches = batches
         self._metric = metric
         self.spread = 0.0
+        self.examples = 0
 
     @functools.cached_property
     def exact(self) -> float:
@@ -51,6 +55,7 @@ class Score:
         if self._metric is not None:
             scores = self._by_batch(self.run_exact, self.batches)
             self.spread = abs(self._by_batch(self.run_exact, self.batches[:1])[0] - scores[0])
+            self.examples = examples_of(scores, [_size(batch) for batch in self.batches])
             return float(np.mean(scores))
         return -relative_error(self._exact_outputs, self._exact_outputs) or 0.0  # not -0.0
 
@@ -77,6 +82,12 @@ class Score:
     @functools.cached_property
     def _exact_outputs(self) -> list[Any]:
         return [self.run_exact(batch) for batch in self.batches]
+
+
+def _size(batch: Any) -> int:
+    """Returns the number of examples of a batch, the first dimension of its first array; 0 if it has none."""
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    return next((shape[0] for shape in shapes if shape), 0)
 
 
 def _finite_number(score: Any) -> float:

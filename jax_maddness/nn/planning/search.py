@@ -86,7 +86,8 @@ class Search:
             decide(self.plan, self._planned, {}, self._planned, self._planned)
             return False
         with self.clock.doing("drop", "the metric of the model as it is", always=True):
-            self.plan.before = self.bench.before()  # first, as a metric that cannot be used is found in seconds
+            # First, as a metric that cannot be used is found in seconds.
+            self.plan.before, self.plan.examples = self.bench.before()
         self.clock.hold(SHARE * bool(self.options.refits))
         interrupted = self._interrupted(self._search)
         self.clock.hold(0.0)

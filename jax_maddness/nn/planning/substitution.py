@@ -95,7 +95,7 @@ class Substitution:
 
             return hook
 
-        return self._model.outputs(arrays, batch, {path: hook_of(path) for path in self._places})
+        return self._model.outputs(arrays, batch, {path: hook_of(path) for path in self._places}, of_layers=True)
 
     def _input(self, batch: Any, unit: Unit) -> Array:
         """Returns the input of the unit in the exact model. That of the last unit is kept for its next replacement."""
@@ -140,7 +140,7 @@ class Substitution:
 
             return hook
 
-        return self._model.outputs(arrays, batch, {path: hook_of(path) for path in paths}), inputs
+        return self._model.outputs(arrays, batch, {path: hook_of(path) for path in paths}, of_layers=True), inputs
 
     def _accessible(self, batch: Any) -> dict[str, tuple[Any, Any]]:
         """Returns the shapes of input and output of the layers that are called once, and outside of inner traces."""
@@ -164,7 +164,7 @@ class Substitution:
 
                 return hook
 
-            return self._model.outputs(arrays, batch, {path: hook_of(path) for path in self._places})
+            return self._model.outputs(arrays, batch, {path: hook_of(path) for path in self._places}, of_layers=True)
 
         arrays = self._model.arrays()
         try:

@@ -6,6 +6,7 @@ import collections
 
 from jax_maddness.nn.layers.kinds import CODES, FACTORS, INT8, LOW_RANK, REWRITTEN
 from jax_maddness.nn.planning import advice
+from jax_maddness.nn.planning.confidence import CONFIDENCE
 from jax_maddness.nn.planning.record import HELD_OUT, Record
 from jax_maddness.nn.planning.verdict import (
     LEAST_SHARE,
@@ -86,7 +87,12 @@ def _judged(plan: Record) -> str:
     if not plan.held_out:
         return ""
     batches = "1 held-out batch" if plan.held_out == 1 else f"{plan.held_out} held-out batches"
-    return f" Drops measured on {batches}, {'`held_out`' if HELD_OUT in plan.fingerprint else 'the last of `batches`'}."
+    which = "`held_out`" if HELD_OUT in plan.fingerprint else "the last of `batches`"
+    words = f" Drops measured on {batches}, {which}."
+    if plan.is_approximate and plan.largest_drop is not None:
+        few = f"{plan.examples:,} examples, so that it may be up to {plan.largest_drop:.2g} on others"
+        words += f" The drop is that of {few} ({CONFIDENCE:.0%} confidence)."
+    return words
 
 
 def _refit(refit: Refit) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from jax_maddness.core import arguments
 from jax_maddness.nn.layers.kinds import PLANNED, TOP
+from jax_maddness.nn.models.layer import Layer
 from jax_maddness.nn.rules import Rule
 
 
@@ -55,3 +56,11 @@ def plannable(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
                 "layer first, `fast = replace(model, rule, batches)`, and plan the others of `fast`."
             )
     return rules
+
+
+def layers_to_plan(layers: list[Layer]) -> list[Layer]:
+    """Gives tables of embeddings a reason to stay: a plan does not know which of their products matter."""
+    for layer in layers:
+        if layer.is_table and not layer.reason:
+            layer.reason = f"it is a table of embeddings; replace its `attend` first, by `Rule({layer.path!r}, top=5)`"
+    return layers

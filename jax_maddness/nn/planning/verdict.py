@@ -13,6 +13,8 @@ MIN_GAIN = 0.05
 """A layer that would gain less stays."""
 MIN_MODEL_GAIN = 0.02
 """A model that would gain less stays as it is."""
+MIN_APPROXIMATE_GAIN = 0.05
+"""A model that computes the same as the exact one stays if an approximation would gain less."""
 MIN_OUTPUTS = 4
 """Groups of a convolution with fewer outputs gain nothing by look-ups or factors."""
 LEAST_SHARE, FOLDED_SHARE = 0.005, 0.02

@@ -54,7 +54,7 @@ def _outputs(model: Model, specs: Mapping[str, Spec], batches: Sequence[Any]) ->
         return hook
 
     def function(arrays: Any, batch: Any) -> None:  # returns nothing, so that XLA drops all that no callback needs
-        model.outputs(arrays, batch, {path: watched(path, spec) for path, spec in specs.items()})
+        model.outputs(arrays, batch, {path: watched(path, spec) for path, spec in specs.items()}, of_layers=True)
 
     arrays, run = model.arrays(), watch.compiled(function)
     for batch in batches:

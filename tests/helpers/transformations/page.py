@@ -46,8 +46,8 @@ OTHERS = """
 - `sample` takes a key before `x`. Under `vmap` pass a key for each member, or all of them get the same noise.
 - The loops of `jax_maddness.decoding` are `lax.while_loop` around calls of `top_k`: they run inside of `jax.jit`.
 - `fit`, `fit_budget`, `fit_outlier_rows`, `fold_feature_order`, `evaluate`, `build_index`, `add_vectors`,
-  `remove_vectors`, `with_capacity` and `shard_index` look at values, so that they run outside of `jax.jit`; so do
-  `save`, `load`, `save_index` and `load_index`, which write and read files.
+  `remove_vectors`, `with_capacity`, `shard_index`, `search_within` and `measure_recall` look at values, so that they
+  run outside of `jax.jit`; so do `save`, `load`, `save_index` and `load_index`, which write and read files.
 - `active_tier`, `supported_tiers`, `disabled_export_checks`, `measure_costs` and `retain_freed_memory` take no arrays.
 - Layers that `replace` puts into a [Flax model](flax.md) call `amm` and `max_over_positions`; the functions for models
   (`capture`, `plan`, `replace`, `finetune`, `prune_unused_outputs`, `save_model`, `load_model`) run outside of
