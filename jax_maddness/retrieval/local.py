@@ -176,7 +176,17 @@ def _proposed(
         scores = tables.scale[:, None] * sums.astype(jnp.float32) + tables.offset[:, None]
         return jnp.where(sums < 0, -jnp.inf, scores), positions
 
-    return scores_of(number) if given is None else candidates(scores_of, all_of_them, given, number, len(index.ids))
+    if given is None:
+        return scores_of(number)
+    vectors, room, exclude = len(index.ids), index.room, given.exclude
+
+    def filtered() -> tuple[Array, Array]:
+        return candidates(scores_of, all_of_them, given, number, vectors)
+
+    if room is None or given.mask is not None or exclude is None or exclude.shape[1] != len(room.removed):
+        return filtered()
+    # Only removed vectors are excluded, and mostly there are none.
+    return lax.cond((room.removed >= 0).any(), filtered, lambda: scores_of(min(number, vectors)))
 
 
 def approximate_scores(
