@@ -35,6 +35,7 @@ from jaxtyping import Float, UInt8
 from jax_maddness.core.types import LEAVES
 from jax_maddness.retrieval import quantizer
 from jax_maddness.retrieval.lists import Bases
+from jax_maddness.retrieval.product_quantization import k_means
 from jax_maddness.retrieval.quantizer import Quantizer
 
 SHARE = 0.5
@@ -84,7 +85,7 @@ def learn(
 
 def levels(left: Float[np.ndarray, " rows"], seed: int) -> Float[np.ndarray, " 16"]:
     """Returns 16 constants, to the nearest of which numbers like `left` are rounded; 0 where fewer are enough."""
-    codes = np.asarray(quantizer.k_means(left[:, None, None], np.ones(len(left), bool), jax.random.key(seed)))[:, 0]
+    codes = np.asarray(k_means(left[:, None, None], np.ones(len(left), bool), jax.random.key(seed)))[:, 0]
     counts = np.bincount(codes, minlength=LEAVES)
     return (np.bincount(codes, left, minlength=LEAVES) / np.maximum(counts, 1)).astype(np.float32)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_maddness.retrieval import quantizer
+from jax_maddness.retrieval import product_quantization, quantizer
 from jax_maddness.retrieval.index import VectorIndex
 from jax_maddness.retrieval.products import tables_of
 from jax_maddness.retrieval.scan import MAX_ENTRY, pack
@@ -63,7 +63,7 @@ def test_every_sweep_makes_the_error_less(learned, rows, moment):
 
 def test_learning_beats_its_start_and_weighting_serves_the_queries(learned, rows, moment):
     center = rows.mean(0)
-    first = quantizer.first_codes(rows - center, moment, CODEBOOKS, 0)
+    first = product_quantization.first_codes(rows - center, moment, CODEBOOKS, 0)
     start = error(quantizer.regress(rows, first, center, moment), rows, first, moment).mean()
     final = error(learned, rows, quantizer.encode(learned, rows), moment).mean()
     assert final < 0.95 * start
@@ -73,7 +73,7 @@ def test_learning_beats_its_start_and_weighting_serves_the_queries(learned, rows
 
 def test_prototypes_solve_the_regression(rows, moment):
     center = rows.mean(0)
-    codes = quantizer.first_codes(rows - center, moment, CODEBOOKS, 0)
+    codes = product_quantization.first_codes(rows - center, moment, CODEBOOKS, 0)
     found = quantizer.regress(rows, codes, center, moment)
     one_hot = (codes[:, :, None] == np.arange(16)).reshape(len(rows), -1).astype(np.float64)
     best = one_hot @ np.linalg.lstsq(one_hot, np.float64(rows - center), rcond=None)[0]
@@ -87,7 +87,7 @@ def test_k_means_finds_clusters_and_rows_that_do_not_count_play_no_part():
     labels = rng.integers(0, 16, 320)
     z = np.float32(means[labels] + rng.standard_normal((320, 2, 3)))
     z[300:] = 1e6
-    codes = np.asarray(quantizer.k_means(z, np.arange(320) < 300, jax.random.key(0)))[:300]
+    codes = np.asarray(product_quantization.k_means(z, np.arange(320) < 300, jax.random.key(0)))[:300]
     for c in range(2):
         pairs = {(int(a), int(b)) for a, b in zip(labels[:300], codes[:, c], strict=True)}
         assert len(pairs) == 16  # each cluster a code of its own
@@ -95,7 +95,7 @@ def test_k_means_finds_clusters_and_rows_that_do_not_count_play_no_part():
 
 @pytest.mark.parametrize(("features", "codebooks"), [(1, 1), (7, 3), (8, 4), (9, 4), (13, 12)])
 def test_deal_gives_every_component_to_one_group(features, codebooks):
-    groups = quantizer.deal(np.geomspace(100, 1e-12, features), codebooks)
+    groups = product_quantization.deal(np.geomspace(100, 1e-12, features), codebooks)
     assert sorted(groups[groups >= 0]) == list(range(features))
     assert groups.shape == (codebooks, -(-features // codebooks))
 
