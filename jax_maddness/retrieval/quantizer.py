@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export, lax
-from jaxtyping import Array, Bool, Float, Int32, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from jax_maddness.core.types import LEAVES
 from jax_maddness.learn.data import shapes
