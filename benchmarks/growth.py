@@ -26,7 +26,7 @@ from benchmarks.records import Record
 
 VECTORS, FEATURES, CODEBOOKS, CANDIDATES, K = 55_896, 384, 24, 64, 10
 CHANGES = {"add 1": 1, "add 100": 100, "remove 1": 0}
-"""How many vectors come with each change."""
+"""Number of vectors that come with each change."""
 ROUND = ("add 1", "add 100", "remove 1", "add 100")
 """The order of changes, in which no number of vectors comes back: its search would be compiled already."""
 

@@ -119,6 +119,17 @@ def is_in(true: Int32[np.ndarray, "queries k"], found: Int32[np.ndarray, "querie
     return (true[:, :, None] == found[:, None, :]).any(-1)
 
 
+def grown(index: VectorIndex) -> tuple[tuple[float, ...], ...]:
+    """Returns the rows of `index.recall` with more candidates, in proportion, if the index has more positions by now.
+
+    Among twice as many vectors, twice as many have codes that look as good as those of a true neighbor. Fewer vectors
+    are left with as many candidates.
+    """
+    if index.capacity <= (index.measured or index.capacity):
+        return index.recall
+    return tuple((-(-int(c) * index.capacity // index.measured), *shares) for c, *shares in index.recall)
+
+
 def candidates(measured: tuple[tuple[float, ...], ...], recall: float, k: int, count: int | None = None) -> int:
     """Returns the least number of candidates with which `recall` of the `k` best vectors was reached: that of `row`.
 

@@ -20,6 +20,9 @@ from jax_maddness.retrieval.quantizer import gram_of
 from jax_maddness.retrieval.rearrange import rearranged
 from jax_maddness.retrieval.room import Room
 
+_LARGEST = 2**31 - scan.BLOCK
+"""Greatest number of positions."""
+
 
 def with_capacity(index: VectorIndex, capacity: int | None) -> VectorIndex:
     """Returns an index with the same vectors and room for `capacity` of them, which `index` is unchanged by.
@@ -34,8 +37,9 @@ def with_capacity(index: VectorIndex, capacity: int | None) -> VectorIndex:
       takes as long as to copy them.
 
     Searches return what they return without room. Masks of `exclude` and `score_bias` are as long as `index.ids`, the
-    capacity; what they say of positions without a vector plays no part. Those have the id -1, and removed vectors may
-    keep theirs. Rows of arrays that are not in use take memory, and hardly any time of a search.
+    capacity; what they say of positions without a vector, in finite numbers, plays no part. Those have the id -1, and
+    removed vectors may keep theirs. `recall=` takes more candidates, in proportion to the capacity. Rows of arrays that
+    are not in use take memory, and hardly any time of a search.
 
     Call the function outside of `jax.jit`.
 
@@ -50,7 +54,7 @@ def with_capacity(index: VectorIndex, capacity: int | None) -> VectorIndex:
 
     Raises:
       TypeError: an argument has the wrong type, or is traced.
-      ValueError: `capacity` is less than the number of vectors, or `index` has lists.
+      ValueError: `capacity` is less than the number of vectors or more than int32 can count, or `index` has lists.
 
     Example:
       >>> from jax_maddness import add_vectors, build_index
@@ -66,6 +70,8 @@ def with_capacity(index: VectorIndex, capacity: int | None) -> VectorIndex:
     capacity = integer(capacity, "capacity", 1, ", or None for no room")
     if index.lists is not None:
         raise ValueError("`index` has lists, which have no room. Leave it as it is, or build it without `num_lists`.")
+    if capacity > _LARGEST:
+        raise ValueError(f"`capacity` is {capacity}; expected at most {_LARGEST}, as positions are int32.")
     if capacity < index.count:
         raise ValueError(f"`capacity` is {capacity}, but `index` has {index.count} vectors. Take more.")
     with modes():
@@ -75,7 +81,7 @@ def with_capacity(index: VectorIndex, capacity: int | None) -> VectorIndex:
         codes, ids, bias, vectors = _resized(arrays, np.int32(index.in_use), capacity)
         gram = gram_of(index.quantizer) if index.trees is None else None
         room = Room.of(int(index.in_use), np.zeros(0, np.int32), gram)
-    return dataclasses.replace(index, codes=codes, ids=ids, bias=bias, vectors=vectors, capacity=capacity, room=room)
+    return index.with_size(capacity, codes=codes, ids=ids, bias=bias, vectors=vectors, room=room)
 
 
 def without_room(index: VectorIndex) -> VectorIndex:

@@ -48,7 +48,8 @@ def add_vectors(
       bias: number that is added to the products of each new vector, `[added]`; required if `index` was built with
         `bias`, and not allowed otherwise.
       donate: whether the new vectors may be written into the arrays of an index with room. `index` must then not be
-        used any more: JAX raises an error where it is. False: these arrays are copied first.
+        used any more, which is an error; a compiled function that only refers to it, in place of taking it as an
+        argument, would keep its old contents. False: these arrays are copied first.
 
     Returns:
       The new index, on one device.
@@ -163,8 +164,8 @@ def remove_vectors(
     Args:
       index: an index that `build_index` made. A sharded index is gathered to one device.
       ids: distinct ids of the vectors to remove, integers, `[removed]`. For a mask, pass `np.flatnonzero(mask)` of ids.
-      donate: whether the result may use the arrays of an index with room. `index` must then not be used any more.
-        False: these arrays are copied.
+      donate: whether the result may use the arrays of an index with room. `index` must then not be used any more,
+        as in `add_vectors`. False: these arrays are copied.
 
     Returns:
       The new index, on one device.

@@ -77,6 +77,8 @@ def save_index(path: str | os.PathLike[str], index: VectorIndex) -> None:
     if index.trees is not None:
         arrays |= {f"trees.{name}": getattr(index.trees, name) for name in _TREES}
     static = {"metric": index.metric, "count": index.count, "recall": index.recall}
+    if index.measured not in (0, index.count):
+        static["measured"] = index.measured
     version = 1
     if index.origin is not None or index.exponent:
         version, static["exponent"] = 2, index.exponent
@@ -164,6 +166,7 @@ def _assemble(header: dict[str, Any], read: archive.Reader, in_file: tuple[str, 
         header.get("exponent", 0),
         tuple(header.get("criterion", ())),
         lists=_lists(data, header),
+        measured=header.get("measured", 0),
     )
 
 
@@ -192,6 +195,8 @@ def _validate(arrays: dict[str, np.ndarray], static: dict[str, Any], in_file: tu
         raise ValueError(f"its metric is {metric!r} and its count {count!r}; expected {METRICS} and an integer.")
     if type(exponent) is not int or not -150 < exponent < 128:
         raise ValueError(f"its exponent is {exponent!r}; expected an integer between -149 and 127.")
+    if type(measured := static.get("measured", 0)) is not int or not 0 <= measured <= _LARGEST:
+        raise ValueError(f"its recall was measured with {measured!r} vectors; expected an integer.")
     has_lists = "lists.ranges" in arrays
     _validate_recall(static.get("recall"), has_lists)
     _validate_criterion(static.get("criterion", ()), metric, has_lists)

@@ -23,7 +23,7 @@ from jax_maddness.retrieval.room import REMOVED, Room, among, trimmed
 
 
 class Places(NamedTuple):
-    """Where ids are, or can be, in an index with room.
+    """Positions of ids in an index with room, and those that new ones can have.
 
     Attributes:
       positions: the position of each id; -1 if it has none.
@@ -108,7 +108,7 @@ def without(index: VectorIndex, positions: Int32[np.ndarray, " removed"], donate
     if len(removed) > REMOVED:
         return moved(index, np.setdiff1d(living(index), positions))
     codes, ids, bias, vectors = _arrays(index, donate)
-    ids = ids if left == used else _forget(ids, np.int32(left))
+    ids = _forget(ids, np.int32(left))  # anew in any case: an index that was donated must not seem to be usable
     return _replaced(index, (codes, ids, bias, vectors), left, removed)
 
 

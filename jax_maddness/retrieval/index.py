@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
 
+from jax_maddness.core.arguments import instance
 from jax_maddness.core.pytrees import pytree
 from jax_maddness.core.types import ObliqueTrees
 from jax_maddness.retrieval.lists import Lists
@@ -40,6 +41,7 @@ class VectorIndex:
       recall: recall that was measured when the index was built: rows of a number of candidates and, for each of
         `calibrate.TOPS`, the share of the true neighbors among them; with lists, the number of lists that are scanned
         is the last number of a row, and rows that take longer follow.
+      measured: number of vectors when `recall` was measured, if it was another than `capacity` is; 0: the same.
       origin: for "l2", the mean vector, which is subtracted from vectors and queries before codes and tables are made;
         None: zeros.
       exponent: codes and tables are made of vectors divided by `2**exponent`.
@@ -73,6 +75,12 @@ class VectorIndex:
     axis: str | None = dataclasses.field(default=None, metadata={"static": True})
     lists: Lists | None = None
     room: Room | None = None
+    measured: int = dataclasses.field(default=0, metadata={"static": True})
+
+    def with_size(self, capacity: int, **arrays: Any) -> VectorIndex:
+        """Returns the index with another number of positions and the arrays that have them."""
+        measured = self.measured or self.capacity
+        return dataclasses.replace(self, capacity=capacity, measured=measured * (measured != capacity), **arrays)
 
     @property
     def count(self) -> int:
@@ -122,15 +130,30 @@ class VectorIndex:
         )
 
 
+def validated(index: Any) -> VectorIndex:
+    """Returns `index`, if it is an index that can be used.
+
+    Raises:
+      TypeError: it is something else.
+      ValueError: its arrays were donated.
+    """
+    instance(index, "index", VectorIndex, "`build_index` makes one")
+    if isinstance(index.ids, jax.Array) and not isinstance(index.ids, jax.core.Tracer) and index.ids.is_deleted():
+        raise ValueError(
+            "`index` was donated: its arrays are those of the index that `add_vectors` or `remove_vectors` returned. "
+            "Use that one, or leave out `donate=True`."
+        )
+    return index
+
+
 def whole(index: VectorIndex) -> VectorIndex:
     """Gathers `index` to one device and removes its padding; returns `index` itself if it is not sharded.
 
     Raises:
       TypeError: `index` is not an index, or is traced.
-      ValueError: `index` is sharded over several processes.
+      ValueError: `index` was donated, or is sharded over several processes.
     """
-    if not isinstance(index, VectorIndex):
-        raise TypeError(f"`index` is {type(index).__name__}; expected a VectorIndex. `build_index` makes one.")
+    validated(index)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(index)):
         raise TypeError("`index` is traced: this looks at values, so it cannot run inside of jax.jit or jax.vmap.")
     if index.mesh is None:

@@ -11,6 +11,7 @@ from jax_maddness.core import arguments
 from jax_maddness.retrieval import calibrate, validate
 from jax_maddness.retrieval.capacity import with_capacity
 from jax_maddness.retrieval.index import VectorIndex
+from jax_maddness.retrieval.index import validated as validated_index
 from jax_maddness.retrieval.search import search
 from jax_maddness.retrieval.truth import true_neighbors
 
@@ -60,7 +61,7 @@ def measure_recall(
       >>> share, round(at_least, 2)
       (1.0, 0.99)
     """
-    arguments.instance(index, "index", VectorIndex, "`build_index` makes one")
+    validated_index(index)
     rows = validate.samples(queries, index.num_features)
     k = arguments.integer(k, "k", 1)
     on_host = with_capacity(index, None)

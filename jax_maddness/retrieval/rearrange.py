@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -62,13 +61,12 @@ def rearranged(index: VectorIndex, kept: Int32[np.ndarray, " kept"], added: Adde
         old = bases_of(lists, index.capacity)
         of_vectors = with_new(old.of_vectors, None if new[3] is None else new[3].of_vectors)
         all_codes, lists = arranged(np.asarray(all_codes), Bases(old.centers, np.asarray(of_vectors)), lists.probe)
-    return dataclasses.replace(
-        index,
+    return index.with_size(
+        len(order),
         codes=pack(jnp.asarray(all_codes)),
         lists=lists,
         ids=jnp.asarray(names[order]),
         bias=with_new(index.bias, new[2]),
         vectors=with_new(index.vectors, new[1]),
-        capacity=len(order),
         room=None,
     )

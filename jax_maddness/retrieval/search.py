@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int32, Integer
 from jax_maddness.retrieval import calibrate, validate
 from jax_maddness.retrieval.explicit import by_rows, refuse_mapped_axes, replicated
 from jax_maddness.retrieval.index import VectorIndex
+from jax_maddness.retrieval.index import validated as validated_index
 from jax_maddness.retrieval.local import Found, Scaled, local, scaled_queries, unscaled
 from jax_maddness.retrieval.log_sum import LogSum, combined, gathered
 from jax_maddness.retrieval.products import best
@@ -55,7 +56,9 @@ def search(
         results are exact. 0: no vector is rescored, and the scores are approximate.
       recall: share of the true `k` best vectors that is to be found, in (0, 1], in place of `num_candidates` and
         `probe`. The least number of candidates is used that reached it when `index` was built, on queries like those
-        that `build_index` was given; with lists, those numbers of both that take the least time.
+        that `build_index` was given; with lists, those numbers of both that take the least time. An index that has
+        more positions than when it was built takes more candidates in proportion, which is an estimate:
+        `measure_recall` tells.
       probe: number of lists that are scanned for each query, at least 1, if `index` has lists. None: as many as held
         99 % of the 10 nearest vectors when it was built.
       metric: the metric of the index, which a caller may state for readers of the code; another metric is an error.
@@ -88,7 +91,7 @@ def search(
       [[0], [1]]
     """
     restrictions = {"exclude": exclude, "always": always, "score_bias": score_bias}
-    index = _probing(_validated_index(index), probe, recall)
+    index = _probing(validated_index(index), probe, recall)
     return searched(*_arguments(queries, index, k, num_candidates, recall, metric, restrictions))[:2]
 
 
@@ -134,7 +137,7 @@ def _arguments(
     queries = _validated(queries, index, metric)
     k = validate.integer(k, "k")
     if recall is not None:
-        row = calibrate.row(index.recall, validate.share(recall, "recall"), k, index.capacity)
+        row = calibrate.row(calibrate.grown(index), validate.share(recall, "recall"), k, index.capacity)
         num_candidates, index = int(row[0]), _probing(index, None if index.lists is None else int(row[-1]), None)
     k, num_candidates = validate_counts(k, num_candidates)
     if num_candidates and index.vectors is None:
@@ -239,14 +242,8 @@ def _sharded(
     )(scaled, index, given)
 
 
-def _validated_index(index: Any) -> VectorIndex:
-    if not isinstance(index, VectorIndex):
-        raise TypeError(f"`index` is {type(index).__name__}; expected a VectorIndex. `build_index` makes one.")
-    return index
-
-
 def _validated(queries: Array, index: VectorIndex, metric: str | None) -> Array:
-    _validated_index(index)
+    validated_index(index)
     queries = validate.row_array(queries, "queries")
     if queries.shape[-1] != index.num_features:
         raise ValueError(

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int32, Int64, Integer
 from jax_maddness.core import arguments
 from jax_maddness.retrieval import validate
 from jax_maddness.retrieval.index import VectorIndex
+from jax_maddness.retrieval.index import validated as validated_index
 from jax_maddness.retrieval.restrict import Restrictions, validated
 from jax_maddness.retrieval.search import search
 
@@ -77,7 +78,7 @@ def search_within(
       >>> [part[0].item() for part in np.split(ids, limits[1:-1])]  # the nearest to each is itself
       [0, 1, 2]
     """
-    arguments.instance(index, "index", VectorIndex, "`build_index` makes one")
+    validated_index(index)
     for name, value in {"min_score": min_score, "max_distance": max_distance}.items():
         _refuse_traced(value, name)
     rows = _rows(queries, index)

@@ -242,6 +242,52 @@ def test_what_is_donated_is_gone_and_what_is_not_stays(indexes):
     assert_same(with_capacity(first, None), indexes["ip"])
 
 
+@pytest.mark.parametrize("change", ["remove_vectors", "add_vectors"])
+def test_an_index_that_was_donated_is_refused_in_clear_words(indexes, queries, change):
+    index = with_capacity(indexes["ip"], CAPACITY)
+    if change == "add_vectors":
+        add_vectors(index, queries[:1], donate=True)
+    else:
+        remove_vectors(index, [3], donate=True)  # not the last one, so that no id changes
+    uses = [
+        lambda: search(queries, index),
+        lambda: top_k(queries, index, k=1),
+        lambda: search_within(queries, index, min_score=0.0),
+        lambda: measure_recall(queries, index),
+        lambda: add_vectors(index, queries[:1]),
+        lambda: remove_vectors(index, [0]),
+        lambda: with_capacity(index, None),
+    ]
+    for use in uses:
+        with pytest.raises(ValueError, match="`index` was donated"):
+            use()
+
+
+@pytest.mark.parametrize("has_room", [False, True])
+@pytest.mark.parametrize("recall", [0.8, 1.0])
+def test_a_recall_is_kept_when_an_index_grows(has_room, recall, tmp_path):
+    """As many candidates as among few vectors would find less among many; of files, too."""
+    rng = np.random.default_rng(0)
+    vectors, queries = rng.standard_normal((3000, 8)).astype(np.float32), rng.standard_normal((100, 8))
+    index = build_index(vectors[:200], 4, metric="l2")
+    grown = add_vectors(with_capacity(index, 3000) if has_room else index, vectors[200:])
+    assert measure_recall(queries, grown, recall=recall)[0] >= recall
+    save_index(tmp_path / "grown.index", grown)
+    loaded = load_index(tmp_path / "grown.index")
+    assert (loaded.measured, loaded.recall) == (200, index.recall)
+    assert measure_recall(queries, loaded, recall=recall)[0] >= recall
+    smaller = with_capacity(remove_vectors(grown, np.arange(200, 3000)), None)
+    assert smaller.measured == 0
+    own, before = (search(np.float32(queries[:3]), one, 5, recall=recall)[1] for one in (smaller, index))
+    np.testing.assert_array_equal(own, before)
+
+
+def test_more_neighbours_than_vectors_may_be_asked_for_with_a_recall(indexes, queries):
+    index = with_capacity(indexes["ip"], CAPACITY)
+    wide = search(queries, index, COUNT + 10, recall=0.5)[1]
+    np.testing.assert_array_equal(wide[:, COUNT:], -1)
+
+
 def test_files_and_shards_have_no_room(indexes, tmp_path, rng):
     roomy, plain = with_some_removed(indexes["l2"], rng)
     save_index(tmp_path / "with", roomy)
