@@ -71,8 +71,8 @@ def plan(
     if the whole model is faster than with the answer so far, by more than 2 % and more than the noise, measured in
     turns; an approximation must gain 5 % over what is exact. If no mix is faster than the model as it is, nothing is
     replaced. At the end the planned model is timed beside the exact one, if the time allows it, so that its speed-up is
-    measured and not estimated. Where the metric is a share of examples, as an accuracy is, the report says up to what
-    the drop may be on others: few held-out examples promise little.
+    measured and not estimated. Where the metric is the share of examples in which a model agrees with the exact one,
+    which scores 1, the report says up to what the drop may be on others: few held-out examples promise little.
 
     The search may be ended at any time, by `max_seconds` or by Ctrl-C: the plan is then the best answer so far, and
     `finished` is False. Ctrl-C does not stop the program: it warns, and a second one, or one before there is an answer,

@@ -222,7 +222,7 @@ class Convolution(Form):
     def map_rows(self, product: Callable[[Array], Array], x: Array) -> Array:
         """Applies `product` to blocks of patches, since all patches at once would be `taps` times as large as `x`."""
         out, padded = self.out_positions(x), self.prepared(x)
-        if self.taps == 1:  # the patches are the positions, so that blocks would only be copied
+        if self.taps == 1:  # the patches are the positions: blocks would save memory of products alone, and be copied
             return product(self.patches(padded, out))
         line_size = math.prod(out[1:]) * self.taps * padded.shape[-1]  # of the patches along the first dimension
         lines = max(1, min(out[0], BLOCK // max(line_size, 1)))

@@ -108,11 +108,13 @@ def _groups(plan: Record) -> list[str]:
 
 def _few_examples(plan: Record) -> list[str]:
     """Held-out examples that are too few to show a drop as small as the limit."""
-    if not plan.is_approximate or plan.largest_drop is None or not 0 < plan.max_drop < plan.largest_drop:
+    if not plan.is_approximate or plan.largest_drop is None or not 0 < plan.max_drop < 1:
+        return []
+    if plan.examples >= needed(plan.max_drop):
         return []
     return [
-        f"{plan.examples:,} held-out examples are few for a drop of at most {plan.max_drop:.2g}: pass more of them as "
-        f"`held_out`, {needed(plan.max_drop):,} or more."
+        f"{plan.examples:,} held-out examples are few to be sure of a drop of at most {plan.max_drop:.2g}: pass more "
+        f"of them as `held_out`, {needed(plan.max_drop):,} or more."
     ]
 
 

@@ -31,8 +31,12 @@ Timing = tuple[float, float]
 class Bench(Protocol):
     """Learns and measures for a search. Lines have names, and each method may raise `MemoryError`."""
 
-    def before(self) -> tuple[float, int]:
-        """Returns the metric of the exact model, and the number of examples of which it is a share; 0 if it is none."""
+    def before(self) -> float:
+        """Returns the metric of the exact model."""
+
+    @property
+    def examples(self) -> int:
+        """The number of held-out examples, as in `Score`."""
 
     def exact(self, names: Sequence[str]) -> list[Option]:
         """Measures lines as they are."""
@@ -94,8 +98,12 @@ class ModelBench:
         self._compared: set[Hashable] = set()
         self._substitution = Substitution(self.model, list(self.units.values()), self.score.batches)
 
-    def before(self) -> tuple[float, int]:
-        return self.score.exact, self.score.examples
+    def before(self) -> float:
+        return self.score.exact
+
+    @property
+    def examples(self) -> int:
+        return self.score.examples
 
     def exact(self, names: Sequence[str]) -> list[Option]:
         new = {measure.alike(self.units[name]): self.units[name] for name in names}

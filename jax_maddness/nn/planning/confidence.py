@@ -1,4 +1,8 @@
-"""Confidence in a drop: a share of few held-out examples says little about others."""
+"""Confidence in a drop: a share of few held-out examples says little about others.
+
+This is about the agreement with the exact model, which itself scores 1: then nothing can be gained, and the examples
+that are lost are counted. Of an accuracy only the net change is known, whose variance is larger than it shows.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +11,32 @@ from collections.abc import Sequence
 
 CONFIDENCE = 0.95
 """Probability with which `largest_drop` holds."""
-_WHOLE = 1e-4
-"""A number of examples this near to an integer, as a share of float32 may be, counts as one."""
+_WHOLE = 1e-6
+"""Error of a share in float32, as a mean of zeros and ones has it."""
 
 
-def examples_of(scores: Sequence[float], sizes: Sequence[int]) -> int:
-    """Returns the number of examples of which a metric is a share, as an accuracy is; 0 if it is none.
+def are_shares(scores: Sequence[float], sizes: Sequence[int]) -> bool:
+    """Returns whether scores of batches may be shares of their examples.
 
     Args:
       scores: the metric of each batch.
-      sizes: the number of examples of each batch; 0 if it is not known.
+      sizes: the number of examples of each batch.
 
     Example:
-      >>> examples_of([0.75, 0.5], [4, 4]), examples_of([0.7, 0.5], [4, 4])
-      (8, 0)
+      >>> are_shares([0.75, 0.5], [4, 4]), are_shares([0.7, 0.5], [4, 4])
+      (True, False)
     """
-    counts = [(score * size, size) for score, size in zip(scores, sizes, strict=True)]
-    whole = all(size and -_WHOLE <= n <= size + _WHOLE and abs(n - round(n)) <= _WHOLE for n, size in counts)
-    return sum(sizes) if whole else 0
+    return all(
+        0 <= score <= 1 and abs(score * size - round(score * size)) <= _WHOLE * size
+        for score, size in zip(scores, sizes, strict=True)
+    )
 
 
 def largest_drop(drop: float, examples: int) -> float:
-    """Returns the most that a share may drop on other examples of the same kind (Clopper & Pearson, 1934).
+    """Returns the most that a share of 1 may drop on other examples of the same kind (Clopper & Pearson, 1934).
 
     Args:
-      drop: of the share, measured.
+      drop: of the share, measured. Nothing may have been gained for what was lost.
       examples: number of examples on which it was measured, at least 1.
 
     Example:

@@ -35,7 +35,8 @@ def decide(
     tried = tried if given_up is None else given_up
     instead = "others gain more for what they cost"
     if not incumbent and tried is not None:
-        instead = f"the whole model gains nothing measurable, {tried:.2f}x"
+        gain = "too little for an approximation" if tried >= 1 + verdict.MIN_MODEL_GAIN else "nothing measurable"
+        instead = f"the whole model gains {gain}, {tried:.2f}x"
     lines = []
     for line in plan.layers:
         if line.name in planned:

@@ -35,13 +35,13 @@ class Incumbent:
 
     def __post_init__(self) -> None:
         plan = self.ledger.plan
-        close = [trial for trial in plan.trials if trial.measured and verdict.within(trial.drop, plan.max_drop)]
-        best = max(close, key=lambda trial: trial.speedup, default=None)
         self.mix: Mix = {}
         self.given_up: float | None = None
         plan.fast_ms = plan.exact_ms
-        if best is not None and best.speedup >= 1 + verdict.MIN_MODEL_GAIN:
-            self.mix, plan.fast_ms = best.mix, plan.exact_ms / best.speedup
+        close = [trial for trial in plan.trials if trial.measured and verdict.within(trial.drop, plan.max_drop)]
+        for trial in sorted(close, key=lambda trial: (not _is_exact(trial.mix), -trial.speedup)):
+            if trial.speedup * plan.fast_ms >= plan.exact_ms * (1 + least_gain(self.mix, trial.mix)):
+                self.mix, plan.fast_ms = trial.mix, plan.exact_ms / trial.speedup
         if plan.measured_ms is not None and {line.name: (line.by, line.choice) for line in plan.replaced} == self.mix:
             plan.fast_ms = plan.exact_ms * plan.measured_ms[1] / plan.measured_ms[0]
         else:
@@ -82,14 +82,23 @@ class Incumbent:
         # The exact model, which may be many times as slow, is not timed again: times are in units of its first time.
         speedup = plan.exact_ms / plan.fast_ms * old / new
         self.ledger.put_trial(dataclasses.replace(trial, speedup=speedup, measured=True))
-        least = verdict.MIN_MODEL_GAIN if _is_exact(mix) or not _is_exact(self.mix) else verdict.MIN_APPROXIMATE_GAIN
-        if verdict.gains(old, new, old_noise + noise, least):
+        if self._is_better(mix, old, new, old_noise + noise):
             plan.measured_ms = None if self.mix else (old, new)
             self.mix, plan.fast_ms = mix, plan.exact_ms / speedup
             self.clock.best(f"{speedup:.2f}x at drop {max(drop, 0.0):.2g}")
             self.clock.reserve("compare", _rounds([plan.exact_ms, plan.fast_ms]))
             self.ledger.write()
         return drop
+
+    def _is_better(self, mix: Mix, old: float, new: float, noise: float) -> bool:
+        """Whether a mix that takes `new` milliseconds takes the place of the incumbent, which takes `old`."""
+        least = least_gain(self.mix, mix)
+        if least > 0:
+            return verdict.gains(old, new, noise, least)
+        plan = self.ledger.plan  # exact in place of an approximation: it must itself gain over the model as it is
+        return old / new >= 1 + least and verdict.gains(
+            plan.exact_ms, plan.fast_ms * new / old, noise, verdict.MIN_MODEL_GAIN
+        )
 
     def confirm(self) -> None:
         """Times the exact model and the incumbent in turns, if the time allows it: its speed-up is then a measured one.
@@ -116,6 +125,17 @@ class Incumbent:
             self.given_up = exact / fast
             self.ledger.put_trial(dataclasses.replace(trial, speedup=self.given_up))
             self.mix, plan.fast_ms, plan.measured_ms = {}, plan.exact_ms, None
+
+
+def least_gain(incumbent: Mix, mix: Mix) -> float:
+    """Returns the gain, as a share, with which a mix takes the place of an incumbent.
+
+    What is exact takes the place of an approximation unless that is faster by as much as it must be.
+    """
+    if _is_exact(incumbent) == _is_exact(mix):
+        return verdict.MIN_MODEL_GAIN
+    least = verdict.MIN_APPROXIMATE_GAIN
+    return 1 / (1 + least) - 1 if _is_exact(mix) else least
 
 
 def _is_exact(mix: Mix) -> bool:

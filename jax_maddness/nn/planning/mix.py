@@ -53,6 +53,13 @@ class Mixer:
         numbers = allocate(costs, limit)
         return self._mix([choices[number] for choices, number in zip(options, numbers, strict=True)])
 
+    def best_exact(self) -> Mix:
+        """Returns the mix of least predicted time in which layers are rewritten or stay."""
+        options = [
+            [o for o in (line.exact, *worth_trying(line)) if o.kind in (EXACT, REWRITTEN)] for line in self.lines
+        ]
+        return self._mix([min(choices, key=lambda option: option.ms) for choices in options])
+
     def gain(self, mix: Mix) -> float:
         """Predicts how many times as fast as the incumbent a mix is."""
         return self._ms(self.incumbent) / self._ms(mix)

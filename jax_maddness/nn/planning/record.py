@@ -39,7 +39,8 @@ class Record:
       measured_ms: milliseconds of the exact and the planned model, timed in turns. None: they were not, and the
         speed-up is estimated as the product of the ratios of each answer and the one before.
       held_out: number of held-out batches; 0 where there was only one batch, or in a plan of an earlier version.
-      examples: number of held-out examples, if the metric is a share of them, as an accuracy is; otherwise 0.
+      examples: number of held-out examples, if the metric is the share of them in which a model agrees with the exact
+        one; otherwise 0.
       refits: the answer, fitted again.
       rest_ms: milliseconds of the exact model without the lines that rules ask for, timed in turns with it; None: it
         was not measured, or the difference was within the noise.
@@ -88,7 +89,7 @@ class Record:
 
     @property
     def largest_drop(self) -> float | None:
-        """The most that a metric that is a share may drop on other examples; None where nothing tells."""
+        """The most that the agreement with the exact model may drop on other examples; None for another metric."""
         if self.examples < 1 or not self.held_out or self.before is None or self.after is None:
             return None
         return largest_drop(self.before - self.after, self.examples) if self.is_approximate else 0.0

@@ -13,7 +13,7 @@ import numpy as np
 
 from jax_maddness.nn.models.model import Model
 from jax_maddness.nn.nmse import nmse
-from jax_maddness.nn.planning.confidence import examples_of
+from jax_maddness.nn.planning.confidence import are_shares
 
 Metric = Callable[[Any, Any], Any]
 """`metric(model's output, batch)`: a number, the larger the better."""
@@ -34,8 +34,6 @@ class Score:
       batches: the held-out batches.
       spread: by how much two scores of the exact model on one batch differ, once it was scored: not 0 for a metric that
         is random.
-      examples: number of held-out examples, once the exact model was scored, if the metric is a share of them, as an
-        accuracy is; otherwise 0.
     """
 
     def __init__(self, model: Model, batches: Sequence[Any], metric: Metric | None):
@@ -43,7 +41,16 @@ class Score:
         self.batches = batches
         self._metric = metric
         self.spread = 0.0
-        self.examples = 0
+        self._sizes = [_size(batch) for batch in batches]
+        self._agrees = metric is not None and len(set(self._sizes)) == 1
+
+    @property
+    def examples(self) -> int:
+        """The number of held-out examples, if the metric is the share of them that a model has as the exact one has.
+
+        The exact model scores 1 then, and no model that was scored is between two numbers of examples. Otherwise 0.
+        """
+        return sum(self._sizes) * self._agrees
 
     @functools.cached_property
     def exact(self) -> float:
@@ -55,7 +62,7 @@ class Score:
         if self._metric is not None:
             scores = self._by_batch(self.run_exact, self.batches)
             self.spread = abs(self._by_batch(self.run_exact, self.batches[:1])[0] - scores[0])
-            self.examples = examples_of(scores, [_size(batch) for batch in self.batches])
+            self._agrees &= all(score == 1 for score in scores)
             return float(np.mean(scores))
         return -relative_error(self._exact_outputs, self._exact_outputs) or 0.0  # not -0.0
 
@@ -72,7 +79,9 @@ class Score:
         """
         if self._metric is None:
             return -relative_error([run(batch) for batch in self.batches], self._exact_outputs)
-        return float(np.mean(self._by_batch(run, self.batches)))
+        scores = self._by_batch(run, self.batches)
+        self._agrees = self._agrees and are_shares(scores, self._sizes)
+        return float(np.mean(scores))
 
     def _by_batch(self, run: Callable[[Any], Any], batches: Sequence[Any]) -> list[float]:
         """Returns the metric of each batch."""

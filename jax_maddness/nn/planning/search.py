@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 
 from jax_maddness.nn.layers.kinds import CODES, EXACT, FACTORS, INT8, LOW_RANK, REWRITTEN
@@ -24,7 +25,7 @@ from jax_maddness.nn.planning import verdict
 from jax_maddness.nn.planning.bench import Bench
 from jax_maddness.nn.planning.clock import Clock, TimeUpError
 from jax_maddness.nn.planning.decide import decide
-from jax_maddness.nn.planning.incumbent import Incumbent
+from jax_maddness.nn.planning.incumbent import Incumbent, least_gain
 from jax_maddness.nn.planning.ledger import Ledger
 from jax_maddness.nn.planning.mix import Mixer
 from jax_maddness.nn.planning.refit import SHARE, Refits, refit, same_refits
@@ -76,6 +77,8 @@ class Search:
         self._planned, self._done = tuple(self.names), set[str]()
         # Those of an earlier run are of its answer, and of ops that this run does not have.
         self._refits, self.plan.refits = self.plan.refits, ()
+        # Models that were scored by an earlier run are not scored again, and may have told that the metric is no share.
+        self._examples = self.plan.examples if self.plan.trials else sys.maxsize
 
     def run(self) -> bool:
         """Measures, decides, and completes the plan; returns whether it was interrupted (Ctrl-C)."""
@@ -86,8 +89,7 @@ class Search:
             decide(self.plan, self._planned, {}, self._planned, self._planned)
             return False
         with self.clock.doing("drop", "the metric of the model as it is", always=True):
-            # First, as a metric that cannot be used is found in seconds.
-            self.plan.before, self.plan.examples = self.bench.before()
+            self.plan.before = self.bench.before()  # first, as a metric that cannot be used is found in seconds
         self.clock.hold(SHARE * bool(self.options.refits))
         interrupted = self._interrupted(self._search)
         self.clock.hold(0.0)
@@ -155,8 +157,8 @@ class Search:
         """Measures the options of layers, the largest first, and tries mixes of them."""
         for name in self.names:
             self._measure(name, self._whole(name))
-        exact = self._mixer.best(0.0)  # some convolutions may be slower when they are rewritten
-        if self._mixer.gain(exact) >= 1 + verdict.MIN_MODEL_GAIN:
+        exact = self._mixer.best_exact()  # some convolutions may be slower when they are rewritten
+        if self._mixer.gain(exact) >= 1 + least_gain(self._incumbent.mix, exact):
             self._try(exact, "the layers that are faster rewritten")
         self._try_mixes(verdict.MIN_MODEL_GAIN)
         for name in self.names:
@@ -269,6 +271,7 @@ class Search:
         small = {name for name in self._planned if name not in self.names}
         answer = self._incumbent
         decide(self.plan, self._planned, answer.mix, small, self._done, answer.given_up)
+        self.plan.examples = min(self.bench.examples, self._examples)
         self.plan.finished = self.plan.finished and same_refits(self.plan, self.options.refits)
         self.write()
 
