@@ -128,9 +128,11 @@ NEWER_PYTHONS := $(foreach minor,12 13 14 15,$(filter-out %/shims/python3.$(mino
 NEWEST_PYTHON ?= $(lastword $(NEWER_PYTHONS))
 OLDEST        := jax==0.8.3 jaxlib==0.8.3 'numpy==2.0.*' flax==0.12.2 optax==0.2.4
 EXPORTED      := ffi/test_registration.py::test_an_exported_module_runs_in_a_process_that_only_imports_the_package
-ENDS          := $(addprefix tests/,core/test_transforms.py core/test_sharding.py core/test_pytrees.py retrieval/test_restrictions.py \
-  test_transformations.py nn/test_replace.py nn/test_losses.py nn/test_plan_substitution.py core/test_serialize.py \
-  retrieval/test_index_files.py retrieval/test_log_sum.py core/test_epilogue.py nn/test_fuse.py $(EXPORTED)) -k 'not [jax and not order_of_imports'
+ENDS          := $(addprefix tests/,core/test_transforms.py core/test_sharding.py core/test_pytrees.py \
+  core/test_serialize.py core/test_mapped.py core/test_epilogue.py retrieval/test_restrictions.py \
+  retrieval/test_index_files.py retrieval/test_log_sum.py retrieval/test_capacity.py retrieval/test_search_within.py \
+  test_transformations.py nn/test_replace.py nn/test_losses.py nn/test_plan_substitution.py nn/test_tied_embeddings.py \
+  nn/test_fuse.py $(EXPORTED)) -k 'not [jax and not order_of_imports'
 
 INSTALL       ?= .[test]
 INSTALLED     := -m pytest -o pythonpath=tests --installed -n $(JOBS) -m "not slow"

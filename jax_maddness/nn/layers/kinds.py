@@ -2,6 +2,8 @@
 
 EXACT, INT8, LOW_RANK, FACTORS, CODES = "exact", "int8", "low rank", "factors", "codes"
 REWRITTEN = "rewritten"
+SAME = (EXACT, REWRITTEN)
+"""The products that compute what the layer computes, up to rounding; all others are approximations."""
 TOP = "top outputs"
 PLANNED = (CODES, FACTORS, INT8, LOW_RANK, REWRITTEN)
 """The products between which `plan` chooses: look-ups by codes; factors in int8, of full rank the whole product in

@@ -13,7 +13,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from jax_maddness.nn.layers.kinds import EXACT, FACTORS, LOW_RANK, REWRITTEN
+from jax_maddness.nn.layers.kinds import EXACT, FACTORS, LOW_RANK, SAME
 from jax_maddness.nn.planning.allocate import allocate
 from jax_maddness.nn.planning.verdict import LayerPlan, Mix, Option, Product, Trial, worth_trying
 
@@ -55,9 +55,7 @@ class Mixer:
 
     def best_exact(self) -> Mix:
         """Returns the mix of least predicted time in which layers are rewritten or stay."""
-        options = [
-            [o for o in (line.exact, *worth_trying(line)) if o.kind in (EXACT, REWRITTEN)] for line in self.lines
-        ]
+        options = [[o for o in (line.exact, *worth_trying(line)) if o.kind in SAME] for line in self.lines]
         return self._mix([min(choices, key=lambda option: option.ms) for choices in options])
 
     def gain(self, mix: Mix) -> float:
@@ -105,7 +103,7 @@ class Mixer:
 
     def _cost(self, line: LayerPlan, option: Option) -> float:
         """Predicts the drop of an option; infinity where nothing is known."""
-        if option.kind in (EXACT, REWRITTEN) or option.nmse == 0:
+        if option.kind in SAME or option.nmse == 0:
             return 0.0
         if option.drop is not None:
             return max(option.drop, 0.0)

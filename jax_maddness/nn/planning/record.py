@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jax_maddness.nn.layers.kinds import EXACT, REWRITTEN
+from jax_maddness.nn.layers.kinds import EXACT, SAME
 from jax_maddness.nn.planning.confidence import largest_drop
 from jax_maddness.nn.planning.verdict import LayerPlan, Refit, Trial
 from jax_maddness.nn.replacement import Replacement
@@ -96,8 +96,8 @@ class Record:
 
     @property
     def is_approximate(self) -> bool:
-        """Whether a line is replaced by another product than its own, rewritten."""
-        return any(line.by != REWRITTEN for line in self.replaced)
+        """Whether a line is replaced by a product that is not its own, rewritten."""
+        return any(line.by not in SAME for line in self.replaced)
 
     @property
     def looked_at(self) -> tuple[LayerPlan, ...]:
