@@ -39,7 +39,7 @@ def frame_of(rows: Float[np.ndarray, "vectors features"], metric: str) -> Frame:
     if metric == "ip":
         return Frame(None, exponent_of(rows))
     origin = rows.mean(0, dtype=np.float64).astype(np.float32)
-    return Frame(origin, max(exponent_of(rows[at : at + BLOCK] - np.float64(origin)) for at in _starts(rows)))
+    return Frame(origin, max(exponent_of(rows[at : at + BLOCK] - origin.astype(np.float64)) for at in _starts(rows)))
 
 
 def unit(rows: Float[np.ndarray, "rows features"]) -> Float[np.ndarray, "rows features"]:
@@ -63,7 +63,9 @@ def in_frame(rows: Float[np.ndarray, "rows features"], metric: str, frame: Frame
     """Returns vectors or queries in the frame, in float64."""
     if metric == "cosine":
         return unit(rows)
-    shifted = np.float64(rows) if frame.origin is None else np.float64(rows) - np.float64(frame.origin)
+    shifted = rows.astype(np.float64)  # np.float64(rows) would be a scalar for a single number, with older NumPys
+    if frame.origin is not None:
+        shifted -= frame.origin.astype(np.float64)
     return np.ldexp(shifted, -frame.exponent)
 
 
@@ -81,7 +83,7 @@ def augmented(
         if metric == "l2":
             result[at : at + BLOCK, -1] = -np.einsum("vd,vd->v", block, block) / 2
     if bias is not None:
-        result[:, -1] = np.ldexp(np.float64(bias), -frame.exponent)
+        result[:, -1] = np.ldexp(bias.astype(np.float64), -frame.exponent)
     return result
 
 

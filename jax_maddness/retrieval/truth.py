@@ -42,19 +42,19 @@ def true_neighbors(
         if metric == "l2":
             scores -= np.einsum("vd,vd->v", block, block) / 2
         if bias is not None:
-            scores += np.float64(bias[at : at + BLOCK])
+            scores += bias[at : at + BLOCK].astype(np.float64)
         _merge(best, positions, scores, at)
     if metric == "l2":
         for i, query in enumerate(queries):
             positions[i] = np.sort(positions[i])
-            differences = query - np.float64(vectors[positions[i]])
+            differences = query - vectors[positions[i]].astype(np.float64)
             order = np.argsort(np.einsum("kd,kd->k", differences, differences), kind="stable")
             positions[i] = positions[i, order]
     return positions[:, :k]
 
 
 def _prepared(vectors: np.ndarray, origin: np.ndarray, metric: str) -> Float[np.ndarray, "vectors features"]:
-    return unit(vectors) if metric == "cosine" else np.float64(vectors) - origin
+    return unit(vectors) if metric == "cosine" else vectors.astype(np.float64) - origin
 
 
 def _merge(best: np.ndarray, positions: np.ndarray, scores: np.ndarray, start: int) -> None:

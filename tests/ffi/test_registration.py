@@ -25,7 +25,8 @@ def run(code, *args, **environment):
     """Runs `code` in a fresh process; returns what it printed, after a check of its exit status."""
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, args)],
-        env={**os.environ, **environment},
+        # No cache of programs: older versions of XLA print what they think of the machine when they load one.
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": "", **environment},
         capture_output=True,
         text=True,
         check=False,

@@ -282,6 +282,17 @@ def test_a_recall_is_kept_when_an_index_grows(has_room, recall, tmp_path):
     np.testing.assert_array_equal(own, before)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_number(kind):
+    """One vector of one feature, and one more: with older NumPys an array of one number easily becomes a scalar."""
+    bias, metric = ([0.5], "ip") if kind == "biased" else (None, kind)
+    index = build_index(np.float32([[2.0]]), 1, metric=metric, bias=bias)
+    for grown in (with_capacity(index, 4), index):
+        grown = add_vectors(grown, np.float32([[3.0]]), bias=bias)
+        np.testing.assert_array_equal(search(np.float32([[3.0]]), grown, 1)[1], [[0 if kind == "cosine" else 1]])
+        assert measure_recall(np.float32([[3.0]]), grown, 1)[0] == 1.0
+
+
 def test_more_neighbours_than_vectors_may_be_asked_for_with_a_recall(indexes, queries):
     index = with_capacity(indexes["ip"], CAPACITY)
     wide = search(queries, index, COUNT + 10, recall=0.5)[1]
